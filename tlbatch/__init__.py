@@ -1,0 +1,57 @@
+"""tlbatch classifies millions of stored images with a transfer-learned Keras model on Ray, and accounts for every one.
+
+    import tlbatch
+    tlbatch.classify(images="s3://bucket/photos", bundle="s3://bucket/model", output="s3://bucket/table")
+    table = tlbatch.read_predictions("s3://bucket/table")
+
+The names below are loaded when they are first used: importing tlbatch imports neither TensorFlow nor Ray.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tlbatch.api import classify, extract, train
+    from tlbatch.errors import TlbatchError
+    from tlbatch.model.bundle import load_bundle
+    from tlbatch.report.evaluate import evaluate
+    from tlbatch.report.folder import status, verify
+    from tlbatch.report.table import read_errors, read_predictions
+
+_HOME = {
+    "TlbatchError": "tlbatch.errors",
+    "classify": "tlbatch.api",
+    "evaluate": "tlbatch.report.evaluate",
+    "extract": "tlbatch.api",
+    "load_bundle": "tlbatch.model.bundle",
+    "read_errors": "tlbatch.report.table",
+    "read_predictions": "tlbatch.report.table",
+    "status": "tlbatch.report.folder",
+    "train": "tlbatch.api",
+    "verify": "tlbatch.report.folder",
+}
+
+__all__ = [
+    "TlbatchError",
+    "classify",
+    "evaluate",
+    "extract",
+    "load_bundle",
+    "read_errors",
+    "read_predictions",
+    "status",
+    "train",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

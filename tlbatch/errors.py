@@ -1,0 +1,134 @@
+"""The one exception tree, and the closed set of reasons for which a single image can fail.
+
+    TlbatchError                    exit code 1: nothing was published
+    ├── UsageError                  exit code 2: a person's mistake; one sentence, nothing written
+    │   ├── ConfigError             an unknown key, a value out of range
+    │   ├── StoreError              images that do not exist, or a store without one image
+    │   ├── LabelsError             a labels file that does not fit its images
+    │   ├── WeightsError            weights that do not fit their base, or cannot be had
+    │   ├── BundleError             a folder that is no bundle, or not the one it says it is
+    │   └── OutputError             an output folder that belongs to something else
+    ├── BooksError                  a run whose rows do not add up
+    └── UnfinishedError             exit code 4: run the same command again to continue
+        ├── InterruptedRunError     Ctrl-C or SIGTERM
+        ├── LeaseHeldError          another run is at work on this output
+        └── StoreUnavailableError   the store itself is failing, not its images
+
+An image that fails is no exception: it is a `Failure`, a value that travels in its row.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class TlbatchError(Exception):
+    """Anything tlbatch says in one sentence instead of a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(TlbatchError):
+    """A mistake in what was asked for; found before anything is written."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration key or value that cannot be used."""
+
+
+class StoreError(UsageError):
+    """The images cannot be found, or there are none."""
+
+
+class LabelsError(UsageError):
+    """The labels file, or the class folders, cannot be trained on."""
+
+
+class WeightsError(UsageError):
+    """The weights cannot be had, or belong to another network."""
+
+
+class BundleError(UsageError):
+    """Not a bundle, or one whose files are not those it was made of."""
+
+
+class OutputError(UsageError):
+    """The output folder cannot take this run."""
+
+
+class BooksError(TlbatchError):
+    """Listed, predicted and failed images do not add up; nothing is published."""
+
+
+class UnfinishedError(TlbatchError):
+    """The run stopped early and can be continued by the same command."""
+
+    exit_code = 4
+
+
+class InterruptedRunError(UnfinishedError):
+    """A person or the system asked the run to stop."""
+
+
+class LeaseHeldError(UnfinishedError):
+    """Another run holds this output."""
+
+
+class StoreUnavailableError(UnfinishedError):
+    """The store does not answer; its images are not to blame."""
+
+
+class ErrorKind(StrEnum):
+    """Why one image could not be classified."""
+
+    NOT_FOUND = "not_found"
+    ACCESS_DENIED = "access_denied"
+    THROTTLED = "throttled"
+    TIMEOUT = "timeout"
+    READ_FAILED = "read_failed"
+    CHANGED = "changed"
+    EMPTY = "empty"
+    NOT_AN_IMAGE = "not_an_image"
+    TRUNCATED = "truncated"
+    UNSUPPORTED = "unsupported"
+    TOO_LARGE = "too_large"
+    DECODE_FAILED = "decode_failed"
+    PREDICT_FAILED = "predict_failed"
+    WORKER_LOST = "worker_lost"
+
+
+#: Kinds whose cause may be gone by the next run; the others need another image, or another person.
+TRANSIENT_KINDS = frozenset(
+    {
+        ErrorKind.ACCESS_DENIED,
+        ErrorKind.THROTTLED,
+        ErrorKind.TIMEOUT,
+        ErrorKind.READ_FAILED,
+        ErrorKind.CHANGED,
+    }
+)
+
+
+class Failure(NamedTuple):
+    """Why one image failed: `stage` is read, decode or predict; `attempts` counts the reads it took to be sure."""
+
+    stage: str
+    kind: ErrorKind
+    message: str
+    attempts: int = 1
+
+    @property
+    def transient(self) -> bool:
+        """Whether the next run should try this image again."""
+        return self.kind in TRANSIENT_KINDS
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest of `known`, or nothing: the end of a sentence about a misspelt word."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

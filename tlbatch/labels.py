@@ -1,0 +1,96 @@
+"""A labels file, or folders named after classes -> pairs of an image's name and its label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+
+from tlbatch.errors import LabelsError
+from tlbatch.schema import from_parquet
+from tlbatch.storage import Place
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labelled images: `column` is the manifest's column the names are of (key or uri), `splits` the file's own parts."""
+
+    column: str
+    pairs: tuple[tuple[str, str], ...]
+    splits: tuple[str, ...] | None = None
+    source: str = ""
+
+    def of_split(self, split: str) -> Labels:
+        """Only the pairs of one part."""
+        if self.splits is None:
+            raise LabelsError(f"The labels file {self.source} has no column split, so there is no part {split!r} in it.")
+        kept = tuple(pair for pair, part in zip(self.pairs, self.splits, strict=True) if part == split)
+        if not kept:
+            known = ", ".join(sorted(set(self.splits)))
+            raise LabelsError(f"The labels file {self.source} has no image of split {split!r}; it has {known}.")
+        return Labels(self.column, kept, None, self.source)
+
+
+def read_labels(place: Place) -> Labels:
+    """Read a CSV or Parquet file with `key` (or `uri`), `label` and, if it likes, `split`.
+
+    Raises:
+        LabelsError: it is missing, cannot be understood, lacks a column, or gives one image two labels.
+    """
+    table = _read_table(place)
+    column = next((name for name in ("key", "uri") if name in table.column_names), None)
+    found = ", ".join(table.column_names)
+    if column is None:
+        raise LabelsError(f"The labels file {place.url} has no column key (or uri); it has {found}.")
+    if "label" not in table.column_names:
+        raise LabelsError(f"The labels file {place.url} has no column label; it has {found}.")
+    table = table.filter(pa.compute.is_valid(table["label"]))
+    if not table.num_rows:
+        raise LabelsError(f"The labels file {place.url} has no row with a label.")
+    pairs = tuple(zip(table[column].to_pylist(), table["label"].to_pylist(), strict=True))
+    if len(dict(pairs)) != len(set(pairs)):
+        name = next(name for name, label in pairs if dict(pairs)[name] != label)
+        raise LabelsError(f"The labels file {place.url} gives {name!r} two labels.")
+    splits = tuple(table["split"].to_pylist()) if "split" in table.column_names else None
+    return Labels(column, pairs, splits, place.url)
+
+
+def _read_table(place: Place) -> pa.Table:
+    try:
+        data = place.read()
+    except (FileNotFoundError, IsADirectoryError):
+        raise LabelsError(f"There is no labels file at {place.url}.") from None
+    except PermissionError as error:
+        raise LabelsError(f"The labels file {place.url} may not be read: {error}.") from None
+    try:
+        if data.startswith(b"PAR1"):
+            table = from_parquet(data)
+        else:
+            # Everything is text: a label "01" is not the number 1. Only an empty label is none.
+            text = pacsv.ConvertOptions(
+                column_types=dict.fromkeys(("key", "uri", "label", "split"), pa.string()),
+                null_values=[""],
+                strings_can_be_null=True,
+            )
+            table = pacsv.read_csv(pa.BufferReader(data), convert_options=text)
+    except pa.ArrowInvalid as error:
+        raise LabelsError(f"The labels file {place.url} is neither CSV nor Parquet: {str(error).splitlines()[0]}.") from None
+    wanted = [name for name in ("key", "uri", "label", "split") if name in table.column_names]
+    for name in wanted:
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
+    return table
+
+
+def labels_from_folders(keys: list[str], store: str) -> Labels:
+    """The first folder of each key as its label: `cats/1.jpg` is a `cats`.
+
+    Raises:
+        LabelsError: no key has a folder.
+    """
+    pairs = tuple((key, key.split("/", 1)[0]) for key in keys if "/" in key)
+    if not pairs:
+        raise LabelsError(
+            f"{store} has no folder a class, and no labels file was given: sort the images into folders or use --labels."
+        )
+    return Labels("key", pairs, None, store)

@@ -1,0 +1,258 @@
+"""The frozen, pretrained networks: a name and weights -> a Keras model from uint8 pixels to features.
+
+A weights file is read as numbers and nothing else: no configuration, no layer and no pickle of it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from tlbatch.errors import ConfigError, WeightsError, closest
+
+if TYPE_CHECKING:
+    import h5py
+    import keras
+
+Scaling = Literal["tf", "torch", "caffe", "inside"]
+
+# Means and deviations of ImageNet as `keras.applications.imagenet_utils.preprocess_input` has them.
+_TORCH_MEAN, _TORCH_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
+
+
+@dataclass(frozen=True)
+class Base:
+    """One network of `keras.applications`.
+
+    Attributes:
+        name: as Keras spells it.
+        size: height and width it was trained at.
+        scaling: what its `preprocess_input` does: tf (-1 to 1), torch (ImageNet mean and deviation), caffe (BGR, ImageNet
+            mean), or inside, where the network scales its pixels itself.
+    """
+
+    name: str
+    size: int
+    scaling: Scaling
+
+
+def _bases(scaling: Scaling, **sizes: int) -> dict[str, Base]:
+    return {name: Base(name, size, scaling) for name, size in sizes.items()}
+
+
+#: Every base of Keras 3.15; a test builds the table anew from `keras.applications` and compares.
+BASES: dict[str, Base] = {
+    **_bases("inside", ConvNeXtTiny=224, ConvNeXtSmall=224, ConvNeXtBase=224, ConvNeXtLarge=224, ConvNeXtXLarge=224),
+    **_bases("torch", DenseNet121=224, DenseNet169=224, DenseNet201=224),
+    **_bases("inside", EfficientNetB0=224, EfficientNetB1=240, EfficientNetB2=260, EfficientNetB3=300),
+    **_bases("inside", EfficientNetB4=380, EfficientNetB5=456, EfficientNetB6=528, EfficientNetB7=600),
+    **_bases("inside", EfficientNetV2B0=224, EfficientNetV2B1=240, EfficientNetV2B2=260, EfficientNetV2B3=300),
+    **_bases("inside", EfficientNetV2S=384, EfficientNetV2M=480, EfficientNetV2L=480),
+    **_bases("tf", InceptionV3=299, InceptionResNetV2=299, Xception=299),
+    **_bases("tf", MobileNet=224, MobileNetV2=224),
+    **_bases("inside", MobileNetV3Small=224, MobileNetV3Large=224),
+    **_bases("tf", NASNetMobile=224, NASNetLarge=331),
+    **_bases("caffe", ResNet50=224, ResNet101=224, ResNet152=224),
+    **_bases("tf", ResNet50V2=224, ResNet101V2=224, ResNet152V2=224),
+    **_bases("caffe", VGG16=224, VGG19=224),
+}
+
+
+def find_base(name: str) -> Base:
+    """The base of this name; raises ConfigError with the nearest known name."""
+    try:
+        return BASES[name]
+    except KeyError:
+        raise ConfigError(f"base: there is no {name!r} in keras.applications{closest(name, BASES)}.") from None
+
+
+def build_network(base: Base, size: int, weights: str | bytes) -> keras.Model:
+    """The pretrained network, frozen, without its top.
+
+    Args:
+        base: which network.
+        size: height and width of its input, in pixels.
+        weights: "imagenet" (Keras downloads), "random", or the bytes of a `.h5`, `.weights.h5` or `.keras` file.
+
+    Raises:
+        WeightsError: the download cannot be reached, or the file does not fit the network.
+    """
+    import keras
+
+    keras.utils.clear_session()  # weights files name unnamed layers by a counter, which must start anew
+    build = getattr(keras.applications, base.name)
+    try:
+        network = build(weights="imagenet" if weights == "imagenet" else None, include_top=False, input_shape=(size, size, 3))
+    except ValueError as error:
+        raise ConfigError(f"size: {base.name} cannot be built for {size}x{size} images ({_first_line(error)}).") from None
+    except Exception as error:  # Keras wraps every failing download in a bare Exception
+        if weights != "imagenet":
+            raise
+        raise WeightsError(
+            f"weights: Keras cannot download the ImageNet weights of {base.name} ({_first_line(error)}); "
+            "give a file with --weights FILE.h5."
+        ) from None
+    if isinstance(weights, bytes):
+        _load_weights(network, weights)
+    network.trainable = False
+    return network
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:160]
+
+
+def with_preprocessing(base: Base, network: keras.Model, size: int) -> tuple[Any, Any]:
+    """Symbolic uint8 pixels (batch, size, size, 3) and the pooled features (batch, F) of `network` on them."""
+    import keras
+
+    pixels = keras.Input((size, size, 3), dtype="uint8", name="pixels")
+    maps = network(_scaled(base.scaling, pixels), training=False)
+    return pixels, keras.layers.GlobalAveragePooling2D(name="features")(maps)
+
+
+def _scaled(scaling: Scaling, pixels: Any) -> Any:
+    import keras
+
+    if scaling == "tf":
+        return keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(pixels)
+    if scaling == "torch":
+        scale = [1 / (255 * std) for std in _TORCH_STD]
+        offset = [-mean / std for mean, std in zip(_TORCH_MEAN, _TORCH_STD, strict=True)]
+        return keras.layers.Rescaling(scale, offset=offset, name="scale")(pixels)
+    if scaling == "caffe":
+        bgr = keras.ops.flip(pixels, axis=-1)
+        return keras.layers.Rescaling(1.0, offset=[-mean for mean in _CAFFE_MEAN_BGR], name="scale")(bgr)
+    return keras.layers.Rescaling(1.0, name="scale")(pixels)
+
+
+def weights_digest(network: keras.Model) -> str:
+    """sha256 over all weights of a network in order: their shapes and their bytes."""
+    digest = hashlib.sha256()
+    for value in network.get_weights():
+        digest.update(repr((value.shape, str(value.dtype))).encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def _load_weights(network: keras.Model, data: bytes) -> None:
+    """Put the numbers of a weights file into `network`; the file may hold more than the network."""
+    with _open_h5(data) as file:
+        if "layers" in file or "_layer_checkpoint_dependencies" in file:
+            values = _find_keras3(network, file)
+        else:
+            values = _find_legacy(network, file.get("model_weights", file))
+    for variable, value in zip(network.weights, values, strict=True):
+        variable.assign(value)
+
+
+@contextlib.contextmanager
+def _open_h5(data: bytes) -> Iterator[h5py.File]:
+    import h5py
+
+    try:
+        if data.startswith(b"PK"):
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                data = archive.read("model.weights.h5")
+        with h5py.File(io.BytesIO(data), "r") as file:
+            yield file
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"weights: the file is no Keras weights file ({_first_line(error)}).") from None
+
+
+def _datasets(group: h5py.Group) -> dict[str, np.ndarray]:
+    """Path -> array of every dataset below `group`. Links out of the file are not followed."""
+    import h5py
+
+    found: dict[str, np.ndarray] = {}
+
+    def take(path: str, item: h5py.Dataset | h5py.Group) -> None:
+        if isinstance(item, h5py.Dataset) and not item.is_virtual and not item.external:
+            found[path] = np.asarray(item)
+
+    group.visititems(take)
+    return found
+
+
+def _find_keras3(network: keras.Model, file: h5py.File) -> list[np.ndarray]:
+    """Values for a network from Keras 3's layout, where it may lie at any depth.
+
+    The layout's paths are Keras's own affair, so Keras is asked: the network is saved as it is, and the folder of the
+    file that holds the same paths with the same shapes is the network.
+    """
+    import h5py
+
+    marks = [np.full(variable.shape, number, "float32") for number, variable in enumerate(network.weights)]
+    before = network.get_weights()
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder, "own.weights.h5")
+        network.set_weights(marks)  # so that each path tells which weight it is
+        network.save_weights(own)
+        network.set_weights(before)
+        with h5py.File(own, "r") as saved:
+            places = {path: (int(array.flat[0]), array.shape) for path, array in _datasets(saved).items() if array.size}
+    found = _datasets(file)
+    first = next(iter(places))
+    for path in found:
+        prefix = path.removesuffix(first)
+        if path.endswith(first) and all(
+            prefix + own_path in found and found[prefix + own_path].shape == shape for own_path, (_, shape) in places.items()
+        ):
+            by_number = {number: found[prefix + own_path] for own_path, (number, _) in places.items()}
+            return [by_number[number] for number in range(len(network.weights))]
+    raise WeightsError(f"weights: the file holds no weights of the shapes of {network.name}.")
+
+
+def _find_legacy(network: keras.Model, group: h5py.Group) -> list[np.ndarray]:
+    """Values for a network from the `.h5` layout: by layer and weight name where they are given, else in Keras's order."""
+    in_order = _in_recorded_order(group)
+    by_name = {_tail(path): array for path, array in in_order}
+    wanted = [(f"{layer.name}/{variable.name}", variable) for layer in network.layers for variable in layer.weights]
+    if all(name in by_name for name, _ in wanted):
+        values = [by_name[name] for name, _ in wanted]
+    else:
+        values = [array for _, array in in_order]
+    for number, (name, variable) in enumerate(wanted):
+        found = values[number].shape if number < len(values) else "nothing"
+        if found != tuple(variable.shape):
+            raise WeightsError(
+                f"weights: {network.name} wants {name} of shape {tuple(variable.shape)} and the file has {found}; "
+                "they are another network's, or include a top."
+            )
+    return values[: len(wanted)]
+
+
+def _in_recorded_order(group: h5py.Group) -> list[tuple[str, np.ndarray]]:
+    """Every weight with its path `layer/weight`, in the order in which Keras recorded layers and weights."""
+    import h5py
+
+    found: list[tuple[str, np.ndarray]] = []
+    layers = group.attrs.get("layer_names", list(group))
+    for layer in map(_text, layers):
+        if not isinstance(group.get(layer, getlink=True), h5py.HardLink) or not isinstance(group[layer], h5py.Group):
+            continue
+        inner = group[layer]
+        arrays = _datasets(inner)
+        names = map(_text, inner.attrs.get("weight_names", list(arrays)))
+        found += [(f"{layer}/{name}", arrays[name]) for name in names if name in arrays]
+    return found
+
+
+def _text(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def _tail(path: str) -> str:
+    """`layer/weight` of a path: `mobilenetv2_1.00_160/Conv1/kernel:0` -> `Conv1/kernel`."""
+    parts = path.removesuffix(":0").split("/")
+    return "/".join(parts[-2:])

@@ -1,0 +1,236 @@
+"""A trained model <-> a bundle: the self-contained folder that is moved, versioned and trusted.
+
+`bundle.json` is written last and names the digest of every other file, so a folder without it, or with a file that differs,
+is no bundle. The base's preprocessing is inside the model: outside there are only uint8 RGB pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from tlbatch.errors import BundleError
+from tlbatch.model import bases
+from tlbatch.schema import INTERPOLATION, RESIZE, Size, sha256
+from tlbatch.storage import Place, local_copy, resolve
+
+if TYPE_CHECKING:
+    import keras
+
+FORMAT_VERSION = 1
+
+BUNDLE = "bundle.json"
+MODEL = "model.keras"
+HEAD = "head.keras"
+OPENVINO = "openvino/model.xml"
+PROBES = "probes.npz"
+CARD = "card.html"
+SPLIT = "split.csv"
+
+#: How far a probe's scores may be off before an actor refuses to work. Engines differ by up to 1e-5 in float32; the
+#: bfloat16 that OpenVINO takes by default on processors that have it was measured at 0.2.
+PROBE_TOLERANCE = 1e-3
+_PROBES = 8
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was found and read, its files not yet opened.
+
+    Attributes:
+        place: where it lies.
+        facts: `bundle.json`.
+        digest: sha256 of `bundle.json`, which holds all other digests: the bundle's identity.
+    """
+
+    place: Place
+    facts: Mapping[str, Any]
+    digest: str
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of the pixels it takes."""
+        height, width = self.facts["input"]["size"]
+        return height, width
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes in the order of the scores; empty where there is no head, only a base."""
+        return list(self.facts["labels"])
+
+    @property
+    def features_length(self) -> int:
+        """How many numbers the base gives for an image."""
+        return int(self.facts["features_length"])
+
+    @property
+    def base_digest(self) -> str:
+        """sha256 of the base's weights: features of equal digests are comparable."""
+        return str(self.facts["base"]["weights_digest"])
+
+    @property
+    def abstain_threshold(self) -> float | None:
+        """Below this score the table says `abstained`; None where the bundle always answers."""
+        return cast("float | None", self.facts["abstain_threshold"])
+
+    @cached_property
+    def folder(self) -> Path:
+        """The files on this machine, each checked against its digest.
+
+        Raises:
+            BundleError: a file is missing or is not the one the bundle was made of.
+        """
+        cache = Path(tempfile.gettempdir(), f"tlbatch-bundles-{os.getuid()}", self.digest)
+        try:
+            folder = local_copy(self.place, self.facts["files"], cache)
+            for name, expected in self.facts["files"].items():
+                if sha256(Path(folder, name).read_bytes()) != expected:
+                    raise BundleError(f"The bundle {self.place.url} is damaged: {name} differs from its recorded sha256.")
+        except FileNotFoundError as error:
+            raise BundleError(f"The bundle {self.place.url} is incomplete: {error.filename or error} is missing.") from None
+        return folder
+
+    def has(self, name: str) -> bool:
+        """Whether a file belongs to the bundle."""
+        return name in self.facts["files"]
+
+    def probes(self) -> dict[str, np.ndarray]:
+        """`pixels` (n, height, width, 3) uint8 and the `features` and, with a head, `scores` they must give."""
+        with np.load(self.folder / PROBES, allow_pickle=False) as file:
+            return dict(file)
+
+
+def load_bundle(url: str, storage_options: Mapping[str, Any] | None = None) -> Bundle:
+    """Read a bundle's facts; its other files are fetched and checked when `folder` is first asked for.
+
+    Args:
+        url: the bundle's folder.
+        storage_options: fsspec's options for it.
+
+    Raises:
+        BundleError: there is no bundle, or one of a newer format.
+    """
+    place = resolve(url, storage_options)
+    try:
+        data = place.join(BUNDLE).read()
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(f"There is no bundle at {place.url}: it has no {BUNDLE}; `tlbatch train` makes one.") from None
+    except PermissionError as error:
+        raise BundleError(f"The bundle {place.url} may not be read: {error}.") from None
+    try:
+        facts = json.loads(data)
+        version = facts["format_version"]
+    except (ValueError, KeyError, TypeError):
+        raise BundleError(f"{place.url} is no bundle: its {BUNDLE} cannot be understood.") from None
+    if version != FORMAT_VERSION:
+        raise BundleError(f"The bundle {place.url} has format {version}; this tlbatch reads format {FORMAT_VERSION}.")
+    return Bundle(place, facts, sha256(data))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What goes into a bundle besides the networks: the base and where its weights came from, labels, measurements."""
+
+    base: bases.Base
+    size: int
+    weights: str
+    weights_digest: str
+    labels: tuple[str, ...] = ()
+    metrics: Mapping[str, Any] | None = None
+    training: Mapping[str, Any] | None = None
+
+
+def save_bundle(
+    place: Place,
+    recipe: Recipe,
+    network: keras.Model,
+    head: keras.Model | None,
+    probe_pixels: np.ndarray,
+    extra: Mapping[str, bytes] | None = None,
+) -> Bundle:
+    """Stack base and head, export them for every engine and put the bundle in its place, `bundle.json` last.
+
+    Args:
+        place: where the bundle goes; one that is there already is replaced.
+        recipe: what the model is and how well it did.
+        network: the frozen base.
+        head: the trained head; None makes a bundle that only extracts features.
+        probe_pixels: (n, size, size, 3) uint8 images, of which some become the bundle's self-test.
+        extra: further files, name -> bytes, such as the card.
+    """
+    with tempfile.TemporaryDirectory(prefix="tlbatch-bundle-") as temporary:
+        folder = Path(temporary)
+        model = stack(recipe, network, head)
+        _export(model, head, folder)
+        _save_probes(folder / PROBES, model, probe_pixels)
+        for name, data in (extra or {}).items():
+            (folder / name).write_bytes(data)
+        files = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    facts = _facts(recipe, network, {name: sha256(data) for name, data in files.items()})
+    place.join(BUNDLE).delete()
+    for name, data in files.items():
+        place.join(*name.split("/")).write(data)
+    data = json.dumps(facts, indent=1).encode()
+    place.join(BUNDLE).write(data)
+    return Bundle(place, facts, sha256(data))
+
+
+def stack(recipe: Recipe, network: keras.Model, head: keras.Model | None) -> keras.Model:
+    """uint8 pixels (batch, size, size, 3) -> {"features": (batch, F), "scores": (batch, C)}, both float32."""
+    import keras
+
+    pixels, features = bases.with_preprocessing(recipe.base, network, recipe.size)
+    outputs = {"features": features}
+    if head is not None:
+        outputs["scores"] = head(features, training=False)
+    return keras.Model(pixels, outputs, name=f"tlbatch_{recipe.base.name}")
+
+
+def _export(model: keras.Model, head: keras.Model | None, folder: Path) -> None:
+    model.save(folder / MODEL)
+    if head is not None:
+        head.save(folder / HEAD)
+    target = folder / OPENVINO
+    target.parent.mkdir()
+    model.export(str(target), format="openvino", verbose=False)
+
+
+def _save_probes(path: Path, model: keras.Model, pixels: np.ndarray) -> None:
+    chosen = pixels[np.linspace(0, len(pixels) - 1, min(_PROBES, len(pixels))).astype(int)]
+    given = {name: np.asarray(value) for name, value in model(chosen, training=False).items()}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, pixels=chosen, **given)  # type: ignore[arg-type]
+    path.write_bytes(buffer.getvalue())
+
+
+def _facts(recipe: Recipe, network: keras.Model, files: Mapping[str, str]) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    return {
+        "format_version": FORMAT_VERSION,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "base": {
+            "name": recipe.base.name,
+            "weights": recipe.weights,
+            "weights_digest": recipe.weights_digest,
+            "scaling": recipe.base.scaling,
+        },
+        "input": {"size": [recipe.size, recipe.size], "resize": RESIZE, "interpolation": INTERPOLATION, "color": "rgb"},
+        "features_length": int(network.output_shape[-1]),
+        "labels": list(recipe.labels),
+        "abstain_threshold": None,
+        "metrics": dict(recipe.metrics or {}),
+        "training": dict(recipe.training or {}),
+        "files": dict(files),
+        "versions": {name: version(name) for name in ("keras", "openvino", "tensorflow", "tlbatch")},
+    }

@@ -1,0 +1,167 @@
+"""What executes a bundle's model: two methods, `load_engine(bundle)` and `predict(pixels)`.
+
+An engine works in batches of one fixed shape, the last one padded, so that nothing is compiled twice and an image's scores
+do not depend on its neighbours or on how many there are.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from tlbatch.errors import BundleError, ConfigError
+from tlbatch.model.bundle import MODEL, OPENVINO, PROBE_TOLERANCE, Bundle
+
+log = logging.getLogger(__name__)
+
+ENGINES = ("auto", "openvino", "tensorflow")
+
+#: Images an engine takes at once. MobileNetV2 at 160, OpenVINO 2026.4 on 2 cores: 886 images a second at 16, 814 at 32,
+#: 782 at 64 (AVX-512); a GPU wants more to be busy.
+CPU_BATCH, GPU_BATCH = 16, 256
+
+
+class Outputs(NamedTuple):
+    """float32 features (n, F); scores (n, C), or None where the bundle has no head."""
+
+    features: np.ndarray
+    scores: np.ndarray | None
+
+
+class Engine(Protocol):
+    """Anything that turns pixels into features and scores."""
+
+    name: str
+
+    def predict(self, pixels: np.ndarray) -> Outputs:
+        """Features and scores of (n, height, width, 3) uint8 pixels, for any n."""
+
+
+def load_engine(
+    bundle: Bundle, engine: str = "auto", *, threads: int = 1, gpu: bool = False, batch_size: int | None = None
+) -> Engine:
+    """Load a bundle into an engine and let it prove itself on the bundle's probes.
+
+    Args:
+        bundle: its files are checked against their digests first.
+        engine: "auto" is tensorflow on a GPU, on a CPU openvino where the bundle has it.
+        threads: how many the engine may use.
+        gpu: whether a GPU was given to this process.
+        batch_size: images at once; by default what suits the device.
+
+    Raises:
+        BundleError: damaged files, or scores that are not those the bundle promises.
+    """
+    chosen = choose(bundle, engine, gpu=gpu)
+    batch = batch_size or (GPU_BATCH if gpu else CPU_BATCH)
+    make = OpenVinoEngine if chosen == "openvino" else TensorFlowEngine
+    loaded: Engine = make(bundle, threads, batch)
+    _prove(loaded, bundle)
+    return loaded
+
+
+def choose(bundle: Bundle, engine: str, *, gpu: bool) -> str:
+    """The engine that `auto` stands for here; raises ConfigError for one the bundle cannot serve."""
+    if engine == "openvino" and not bundle.has(OPENVINO):
+        raise ConfigError(f"engine: the bundle {bundle.place.url} has no OpenVINO model; use --engine tensorflow.")
+    if engine != "auto":
+        return engine
+    return "openvino" if bundle.has(OPENVINO) and not gpu else "tensorflow"
+
+
+def _prove(engine: Engine, bundle: Bundle) -> None:
+    probes = bundle.probes()
+    given = engine.predict(probes["pixels"])
+    name, value = ("scores", given.scores) if given.scores is not None else ("features", given.features)
+    expected = probes[name]
+    scale = 1.0 if name == "scores" else max(1.0, float(np.abs(expected).max()))
+    error = float(np.abs(value - expected).max()) / scale
+    if not error <= PROBE_TOLERANCE:  # a NaN is refused as well
+        raise BundleError(
+            f"The bundle {bundle.place.url} fails its self-test on {engine.name}: {name} of the probes are off by "
+            f"{error:.2g}, and {PROBE_TOLERANCE} is allowed."
+        )
+    log.info("%s proved itself on %d probes, off by %.1e", engine.name, len(expected), error)
+
+
+class OpenVinoEngine:
+    """The CPU's engine: starts in a second, without importing TensorFlow."""
+
+    name = "openvino"
+
+    def __init__(self, bundle: Bundle, threads: int, batch_size: int) -> None:
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(bundle.folder / OPENVINO)
+        model.reshape([batch_size, *bundle.size, 3])
+        # f32 is asked for by name: on processors with bfloat16 it is not the default, and scores moved by up to 0.2.
+        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+        self._model = core.compile_model(model, "CPU", hints)
+        self._request = self._model.create_infer_request()
+        self._batch_size = batch_size
+        self._names = [name for name in ("features", "scores") if any(name in port.get_names() for port in model.outputs)]
+
+    def predict(self, pixels: np.ndarray) -> Outputs:
+        """Features and scores of (n, height, width, 3) uint8 pixels, for any n."""
+        return _in_fixed_batches(self._infer, pixels, self._batch_size)
+
+    def _infer(self, batch: np.ndarray) -> list[np.ndarray]:
+        self._request.infer([batch])
+        return [self._request.get_tensor(name).data.copy() for name in self._names]
+
+
+class TensorFlowEngine:
+    """The GPU's engine (XLA), and the CPU's where there is no OpenVINO model."""
+
+    name = "tensorflow"
+
+    def __init__(self, bundle: Bundle, threads: int, batch_size: int) -> None:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        import keras
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        for device in gpus:
+            tf.config.experimental.set_memory_growth(device, True)
+        _bind_threads(tf, threads)
+        model = keras.saving.load_model(bundle.folder / MODEL, compile=False, safe_mode=True)
+        signature = tf.TensorSpec((batch_size, *bundle.size, 3), tf.uint8)
+        self._step = tf.function(
+            lambda pixels: model(pixels, training=False), input_signature=[signature], jit_compile=bool(gpus)
+        )
+        self._batch_size = batch_size
+        self._names = [name for name in ("features", "scores") if name in model.output]
+
+    def predict(self, pixels: np.ndarray) -> Outputs:
+        """Features and scores of (n, height, width, 3) uint8 pixels, for any n."""
+        return _in_fixed_batches(self._infer, pixels, self._batch_size)
+
+    def _infer(self, batch: np.ndarray) -> list[np.ndarray]:
+        given = self._step(batch)
+        return [given[name].numpy() for name in self._names]
+
+
+def _bind_threads(tf: Any, threads: int) -> None:
+    """TensorFlow takes its thread counts before its first operation only; later it keeps those it has."""
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    except RuntimeError:
+        log.debug("TensorFlow has started already; its thread counts stay")
+
+
+def _in_fixed_batches(infer: Any, pixels: np.ndarray, size: int) -> Outputs:
+    """Call `infer` on batches of exactly `size`, the last one padded with black, and join what it gives."""
+    given: list[list[np.ndarray]] = []
+    for start in range(0, len(pixels), size):
+        batch = pixels[start : start + size]
+        real = len(batch)
+        if real < size:
+            batch = np.concatenate([batch, np.zeros((size - real, *batch.shape[1:]), np.uint8)])
+        given.append([array[:real] for array in infer(np.ascontiguousarray(batch))])
+    joined = [np.concatenate(arrays) for arrays in zip(*given, strict=True)]
+    return Outputs(joined[0], joined[1] if len(joined) > 1 else None)

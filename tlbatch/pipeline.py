@@ -1,0 +1,331 @@
+"""Joins the stages on Ray Data, the only place where they meet: a configuration -> a published run.
+
+listing -> manifest -> worker (reader -> decode -> model) -> writer -> ledger -> publish
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from tlbatch import ledger, publish, schema
+from tlbatch.config import Resources, RunConfig
+from tlbatch.errors import BooksError, BundleError, InterruptedRunError
+from tlbatch.ledger import Lease, Run
+from tlbatch.listing import Listing, Selection, list_store
+from tlbatch.model.bundle import Bundle, load_bundle
+from tlbatch.model.engines import choose
+from tlbatch.quiet import stderr_put_away
+from tlbatch.storage import Place, resolve
+from tlbatch.worker import Classifier, Job
+from tlbatch.writer import PartsSink
+
+log = logging.getLogger(__name__)
+
+#: CPUs of one actor where nobody says otherwise: beyond, Python's lock holds the decoding threads back.
+_CPUS_PER_ACTOR = 4
+#: A write task mostly waits for the store; it must find room beside actors that hold every CPU.
+_WRITE_CPUS = 0.01
+_HEARTBEAT_SECONDS = 2.0
+
+#: Called every few seconds with the numbers of `progress.json`.
+Watcher = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass
+class _Context:
+    """What the steps of one command share; `listing` is what is to be classified where the caller chose it."""
+
+    config: RunConfig
+    bundle: Bundle
+    output: Place
+    listing: Listing | None
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The spec as it enters the fingerprint: the store's full address; the bundle's digest stands for its place."""
+        spec = self.config.spec.model_dump(mode="json", exclude={"bundle"})
+        return {**spec, "images": resolve(self.config.images).url}
+
+    def list(self) -> Listing:
+        """What the store holds, listed once a command."""
+        if self.listing is None:
+            config = self.config
+            store = resolve(config.images, config.storage_options)
+            selection = Selection(config.include, config.exclude)
+            self.listing = list_store(store, selection, avoid=self.output, max_images=config.max_images)
+        return self.listing
+
+
+def run(config: RunConfig, watch: Watcher | None = None, listing: Listing | None = None) -> dict[str, Any]:
+    """Classify every image of a store, or only extract its features, and publish the result.
+
+    An unfinished run of the same spec in the output is continued; a finished one over the same images is left as it is.
+
+    Args:
+        config: what to do.
+        watch: called every few seconds with the numbers of `progress.json`.
+        listing: the images, where not all of the store are wanted.
+
+    Returns:
+        The run's report: what `report.json` holds.
+
+    Raises:
+        UsageError: something asked for cannot be; nothing was written.
+        UnfinishedError: it stopped and can be continued.
+        BooksError: the images do not add up; nothing was published.
+    """
+    bundle = load_bundle(config.bundle, config.storage_options)
+    if config.predictions and not bundle.labels:
+        raise BundleError(f"The bundle {bundle.place.url} has no head; use `tlbatch extract` with it, or train one.")
+    choose(bundle, config.engine, gpu=bool(config.num_gpus))
+    context = _Context(config, bundle, resolve(config.output, config.storage_options), listing)
+    ledger.require_output(context.output, context.spec["images"])
+    current = _unfinished(context)
+    if current is None:
+        context.list()
+    run_id = current.run_id if current else (config.run_id or ledger.new_run_id())
+    try:
+        with Lease(context.output, run_id) as lease:
+            return _run_with_lease(context, run_id, lease, watch)
+    except KeyboardInterrupt:
+        raise InterruptedRunError(f"Run {run_id} was interrupted; run the same command again to continue it.") from None
+
+
+def _unfinished(context: _Context) -> Run | None:
+    """The run to continue, if there is one; raises OutputError where it was begun with another spec or bundle."""
+    current = ledger.unfinished_run(context.output)
+    if current is not None:
+        ledger.require_same(current, context.spec, context.bundle.digest)
+    return current
+
+
+def _run_with_lease(context: _Context, run_id: str, lease: Lease, watch: Watcher | None) -> dict[str, Any]:
+    current = _unfinished(context)
+    if current is None:
+        done = _already_done(context)
+        if done is not None:
+            return done
+        current = _begin(context, run_id)
+    elif current.run_id in [entry["run_id"] for entry in ledger.read_latest(context.output)]:
+        publish.tidy(current.place)  # it died between the flip and its last step
+        return _read_report(current)
+    left = _left(current)
+    if left.num_rows:
+        _execute(context, current, left, watch)
+    return _publish(context, current, lease, left.num_rows)
+
+
+def _already_done(context: _Context) -> dict[str, Any] | None:
+    """The report of the published run that is what was asked for, if there is one."""
+    wanted = ledger.fingerprint(context.spec, context.bundle.digest, context.list().manifest)
+    published = {entry["run_id"] for entry in ledger.read_latest(context.output)}
+    for found in ledger.runs(context.output):
+        if found.run_id in published and found.fingerprint == wanted:
+            return {**_read_report(found), "already_done": True}
+    return None
+
+
+def _read_report(run: Run) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(run.place.join(schema.REPORT).read())
+    return report
+
+
+def _begin(context: _Context, run_id: str) -> Run:
+    listing = context.list()
+    facts = {
+        "spec": context.spec,
+        "resources": context.config.resources.model_dump(mode="json"),
+        "bundle": context.bundle.digest,
+        "bundle_url": context.bundle.place.url,
+        "skipped": listing.skipped,
+        "versions": {name: version(name) for name in ("keras", "openvino", "ray", "tensorflow", "tlbatch")},
+    }
+    return ledger.begin(context.output, run_id, listing.manifest, facts)
+
+
+def _left(run: Run) -> pa.Table:
+    """The rows of the manifest that no receipt holds yet, each with its number."""
+    numbered = run.manifest.append_column("row", pa.array(np.arange(run.manifest.num_rows), pa.int64()))
+    done = ledger.read_receipts(run).done(numbered.num_rows)
+    return numbered.filter(pa.array(~done)) if done.any() else numbered
+
+
+def _execute(context: _Context, run: Run, left: pa.Table, watch: Watcher | None) -> None:
+    """Everything between manifest and receipts, on Ray Data."""
+    import ray.data
+
+    config = context.config
+    with ray_session(config), _heartbeat(run, left.num_rows, watch):
+        plan = _plan(config, left.num_rows)
+        job = _job(context, plan)
+        size = plan.rows_per_task
+        blocks = [left.slice(start, size) for start in range(0, left.num_rows, size)]
+        dataset = ray.data.from_arrow(blocks).map_batches(
+            Classifier,
+            fn_constructor_args=(job,),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=plan.actors),
+            num_cpus=plan.cpus,
+            num_gpus=config.num_gpus,
+        )
+        dataset.write_datasink(PartsSink(run.staged), ray_remote_args={"num_cpus": _WRITE_CPUS})
+
+
+def _job(context: _Context, plan: Plan) -> Job:
+    config = context.config
+    return Job(
+        bundle_url=context.bundle.place.url,
+        storage_options=config.storage_options,
+        engine=config.engine,
+        threads=plan.threads,
+        gpu=bool(config.num_gpus),
+        batch_size=config.batch_size,
+        remote="://" in config.images,
+        max_pixels=config.max_pixels,
+        top_k=config.top_k,
+        predictions=config.predictions,
+        features_dtype=config.features_dtype if config.features else None,
+    )
+
+
+class Plan(NamedTuple):
+    """How the work is cut: CPUs an actor reserves, threads it uses, the most actors, images a task."""
+
+    cpus: float
+    threads: int
+    actors: int
+    rows_per_task: int
+
+
+def _plan(config: RunConfig, rows: int) -> Plan:
+    """Sizes that follow from the cluster and from how much there is to do; what the configuration says goes first."""
+    import ray
+
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    threads = config.num_cpus or min(_CPUS_PER_ACTOR, max([1, *nodes]))
+    actors = config.concurrency or max(1, sum(cpus // threads for cpus in nodes))
+    per_task = max(1, min(config.rows_per_task, math.ceil(rows / (2 * actors))))
+    # The last hundredth stays free for a write task, or none could run beside actors that fill the machine.
+    return Plan(threads - _WRITE_CPUS, threads, min(actors, math.ceil(rows / per_task)), per_task)
+
+
+@contextlib.contextmanager
+def ray_session(resources: Resources) -> Iterator[None]:
+    """Ray for the length of a block: the cluster this runs on or `address` names, else this machine's own."""
+    import ray
+
+    _quiet_ray()
+    if ray.is_initialized():
+        yield
+        return
+    address = resources.address or os.environ.get("RAY_ADDRESS")
+    where = (
+        {"address": address} if address else {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    )
+    loud = log.isEnabledFor(logging.INFO)
+    with contextlib.nullcontext() if loud else stderr_put_away():
+        ray.init(**where, logging_level=logging.ERROR, log_to_driver=loud)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _quiet_ray() -> None:
+    """Ray's bars and its log of every operator are for Ray's developers; tlbatch has a line of its own."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _heartbeat(run: Run, fresh: int, watch: Watcher | None) -> Iterator[None]:
+    """Rewrite `progress.json` every few seconds while the block runs, and once after it."""
+    stop = threading.Event()
+    began = time.monotonic()
+    listed = int(run.facts["listed"])
+
+    def beat() -> None:
+        predicted, failed = ledger.count_staged(run.staged.names())
+        seconds = time.monotonic() - began
+        rate = max(0, predicted + failed - (listed - fresh)) / seconds if seconds else 0.0
+        left = max(0, listed - predicted - failed)
+        numbers = {
+            "run_id": run.run_id,
+            "listed": listed,
+            "predicted": predicted,
+            "failed": failed,
+            "left": left,
+            "images_per_second": round(rate, 1),
+            "seconds_left": round(left / rate) if rate else None,
+            "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        run.place.join(schema.PROGRESS).write(json.dumps(numbers).encode())
+        if watch is not None:
+            watch(numbers)
+
+    def loop() -> None:
+        while not stop.wait(_HEARTBEAT_SECONDS):
+            try:
+                beat()
+            except OSError as error:
+                log.warning("progress could not be written: %s", error)
+
+    thread = threading.Thread(target=loop, name="tlbatch-heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+        beat()
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _publish(context: _Context, run: Run, lease: Lease, fresh: int) -> dict[str, Any]:
+    config, bundle = context.config, context.bundle
+    receipts = ledger.read_receipts(run)
+    features = schema.features_schema(bundle.features_length, config.features_dtype) if config.features else None
+    tables = publish.Tables(run.run_id, bundle.digest, bundle.base_digest, config.predictions, features)
+    lease.require_held()
+    books = publish.write_tables(run.place, run.manifest, receipts.bodies, tables)
+    if books.predicted + books.failed != run.facts["listed"]:
+        raise BooksError(f"Run {run.run_id} listed {run.facts['listed']} images; {books.predicted} + {books.failed} came back.")
+    seconds = time.monotonic() - context.began
+    report = {
+        "run_id": run.run_id,
+        "output": context.output.url,
+        "listed": run.facts["listed"],
+        "predicted": books.predicted,
+        "failed": books.failed,
+        "skipped": run.facts["skipped"],
+        "seconds": round(seconds, 3),
+        "images_per_second": round(fresh / seconds, 2),
+        "bundle": bundle.digest,
+        "engine": choose(bundle, config.engine, gpu=bool(config.num_gpus)),
+        "failed_by_kind": dict(books.failed_by_kind),
+        "stage_seconds": receipts.seconds(),
+        "labels": dict(books.labels),
+        "manifest_sha256": run.facts["manifest_sha256"],
+        "files": dict(books.files),
+    }
+    publish.make_visible(context.output, run.place, run.run_id, report, lease.require_held)
+    return report

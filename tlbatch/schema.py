@@ -1,0 +1,174 @@
+"""Every column and file name of an output folder: the interface that users and other programs rely on.
+
+Changes only add: a new column raises `SCHEMA_VERSION`, and a reader of an older version still finds all it knew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCHEMA_VERSION = 1
+
+LATEST = "latest.json"
+LEASE = "lease.json"
+RUNS = "runs"
+RUN = "run.json"
+MANIFEST = "manifest.parquet"
+PROGRESS = "progress.json"
+BASE = "base"  # the bundle without a head that `extract --base` works with
+STAGED = "staged"
+PART_SUFFIX, RECEIPT_SUFFIX = ".parquet", ".json"
+REPORT = "report.json"
+SUCCESS = "_SUCCESS"
+
+#: Height and width, in this order, as Keras has them.
+Size = tuple[int, int]
+
+#: How pixels are resized, as the bundle records it: the whole picture squeezed to the model's size, as Keras does it.
+RESIZE = "stretch"
+INTERPOLATION = "bilinear"
+
+
+def part_name(number: int) -> str:
+    """File name of the `number`-th published part of a table."""
+    return f"part-{number:05d}.parquet"
+
+
+def _versioned(fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
+    return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION)})
+
+
+#: What a run promises to classify, in the order of its keys; a row's place is the image's identity within the run.
+MANIFEST_SCHEMA = _versioned(
+    [
+        ("uri", pa.string()),
+        ("key", pa.string()),
+        ("size", pa.int64()),
+        ("etag", pa.string()),
+    ]
+)
+
+#: width and height are those a person sees: pixels of the original, EXIF orientation applied.
+PREDICTIONS = _versioned(
+    [
+        ("uri", pa.string()),
+        ("key", pa.string()),
+        ("label", pa.string()),
+        ("score", pa.float32()),
+        ("top_labels", pa.list_(pa.string())),
+        ("top_scores", pa.list_(pa.float32())),
+        ("abstained", pa.bool_()),
+        ("etag", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("bundle", pa.string()),
+        ("run_id", pa.string()),
+    ]
+)
+
+ERRORS = _versioned(
+    [
+        ("uri", pa.string()),
+        ("key", pa.string()),
+        ("stage", pa.string()),
+        ("kind", pa.string()),
+        ("message", pa.string()),
+        ("attempts", pa.int32()),
+        ("transient", pa.bool_()),
+        ("etag", pa.string()),
+        ("run_id", pa.string()),
+    ]
+)
+
+
+def features_schema(length: int, dtype: str) -> pa.Schema:
+    """Schema of the features table: vectors of `length` numbers, `dtype` float16 or float32."""
+    value = pa.float16() if dtype == "float16" else pa.float32()
+    return _versioned(
+        [
+            ("uri", pa.string()),
+            ("key", pa.string()),
+            ("etag", pa.string()),
+            ("features", pa.list_(value, length)),
+            ("base", pa.string()),
+            ("run_id", pa.string()),
+        ]
+    )
+
+
+#: What one image's row gains on its way. `row` is its place in the manifest, `index` its place in a shard (0 for a
+#: loose image). An image has either a `kind` or its results, never both.
+_OUTCOME: list[tuple[str, pa.DataType]] = [
+    ("row", pa.int64()),
+    ("index", pa.int32()),
+    ("uri", pa.string()),
+    ("key", pa.string()),
+    ("etag", pa.string()),
+    ("stage", pa.string()),
+    ("kind", pa.string()),
+    ("message", pa.string()),
+    ("attempts", pa.int32()),
+    ("transient", pa.bool_()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+]
+
+_CLASSIFIED: list[tuple[str, pa.DataType]] = [
+    ("label", pa.string()),
+    ("score", pa.float32()),
+    ("top_labels", pa.list_(pa.string())),
+    ("top_scores", pa.list_(pa.float32())),
+    ("abstained", pa.bool_()),
+]
+
+#: Seconds this image cost in each stage; predict is its share of a batch. Summed into the receipt, never published.
+TIMINGS = ("fetch", "decode", "predict")
+
+
+def outcome_schema(*, classified: bool, features_length: int | None, features_dtype: str) -> pa.Schema:
+    """Schema of the rows between the model and the writer, with the columns this run asked for."""
+    fields = list(_OUTCOME)
+    if classified:
+        fields += _CLASSIFIED
+    if features_length is not None:
+        fields.append(("features", features_schema(features_length, features_dtype).field("features").type))
+    fields += [(f"{stage}_seconds", pa.float32()) for stage in TIMINGS]
+    return pa.schema(fields)
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest, as everything tlbatch writes records it."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """A Parquet file; equal tables give equal bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(table.combine_chunks(), buffer, compression="zstd", row_group_size=65_536)
+    return buffer.getvalue()
+
+
+def from_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
+    """The inverse of `to_parquet`."""
+    return pq.read_table(pa.BufferReader(data), columns=columns)
+
+
+def seal(body: Mapping[str, Any]) -> bytes:
+    """JSON that carries its own digest, so that a flipped bit shows."""
+    return json.dumps({"body": body, "sha256": sha256(json.dumps(body).encode())}).encode()
+
+
+def unseal(data: bytes) -> dict[str, Any] | None:
+    """The body `seal` was given; None where the bytes are not exactly those it made."""
+    try:
+        body = json.loads(data)["body"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return body if isinstance(body, dict) and data == seal(body) else None

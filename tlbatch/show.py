@@ -1,0 +1,119 @@
+"""Results and progress -> what a person reads in a terminal; the only file besides `cli.py` and `demo.py` that prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+Watcher = Callable[[Mapping[str, Any]], None]
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+@contextmanager
+def watching(what: str, quiet: bool) -> Iterator[Watcher | None]:
+    """A line on stderr that keeps count while the block runs; nothing where stderr is no terminal, or `quiet`."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None, rate="starting")
+
+        def watch(numbers: Mapping[str, Any]) -> None:
+            done = numbers["predicted"] + numbers["failed"]
+            rate = f"{numbers['images_per_second']:,.0f} images/s, {numbers['failed']:,} failed"
+            if numbers["seconds_left"]:
+                rate += f", {numbers['seconds_left']:,} s left"
+            progress.update(task, total=numbers["listed"], completed=done, rate=rate if done else "starting")
+
+        yield watch
+
+
+def show_run(result: Mapping[str, Any]) -> None:
+    """The books of a run, and where its table is."""
+    console = _console()
+    if result.get("already_done"):
+        console.print(f"Nothing to do: run {result['run_id']} has classified exactly these images.")
+    books = f"{result['listed']:,} listed = {result['predicted']:,} predicted + {result['failed']:,} failed"
+    console.print(f"{books} ({result['skipped']:,} other objects passed over)", soft_wrap=True)
+    for kind, count in result["failed_by_kind"].items():
+        console.print(f"  {count:>9,} {kind}")
+    if result["labels"]:
+        console.print(
+            "Labels: " + ", ".join(f"{label} {count:,}" for label, count in result["labels"].items()),
+            soft_wrap=True,
+            markup=False,
+        )
+    stages = ", ".join(f"{stage} {seconds:,.1f}" for stage, seconds in result["stage_seconds"].items())
+    console.print(
+        f"{result['seconds']:,.1f} s, {result['images_per_second']:,.0f} images/s; worker seconds: {stages}", soft_wrap=True
+    )
+    console.print(f"{result['output']}/runs/{result['run_id']}", soft_wrap=True, markup=False)
+
+
+def show_training(result: Mapping[str, Any]) -> None:
+    """How well the trained head did, and where the bundle is."""
+    console = _console()
+    images = result["images"]
+    console.print(
+        f"Trained on {images['train']:,} images, {result['epochs']} epochs chosen on {images['validation']:,}, "
+        f"measured on {images['test']:,}: accuracy {result['accuracy']:.1%}",
+        soft_wrap=True,
+    )
+    if result["failed"]:
+        console.print(f"{result['failed']:,} labelled images could not be read and were left out")
+    show_metrics(result["metrics"])
+    console.print(result["bundle"], soft_wrap=True, markup=False)
+
+
+def show_metrics(metrics: Mapping[str, Any]) -> None:
+    """Accuracy, each class, and the confusion matrix."""
+    console = _console()
+    console.print(f"Accuracy {metrics['accuracy']:.2%} on {metrics['images']:,} images")
+    for name in ("failed", "missing", "abstained"):
+        if metrics.get(name):
+            console.print(f"  {metrics[name]:,} {name}")
+    table = Table(
+        "class", "precision", "recall", "F1", "images", title="Rows are the truth, the last columns what the model said"
+    )
+    for label in metrics["labels"]:
+        table.add_column(label, justify="right")
+    for number, label in enumerate(metrics["labels"]):
+        facts = metrics["by_class"][label]
+        numbers = [f"{facts[name]:.3f}" for name in ("precision", "recall", "f1")]
+        table.add_row(label, *numbers, f"{facts['images']:,}", *(f"{count:,}" for count in metrics["confusion"][number]))
+    console.print(table)
+
+
+def show_status(result: Mapping[str, Any]) -> None:
+    """One line a run, and who is at work."""
+    console = _console()
+    for run in result["runs"]:
+        counts = f"{run['listed']:,} listed, {run['predicted']:,} predicted, {run['failed']:,} failed, {run['left']:,} left"
+        console.print(f"{run['run_id']}  {run['state']}: {counts}", soft_wrap=True, markup=False)
+    lease = result["lease"]
+    if lease:
+        console.print(
+            f"At work: run {lease['run_id']} on {lease['host']}, process {lease['pid']}, since {lease['since']}", markup=False
+        )
+
+
+def show_verification(result: Mapping[str, Any]) -> None:
+    """Whether the books balance, or the first differences."""
+    console = _console()
+    if result["ok"]:
+        books = f"{result['listed']:,} listed = {result['predicted']:,} predicted + {result['failed']:,} failed"
+        console.print(f"Verified: {books}; every digest is the recorded one ({result['runs']} runs)", soft_wrap=True)
+        return
+    console.print(f"{result['differences_in_all']} differences:")
+    for difference in result["differences"]:
+        console.print(f"  {difference}", soft_wrap=True, markup=False)

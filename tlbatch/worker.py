@@ -1,0 +1,202 @@
+"""The actor of the CPU plan: manifest rows -> outcome rows; reads, decodes and predicts in one place.
+
+While the model works on one batch, threads fetch and decode the next ones, so that of an image only its result ever
+crosses Ray's object store. Rows in = rows out: an image that fails passes through with its reason.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from tlbatch import decode, schema
+from tlbatch.decode import Pixels
+from tlbatch.errors import ErrorKind, Failure
+from tlbatch.model.bundle import load_bundle
+from tlbatch.model.engines import CPU_BATCH, GPU_BATCH, Engine, Outputs, load_engine
+from tlbatch.reader import read_image
+
+#: Read threads an actor keeps on a remote store, which is waited for, and on a local disk, where decoding is the work.
+_REMOTE_READERS, _LOCAL_READERS_PER_CPU = 32, 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an actor must know. It travels with every task, so there is no credential in it."""
+
+    bundle_url: str
+    storage_options: Mapping[str, Any]
+    engine: str
+    threads: int
+    gpu: bool
+    batch_size: int | None
+    remote: bool
+    max_pixels: int
+    top_k: int
+    predictions: bool
+    features_dtype: str | None
+
+
+class Attempt(NamedTuple):
+    """One image on its way: pixels or a failure, and the seconds spent on it."""
+
+    outcome: Pixels | Failure
+    fetch_seconds: float
+    decode_seconds: float
+
+
+class Classified(NamedTuple):
+    """One image after the model: a failure, or features and, with a head, scores."""
+
+    attempt: Attempt
+    failure: Failure | None
+    features: np.ndarray | None
+    scores: np.ndarray | None
+    predict_seconds: float
+
+
+class Classifier:
+    """The actor: manifest rows -> outcome rows. Rows in = rows out, whatever the images are."""
+
+    def __init__(self, job: Job) -> None:
+        decode.prepare_process()
+        self._job = job
+        self._bundle = load_bundle(job.bundle_url, job.storage_options)
+        self._engine = load_engine(self._bundle, job.engine, threads=job.threads, gpu=job.gpu, batch_size=job.batch_size)
+        self._labels = np.array(self._bundle.labels)
+        self._batch = (job.batch_size or (GPU_BATCH if job.gpu else CPU_BATCH)) * 2
+        readers = _REMOTE_READERS if job.remote else _LOCAL_READERS_PER_CPU * job.threads
+        self._pool = ThreadPoolExecutor(readers, thread_name_prefix="tlbatch-read")
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """One block: while the model works on one batch, the next ones are read and decoded."""
+        attempts = _ahead(self._pool, self._attempt, rows.to_pylist(), self._batch * 3)
+        batches = [_classify_batch(self._engine, batch) for batch in _batched(attempts, self._batch)]
+        return self._to_table(rows, [outcome for batch in batches for outcome in batch])
+
+    def _attempt(self, row: Mapping[str, Any]) -> Attempt:
+        began = time.perf_counter()
+        data = read_image(row["uri"], row["size"], row["etag"], self._job.storage_options)
+        fetched = time.perf_counter()
+        if isinstance(data, Failure):
+            return Attempt(data, fetched - began, 0.0)
+        pixels = decode.decode(data, self._bundle.size, max_pixels=self._job.max_pixels)
+        return Attempt(pixels, fetched - began, time.perf_counter() - fetched)
+
+    def _to_table(self, rows: pa.Table, classified: list[Classified]) -> pa.Table:
+        failures = [one.failure for one in classified]
+        pixels = [one.attempt.outcome if isinstance(one.attempt.outcome, Pixels) else None for one in classified]
+        columns: dict[str, Any] = {
+            **{name: rows[name] for name in ("row", "uri", "key", "etag")},
+            "index": np.zeros(rows.num_rows, np.int32),
+            "stage": [failure and failure.stage for failure in failures],
+            "kind": [failure and str(failure.kind) for failure in failures],
+            "message": [failure and failure.message for failure in failures],
+            "attempts": [failure and failure.attempts for failure in failures],
+            "transient": [failure.transient if failure else None for failure in failures],
+            "width": [image and image.width for image in pixels],
+            "height": [image and image.height for image in pixels],
+            "fetch_seconds": [one.attempt.fetch_seconds for one in classified],
+            "decode_seconds": [one.attempt.decode_seconds for one in classified],
+            "predict_seconds": [one.predict_seconds for one in classified],
+        }
+        wanted = schema.outcome_schema(
+            classified=self._job.predictions,
+            features_length=self._bundle.features_length if self._job.features_dtype else None,
+            features_dtype=self._job.features_dtype or "float32",
+        )
+        if self._job.predictions:
+            columns |= self._answers([one.scores for one in classified])
+        if self._job.features_dtype:
+            columns["features"] = _vectors([one.features for one in classified], wanted.field("features").type)
+        return pa.table({name: columns[name] for name in wanted.names}, schema=wanted)
+
+    def _answers(self, scores: list[Any]) -> dict[str, list[Any]]:
+        """label, score and their like for each image, best first; equal scores keep the labels' order."""
+        orders = [None if one is None else np.argsort(-one, kind="stable")[: self._job.top_k] for one in scores]
+        names = [None if order is None else self._labels[order].tolist() for order in orders]
+        values = [None if order is None else one[order].tolist() for order, one in zip(orders, scores, strict=True)]
+        top = [value and value[0] for value in values]
+        threshold = self._bundle.abstain_threshold
+        return {
+            "label": [name and name[0] for name in names],
+            "score": top,
+            "top_labels": names,
+            "top_scores": values,
+            "abstained": [None if score is None else threshold is not None and score < threshold for score in top],
+        }
+
+
+def _classify_batch(engine: Engine, attempts: list[Attempt]) -> list[Classified]:
+    """Predict the images that have pixels; the others pass through with their reason."""
+    arrays = [one.outcome.array for one in attempts if isinstance(one.outcome, Pixels)]
+    began = time.perf_counter()
+    given = iter(_predict(engine, np.stack(arrays)) if arrays else ())
+    share = (time.perf_counter() - began) / max(1, len(arrays))
+    classified = []
+    for one in attempts:
+        if isinstance(one.outcome, Failure):
+            classified.append(Classified(one, one.outcome, None, None, 0.0))
+            continue
+        answer = next(given)
+        if isinstance(answer, Failure):
+            classified.append(Classified(one, answer, None, None, share))
+        else:
+            classified.append(Classified(one, None, *answer, share))
+    return classified
+
+
+def _predict(engine: Engine, pixels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray | None] | Failure]:
+    """Features and scores of each image. A batch the engine refuses is tried image by image: one never costs another."""
+    try:
+        outputs = engine.predict(pixels)
+    except Exception as error:  # an engine's own exceptions are of no common kind
+        if len(pixels) == 1:
+            return [Failure("predict", ErrorKind.PREDICT_FAILED, f"{type(error).__name__}: {error}"[:500])]
+        return [_predict(engine, pixels[number : number + 1])[0] for number in range(len(pixels))]
+    return [_one_output(outputs, number) for number in range(len(pixels))]
+
+
+def _one_output(outputs: Outputs, number: int) -> tuple[np.ndarray, np.ndarray | None] | Failure:
+    scores = None if outputs.scores is None else outputs.scores[number]
+    if not np.isfinite(outputs.features[number] if scores is None else scores).all():
+        return Failure("predict", ErrorKind.PREDICT_FAILED, "the model gave numbers that are not finite")
+    return outputs.features[number], scores
+
+
+def _vectors(features: list[np.ndarray | None], kind: pa.FixedSizeListType) -> pa.Array:
+    """Vectors, None where an image failed, as a fixed-size list column without a Python object a number."""
+    dtype = kind.value_type.to_pandas_dtype()
+    nothing = np.zeros(kind.list_size, dtype)
+    flat = np.concatenate([nothing if one is None else one.astype(dtype) for one in features])
+    missing = pa.array([one is None for one in features])
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), type=kind, mask=missing)
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[Any], Attempt], items: Iterable[Any], depth: int) -> Iterator[Attempt]:
+    """`work` of each item in order, `depth` of them under way while the caller does something else."""
+    waiting: deque[Future[Attempt]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) >= depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _batched(items: Iterable[Attempt], size: int) -> Iterator[list[Attempt]]:
+    batch: list[Attempt] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,79 @@
+"""Stage 5: rows with their outcome -> a staged part, then its receipt.
+
+A part is real when its receipt exists. A task that Ray runs twice stages two parts with the same rows; publishing takes each
+row once, so nothing here needs to know.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from ray.data.datasource import Datasink
+
+from tlbatch.schema import PART_SUFFIX, RECEIPT_SUFFIX, TIMINGS, seal, sha256, to_parquet
+from tlbatch.storage import Place
+
+if TYPE_CHECKING:
+    from ray.data._internal.execution.interfaces import TaskContext
+
+
+class PartsSink(Datasink[None]):  # type: ignore[misc]
+    """Ray Data's way to `stage_part`: each write task stages its blocks as one part."""
+
+    def __init__(self, staged: Place) -> None:
+        self._staged = staged
+
+    def write(self, blocks: Iterable[Any], ctx: TaskContext) -> None:  # noqa: ARG002 - Ray's signature
+        """Called by Ray in a write task."""
+        tables = [block for block in blocks if block.num_rows]
+        if tables:
+            stage_part(self._staged, pa.concat_tables(tables))
+
+    def get_name(self) -> str:
+        """The name Ray shows for the write tasks."""
+        return "TlbatchParts"
+
+
+def stage_part(staged: Place, rows: pa.Table) -> str:
+    """Write rows as one part and then its receipt; returns the part's name.
+
+    The receipt's name carries the counts, so that whoever wants to know how far a run is lists the folder and opens nothing.
+
+    Args:
+        staged: the run's folder of parts.
+        rows: of `schema.outcome_schema`, at least one.
+    """
+    began = time.perf_counter()
+    rows = rows.sort_by([("row", "ascending"), ("index", "ascending")])
+    seconds = {stage: float(pc.sum(rows[f"{stage}_seconds"]).as_py() or 0.0) for stage in TIMINGS}
+    data = to_parquet(rows.drop_columns([f"{stage}_seconds" for stage in TIMINGS]))
+    numbers = rows["row"].to_numpy()
+    kinds = Counter(kind for kind in rows["kind"].to_pylist() if kind is not None)
+    failed = kinds.total()
+    name = f"{numbers[0]:012d}-{uuid.uuid4().hex[:12]}"
+    staged.join(name + PART_SUFFIX).write(data)
+    body = {
+        "part": name + PART_SUFFIX,
+        "sha256": sha256(data),
+        "rows": _to_ranges(numbers),
+        "predicted": rows.num_rows - failed,
+        "failed": failed,
+        "failed_by_kind": dict(sorted(kinds.items())),
+        "stage_seconds": {**seconds, "write": time.perf_counter() - began},
+    }
+    staged.join(f"{name}.p{body['predicted']}.f{failed}{RECEIPT_SUFFIX}").write(seal(body))
+    return name
+
+
+def _to_ranges(numbers: np.ndarray) -> list[list[int]]:
+    """Sorted numbers as half-open ranges: [4, 5, 6, 9] -> [[4, 7], [9, 10]]."""
+    unique = np.unique(numbers)
+    breaks = np.flatnonzero(np.diff(unique) != 1) + 1
+    return [[int(run[0]), int(run[-1]) + 1] for run in np.split(unique, breaks)]
