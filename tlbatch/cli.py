@@ -6,7 +6,6 @@ many failed images; 4 stopped early, run the same command again.
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -19,7 +18,6 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from tlbatch.errors import TlbatchError
-from tlbatch.quiet import stderr_put_away
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -71,7 +69,6 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter a flag
     flags = {"images": images, "labels": labels, "base": base, "size": size, "weights": weights, "bundle": bundle}
     _prepare(verbose)
     settings = load(TrainConfig, flags, config, set_ or ())
-    _import_keras(verbose)
     from tlbatch import training
     from tlbatch.show import show_training, watching
 
@@ -153,8 +150,6 @@ def extract(  # noqa: PLR0913, PLR0917 - one parameter a flag
     }
     _prepare(verbose)
     settings = load(ExtractConfig, flags, config, set_ or ())
-    if not settings.bundle:
-        _import_keras(verbose)
     from tlbatch import training
     from tlbatch.show import show_run, watching
 
@@ -234,7 +229,6 @@ def demo(
 
     _prepare(verbose=False)
     settings = load(DemoConfig, {"output": str(output), "weights": weights}, config, set_ or ())
-    _import_keras(verbose=False)
     from tlbatch import demo as story
 
     result = story.tell(settings, quiet=json_)
@@ -250,12 +244,6 @@ def _prepare(verbose: bool) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ half writes to the terminal
     signal.signal(signal.SIGTERM, _interrupt)
-
-
-def _import_keras(verbose: bool) -> None:
-    if not verbose:
-        with stderr_put_away():
-            importlib.import_module("keras")
 
 
 def _interrupt(_number: int, _frame: object) -> NoReturn:

@@ -166,11 +166,19 @@ def load(kind: type[Config], flags: Mapping[str, Any], file: Path | None = None,
         name, equals, value = assignment.partition("=")
         if not equals:
             raise ConfigError(f"--set {assignment}: write --set key=value.")
-        values[name.strip().replace("-", "_")] = yaml.safe_load(value)
+        values[name.strip().replace("-", "_")] = _parse(value)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_sentence(error, kind)) from None
+
+
+def _parse(value: str) -> Any:
+    """A value as YAML has it; text that is no YAML, such as `*.jpg`, is itself."""
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -186,7 +194,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _sentence(error: ValidationError, kind: type[BaseModel]) -> str:
-    first = error.errors()[0]
+    # A misspelt key also leaves its true name missing: the misspelling is the news.
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"There is no configuration key {name!r}{closest(name, kind.model_fields)}."

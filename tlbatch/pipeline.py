@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -228,6 +229,7 @@ def _plan(config: RunConfig, rows: int) -> Plan:
 @contextlib.contextmanager
 def ray_session(resources: Resources) -> Iterator[None]:
     """Ray for the length of a block: the cluster this runs on or `address` names, else this machine's own."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
     import ray
 
     _quiet_ray()
@@ -238,9 +240,11 @@ def ray_session(resources: Resources) -> Iterator[None]:
     where = (
         {"address": address} if address else {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     )
-    loud = log.isEnabledFor(logging.INFO)
-    with contextlib.nullcontext() if loud else stderr_put_away():
-        ray.init(**where, logging_level=logging.ERROR, log_to_driver=loud)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    with stderr_put_away():
+        ray.init(**where, logging_level=logging.ERROR, log_to_driver=log.isEnabledFor(logging.INFO))
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end the process with a dump
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
 """Stage 7: parts -> few large Parquet files, books balanced, and then the one moment in which the result becomes visible.
 
-The order is: data files, `report.json` with their digests, `latest.json`, `_SUCCESS`, and last the staged parts are removed.
+The order is: data files, `report.json` with their digests, `latest.json`; then the staged parts are removed, and last comes `_SUCCESS`.
 A crash before the flip of `latest.json` leaves a run that the same command publishes again, with the same bytes; a crash
 after it, one that only wants tidying.
 """
@@ -119,7 +119,7 @@ def _windows(run: Place, manifest: pa.Table, receipts: Sequence[Mapping[str, Any
 
 def _read_part(run: Place, receipt: Mapping[str, Any]) -> pa.Table:
     data = run.join(schema.STAGED, receipt["part"]).read()
-    if sha256(data) != receipt["sha256"]:
+    if sha256(data) != receipt["part_sha256"]:
         raise BooksError(
             f"The staged part {receipt['part']} differs from its receipt; nothing is published. "
             f"Delete its receipt in {run.url}/{schema.STAGED} and run the same command again to redo its images."
@@ -165,7 +165,7 @@ def make_visible(output: Place, run: Place, run_id: str, report: Mapping[str, An
     place = output.join(schema.LATEST)
     old = place.read() if place.exists() else None
     still_mine()
-    if not place.swap(json.dumps({**pointer, "runs": [entry]}, indent=1).encode(), old):
+    if not place.swap(schema.seal({**pointer, "runs": [entry]}), old):
         raise BooksError(
             f"{place.url} was changed by somebody else while run {run_id} was publishing; run the same command again."
         )
@@ -173,6 +173,6 @@ def make_visible(output: Place, run: Place, run_id: str, report: Mapping[str, An
 
 
 def tidy(run: Place) -> None:
-    """After the flip: mark the run as complete and remove what was staged for it."""
-    run.join(schema.SUCCESS).write(b"")
+    """After the flip: remove what was staged for the run, then mark it as complete."""
     run.join(schema.STAGED).delete()
+    run.join(schema.SUCCESS).write(b"")

@@ -45,6 +45,10 @@ def _versioned(fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
     return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION)})
 
 
+def _list_of(value: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", value))  # the name Parquet gives it, so that a table read back has this schema
+
+
 #: What a run promises to classify, in the order of its keys; a row's place is the image's identity within the run.
 MANIFEST_SCHEMA = _versioned(
     [
@@ -62,8 +66,8 @@ PREDICTIONS = _versioned(
         ("key", pa.string()),
         ("label", pa.string()),
         ("score", pa.float32()),
-        ("top_labels", pa.list_(pa.string())),
-        ("top_scores", pa.list_(pa.float32())),
+        ("top_labels", _list_of(pa.string())),
+        ("top_scores", _list_of(pa.float32())),
         ("abstained", pa.bool_()),
         ("etag", pa.string()),
         ("width", pa.int32()),
@@ -96,7 +100,7 @@ def features_schema(length: int, dtype: str) -> pa.Schema:
             ("uri", pa.string()),
             ("key", pa.string()),
             ("etag", pa.string()),
-            ("features", pa.list_(value, length)),
+            ("features", pa.list_(pa.field("element", value), length)),
             ("base", pa.string()),
             ("run_id", pa.string()),
         ]
@@ -123,8 +127,8 @@ _OUTCOME: list[tuple[str, pa.DataType]] = [
 _CLASSIFIED: list[tuple[str, pa.DataType]] = [
     ("label", pa.string()),
     ("score", pa.float32()),
-    ("top_labels", pa.list_(pa.string())),
-    ("top_scores", pa.list_(pa.float32())),
+    ("top_labels", _list_of(pa.string())),
+    ("top_scores", _list_of(pa.float32())),
     ("abstained", pa.bool_()),
 ]
 
@@ -161,14 +165,15 @@ def from_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
 
 
 def seal(body: Mapping[str, Any]) -> bytes:
-    """JSON that carries its own digest, so that a flipped bit shows."""
-    return json.dumps({"body": body, "sha256": sha256(json.dumps(body).encode())}).encode()
+    """JSON with a last key `seal`, the digest of all before it, so that a flipped bit shows."""
+    return json.dumps({**body, "seal": sha256(json.dumps(body).encode())}, indent=1).encode()
 
 
 def unseal(data: bytes) -> dict[str, Any] | None:
     """The body `seal` was given; None where the bytes are not exactly those it made."""
     try:
-        body = json.loads(data)["body"]
+        body = json.loads(data)
+        del body["seal"]
+        return body if data == seal(body) else None
     except (ValueError, KeyError, TypeError):
         return None
-    return body if isinstance(body, dict) and data == seal(body) else None

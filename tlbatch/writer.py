@@ -61,7 +61,7 @@ def stage_part(staged: Place, rows: pa.Table) -> str:
     staged.join(name + PART_SUFFIX).write(data)
     body = {
         "part": name + PART_SUFFIX,
-        "sha256": sha256(data),
+        "part_sha256": sha256(data),
         "rows": _to_ranges(numbers),
         "predicted": rows.num_rows - failed,
         "failed": failed,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tlbatch.errors import ConfigError, WeightsError, closest
+from tlbatch.quiet import import_quietly
 
 if TYPE_CHECKING:
     import h5py
@@ -87,12 +88,13 @@ def build_network(base: Base, size: int, weights: str | bytes) -> keras.Model:
     Raises:
         WeightsError: the download cannot be reached, or the file does not fit the network.
     """
-    import keras
-
+    keras = import_quietly("keras")
     keras.utils.clear_session()  # weights files name unnamed layers by a counter, which must start anew
     build = getattr(keras.applications, base.name)
+    pretrained = "imagenet" if weights == "imagenet" else None
     try:
-        network = build(weights="imagenet" if weights == "imagenet" else None, include_top=False, input_shape=(size, size, 3))
+        with contextlib.redirect_stdout(io.StringIO()):  # Keras prints its download there, where the result belongs
+            network = build(weights=pretrained, include_top=False, input_shape=(size, size, 3))
     except ValueError as error:
         raise ConfigError(f"size: {base.name} cannot be built for {size}x{size} images ({_first_line(error)}).") from None
     except Exception as error:  # Keras wraps every failing download in a bare Exception

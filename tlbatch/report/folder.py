@@ -104,7 +104,7 @@ def _check_unpublished(run: Run) -> list[str]:
     receipts = ledger.read_receipts(run)
     wrong += [f"{run.run_id}/{schema.STAGED}/{name}: the receipt is damaged" for name in receipts.broken]
     for body in receipts.bodies:
-        if sha256(run.staged.join(body["part"]).read()) != body["sha256"]:
+        if sha256(run.staged.join(body["part"]).read()) != body["part_sha256"]:
             wrong.append(f"{run.run_id}/{schema.STAGED}/{body['part']}: differs from its receipt")
     return wrong
 

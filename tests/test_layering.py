@@ -1,0 +1,80 @@
+"""Imports point one way; who knows Ray, fsspec and TensorFlow is few. Read from the source, held here."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "tlbatch"
+MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
+
+STAGES = {"listing", "reader", "decode", "model", "writer", "publish"}
+#: Who may import whom, besides the standard library and others' packages. A room's name stands for all in it.
+GROUND = {"errors", "schema", "storage", "quiet"}
+ALLOWED = {
+    "errors": set(),
+    "schema": set(),
+    "quiet": set(),
+    "storage": {"errors"},
+    "config": GROUND,
+    "labels": GROUND,
+    **dict.fromkeys(STAGES, GROUND),
+    "ledger": GROUND,
+    "report": GROUND | {"ledger", "labels"},
+    "worker": GROUND | {"reader", "decode", "model"},
+    "pipeline": GROUND | STAGES | {"ledger", "config", "worker"},
+    "training": GROUND | STAGES | {"ledger", "config", "labels", "report", "pipeline"},
+    "show": GROUND,
+    "api": GROUND | {"config", "pipeline", "training"},
+    "demo": GROUND | {"config", "pipeline", "training", "report", "show", "model"},
+    "cli": GROUND | {"config", "pipeline", "training", "report", "show", "demo"},
+    "__init__": GROUND | {"api", "model", "report"},
+    "__main__": {"cli"},
+}
+ONLY_IN = {
+    "fsspec": {"storage"},
+    "ray": {"pipeline", "writer"},
+    "tensorflow": {"model"},
+    "keras": {"model", "training"},  # training names Keras in types only
+    "openvino": {"model"},
+    "PIL": {"decode"},
+}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Every module a file imports, anywhere in it, by its full name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: write imports in full"
+            names = {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "tlbatch" else {node.module}
+            found |= names
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    own = {name.split(".")[1] for name in imported(path) if name.startswith("tlbatch.")}
+    assert own - {room(path)} <= ALLOWED[room(path)]
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_few_know_the_heavy_libraries(library):
+    users = {room(path) for path in MODULES if any(name.split(".")[0] == library for name in imported(path))}
+    assert users <= ONLY_IN[library]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_module_says_what_it_is_and_no_function_has_a_long_tail(path):
+    parsed = ast.parse(path.read_text())
+    assert ast.get_docstring(parsed)
+    for node in ast.walk(parsed):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name}"

@@ -1,0 +1,216 @@
+"""What is done and left follows from receipts alone; of two who want an output, one gets it."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tlbatch import ledger, schema
+from tlbatch.errors import BooksError, LeaseHeldError, OutputError
+from tlbatch.ledger import Lease, count_staged, new_run_id, read_receipts
+from tlbatch.schema import MANIFEST_SCHEMA, outcome_schema, seal, unseal
+from tlbatch.storage import resolve
+from tlbatch.writer import stage_part
+
+SPEC = {"images": "/store", "top_k": 5}
+
+
+@pytest.fixture
+def output(tmp_path):
+    return resolve(str(tmp_path / "out"))
+
+
+def manifest(rows: int) -> pa.Table:
+    keys = [f"{number:06d}.jpg" for number in range(rows)]
+    return pa.table(
+        {"uri": [f"/store/{key}" for key in keys], "key": keys, "size": [1] * rows, "etag": ["e"] * rows}, MANIFEST_SCHEMA
+    )
+
+
+def begin(output, rows=10):
+    return ledger.begin(output, "20260101T000000Z-000000", manifest(rows), {"spec": SPEC, "bundle": "b" * 64, "skipped": 0})
+
+
+def outcome(rows: list[int], failed: tuple[int, ...] = ()) -> pa.Table:
+    wanted = outcome_schema(classified=True, features_length=None, features_dtype="float32")
+    columns = {
+        "row": rows,
+        "index": [0] * len(rows),
+        "uri": [f"/store/{row:06d}.jpg" for row in rows],
+        "key": [f"{row:06d}.jpg" for row in rows],
+        "etag": ["e"] * len(rows),
+        "kind": ["empty" if row in failed else None for row in rows],
+        "label": [None if row in failed else "cat" for row in rows],
+        "score": [None if row in failed else 0.5 for row in rows],
+    }
+    for name in ("fetch_seconds", "decode_seconds", "predict_seconds"):
+        columns[name] = [0.25] * len(rows)
+    return pa.table({name: columns.get(name, pa.nulls(len(rows), wanted.field(name).type)) for name in wanted.names}, wanted)
+
+
+def test_a_part_is_real_when_its_receipt_is(output):
+    run = begin(output)
+    stage_part(run.staged, outcome([4, 2, 3], failed=(3,)))
+    receipts = read_receipts(run)
+    (body,) = receipts.bodies
+    assert body["rows"] == [[2, 5]]
+    assert (body["predicted"], body["failed"], body["failed_by_kind"]) == (2, 1, {"empty": 1})
+    assert receipts.done(10).nonzero()[0].tolist() == [2, 3, 4]
+    assert receipts.seconds()["decode"] == 0.75
+    assert count_staged(run.staged.names()) == (2, 1)
+
+
+def test_a_part_without_a_receipt_and_a_receipt_without_a_part_are_nothing(output):
+    run = begin(output)
+    stage_part(run.staged, outcome([0]))
+    stage_part(run.staged, outcome([1]))
+    first, second = (name for name in run.staged.names() if name.endswith(".parquet"))
+    run.staged.join(first).delete()
+    run.staged.join(
+        next(name for name in run.staged.names() if name.startswith(second.removesuffix(".parquet")) and name.endswith("json"))
+    ).delete()
+    assert not read_receipts(run).done(10).any()
+
+
+def test_a_damaged_receipt_counts_as_none_and_is_named(output):
+    run = begin(output)
+    stage_part(run.staged, outcome([0, 1]))
+    name = next(name for name in run.staged.names() if name.endswith(".json"))
+    run.staged.join(name).write(run.staged.join(name).read().replace(b'"predicted": 2', b'"predicted": 3'))
+    receipts = read_receipts(run)
+    assert receipts.broken == (name,)
+    assert not receipts.done(10).any()
+
+
+def test_every_flipped_bit_breaks_a_seal():
+    data = seal({"rows": [[0, 3]], "seconds": 1.2345678901234567, "part": "x"})
+    assert unseal(data) is not None
+    for bit in range(len(data) * 8):
+        hurt = bytearray(data)
+        hurt[bit // 8] ^= 1 << bit % 8
+        assert unseal(bytes(hurt)) is None, bit
+
+
+def test_ten_million_done_rows_are_quick_and_small(output):
+    bodies = tuple({"rows": [[start, start + 512]], "part": "", "stage_seconds": {}} for start in range(0, 10_000_000, 512))
+    began = time.perf_counter()
+    done = ledger.Receipts(bodies).done(10_000_384)
+    assert done.sum() == 10_000_384
+    assert done.nbytes < 11_000_000
+    assert time.perf_counter() - began < 10
+
+
+def test_a_changed_manifest_is_not_trusted(output):
+    run = begin(output)
+    run.place.join(schema.MANIFEST).write(schema.to_parquet(manifest(11)))
+    with pytest.raises(BooksError, match=r"manifest of run .* differs"):
+        _ = ledger.runs(output)[0].manifest
+
+
+def test_an_unfinished_run_of_another_spec_is_refused_with_the_fields_that_differ(output):
+    run = begin(output)
+    assert ledger.unfinished_run(output).run_id == run.run_id
+    ledger.require_same(run, SPEC, "b" * 64)
+    with pytest.raises(OutputError, match=r"is unfinished and bundle was \"b+….* and is \"c+….*, top_k was 5 and is 3"):
+        ledger.require_same(run, {**SPEC, "top_k": 3}, "c" * 64)
+
+
+def test_an_output_of_another_store_or_of_anything_else_is_refused(output, tmp_path):
+    ledger.require_output(output, "/store")
+    begin(output)
+    ledger.require_output(output, "/store")
+    with pytest.raises(OutputError, match="belongs to another run: it holds the table of /store, not of /other"):
+        ledger.require_output(output, "/other")
+    with pytest.raises(OutputError, match="is not empty and holds no tlbatch runs"):
+        ledger.require_output(resolve(str(tmp_path)), "/store")
+
+
+def test_run_ids_sort_by_time():
+    assert new_run_id(lambda: 1.0) < new_run_id(lambda: 2.0) < new_run_id(lambda: 1e9)
+
+
+def test_the_second_run_is_told_who_holds_the_lease(output):
+    with Lease(output, "first"), pytest.raises(LeaseHeldError) as caught, Lease(output, "second"):
+        pass
+    assert "Run first works on this output since 20" in str(caught.value)
+    assert f"as process {os.getpid()}" in str(caught.value)
+    assert not output.join(schema.LEASE).exists()
+    with Lease(output, "third"):
+        pass
+
+
+def test_a_lease_that_is_not_renewed_expires(output):
+    output.join(schema.LEASE).write(_lease_of("elsewhere", 1, expires=100.0))
+    with pytest.raises(LeaseHeldError), Lease(output, "heir", clock=lambda: 99.0):
+        pass
+    with Lease(output, "heir", clock=lambda: 101.0) as lease:
+        lease.require_held()
+
+
+def test_a_lease_of_a_dead_process_of_this_host_is_taken_at_once(output):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    output.join(schema.LEASE).write(_lease_of(os.uname().nodename, child.pid, expires=time.time() + 1000))
+    with Lease(output, "heir") as lease:
+        lease.require_held()
+
+
+def _lease_of(host: str, pid: int, expires: float) -> bytes:
+    facts = {"run_id": "old", "host": host, "pid": pid, "since": "s", "expires": "e", "expires_at": expires}
+    return json.dumps(facts).encode()
+
+
+@pytest.mark.parametrize("garbage", [b"", b"{", b"[]", b"{}"])
+def test_garbage_holds_nothing(output, garbage):
+    output.join(schema.LEASE).write(garbage)
+    with Lease(output, "heir") as lease:
+        lease.require_held()
+
+
+def test_the_heartbeat_renews_and_a_loser_notices(output, monkeypatch):
+    monkeypatch.setattr(Lease, "HEARTBEAT", 0.05)
+    with Lease(output, "first") as lease:
+        before = output.join(schema.LEASE).read()
+        time.sleep(0.3)
+        assert output.join(schema.LEASE).read() != before
+        lease.require_held()
+        output.join(schema.LEASE).write(b"{}")
+        time.sleep(0.3)
+        with pytest.raises(LeaseHeldError, match="lost its lease"):
+            lease.require_held()
+    assert output.join(schema.LEASE).read() == b"{}", "a lease that is somebody else's is not removed"
+
+
+def test_of_many_heirs_one_wins(output):
+    for _ in range(10):
+        output.join(schema.LEASE).write(_lease_of("elsewhere", 1, expires=0.0))
+        won, gate = [], threading.Barrier(8)
+
+        def inherit(name, won=won, gate=gate):
+            gate.wait()
+            try:
+                with Lease(output, name):
+                    won.append(name)
+                    gate.wait()
+            except LeaseHeldError:
+                gate.wait()
+
+        threads = [threading.Thread(target=inherit, args=(str(number),)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1
+
+
+def test_ranges_are_half_open_and_sorted(output):
+    run = begin(output)
+    stage_part(run.staged, outcome([9, 4, 5, 6, 0]))
+    assert read_receipts(run).bodies[0]["rows"] == [[0, 1], [4, 7], [9, 10]]
+    assert np.array_equal(read_receipts(run).done(10).nonzero()[0], [0, 4, 5, 6, 9])

@@ -1,0 +1,146 @@
+"""A bundle is what it says it is, and every engine gives what Keras gives."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from tlbatch.errors import BundleError, ConfigError
+from tlbatch.model.bundle import BUNDLE, load_bundle
+from tlbatch.model.engines import choose, load_engine
+from tlbatch.model.head import build_head
+from tlbatch.schema import sha256
+
+
+@pytest.fixture
+def copy(bundle_url, tmp_path):
+    """The trained bundle in a place where it may be spoiled."""
+    return shutil.copytree(bundle_url, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(1).integers(0, 256, (21, 96, 96, 3), np.uint8)
+
+
+def test_a_bundle_holds_what_the_design_says(bundle_url):
+    bundle = load_bundle(bundle_url)
+    assert {"model.keras", "head.keras", "openvino/model.xml", "openvino/model.bin", "probes.npz", "card.html"} <= set(
+        bundle.facts["files"]
+    )
+    assert bundle.labels == ["blue", "green", "red"]
+    assert bundle.size == (96, 96)
+    assert bundle.features_length == 1280
+    assert bundle.facts["base"]["name"] == "MobileNetV2"
+    assert {"keras", "tensorflow"} <= set(bundle.facts["versions"])
+    assert bundle.facts["metrics"]["accuracy"] >= 0.9
+    assert all(sha256(Path(bundle_url, name).read_bytes()) == digest for name, digest in bundle.facts["files"].items())
+
+
+def test_the_model_takes_uint8_and_gives_features_and_scores(keras_model, bundle_url, pixels):
+    assert keras_model.inputs[0].dtype == "uint8"
+    given = keras_model(pixels)
+    assert given["features"].shape == (21, 1280)
+    assert np.asarray(given["scores"]).sum(axis=1) == pytest.approx(np.ones(21), abs=1e-5)
+    head = keras.saving.load_model(Path(bundle_url, "head.keras"), compile=False)
+    assert np.asarray(head(given["features"])) == pytest.approx(np.asarray(given["scores"]), abs=1e-6)
+
+
+def test_nothing_in_the_bundle_runs_code_when_loaded(bundle_url):
+    for name in ("model.keras", "head.keras"):
+        with zipfile.ZipFile(Path(bundle_url, name)) as archive:
+            config = archive.read("config.json").decode()
+        assert "Lambda" not in config
+        assert "registered_name" not in config or '"registered_name": "Custom' not in config
+
+
+@pytest.mark.parametrize("engine", ["openvino", "tensorflow"])
+@pytest.mark.parametrize("batch_size", [8, 32])
+def test_engines_agree_with_keras(bundle_url, keras_model, pixels, engine, batch_size):
+    given = load_engine(load_bundle(bundle_url), engine, threads=2, batch_size=batch_size).predict(pixels)
+    expected = keras_model(pixels)
+    assert given.scores == pytest.approx(np.asarray(expected["scores"]), abs=1e-5)
+    assert given.features == pytest.approx(np.asarray(expected["features"]), abs=1e-3)
+    assert (given.scores.argmax(1) == np.asarray(expected["scores"]).argmax(1)).all()
+
+
+def test_an_images_scores_do_not_depend_on_its_neighbours_nor_on_threads(bundle_url, pixels):
+    """Bit for bit: this is what lets the same inputs give the same files whatever the batch size."""
+    bundle = load_bundle(bundle_url)
+    reference = load_engine(bundle, "openvino", threads=2, batch_size=16).predict(pixels)
+    order = np.random.default_rng(2).permutation(len(pixels))
+    for threads, batch_size in ((1, 16), (2, 5), (3, 64), (2, 1)):
+        given = load_engine(bundle, "openvino", threads=threads, batch_size=batch_size).predict(pixels[order])
+        assert np.array_equal(given.scores, reference.scores[order]), (threads, batch_size)
+        assert np.array_equal(given.features, reference.features[order]), (threads, batch_size)
+
+
+def test_auto_is_openvino_on_a_cpu_and_tensorflow_on_a_gpu(bundle_url):
+    bundle = load_bundle(bundle_url)
+    assert choose(bundle, "auto", gpu=False) == "openvino"
+    assert choose(bundle, "auto", gpu=True) == "tensorflow"
+
+
+def test_a_bundle_without_openvino_falls_back_or_says_so(copy):
+    facts = json.loads((copy / BUNDLE).read_text())
+    facts["files"] = {name: digest for name, digest in facts["files"].items() if not name.startswith("openvino")}
+    (copy / BUNDLE).write_text(json.dumps(facts))
+    bundle = load_bundle(str(copy))
+    assert choose(bundle, "auto", gpu=False) == "tensorflow"
+    with pytest.raises(ConfigError, match="no OpenVINO model"):
+        choose(bundle, "openvino", gpu=False)
+
+
+@pytest.mark.parametrize("name", ["model.keras", "openvino/model.bin", "probes.npz"])
+def test_one_flipped_bit_is_found(copy, name):
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(BundleError, match=f"damaged: {name} differs"):
+        load_engine(load_bundle(str(copy)))
+
+
+def test_a_missing_file_is_named(copy):
+    (copy / "model.keras").unlink()
+    with pytest.raises(BundleError, match=r"incomplete: .*model.keras is missing"):
+        load_engine(load_bundle(str(copy)))
+
+
+def test_scores_that_are_off_stop_the_actor(copy):
+    """A model that is whole but not the one that was measured: the self-test refuses it."""
+    with np.load(copy / "probes.npz") as file:
+        probes = dict(file)
+    probes["scores"] = np.roll(probes["scores"], 1, axis=1)
+    np.savez(copy / "probes.npz", **probes)
+    facts = json.loads((copy / BUNDLE).read_text())
+    facts["files"]["probes.npz"] = sha256((copy / "probes.npz").read_bytes())
+    (copy / BUNDLE).write_text(json.dumps(facts))
+    with pytest.raises(BundleError, match="fails its self-test on openvino: scores of the probes are off by"):
+        load_engine(load_bundle(str(copy)))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "There is no bundle at"),
+        (b"{", "cannot be understood"),
+        (b"[]", "cannot be understood"),
+        (b'{"format_version": 99}', "has format 99; this tlbatch reads format 1"),
+    ],
+)
+def test_what_is_no_bundle_is_a_sentence(tmp_path, content, sentence):
+    if content is not None:
+        (tmp_path / BUNDLE).write_bytes(content)
+    with pytest.raises(BundleError) as caught:
+        load_bundle(str(tmp_path))
+    assert sentence in str(caught.value)
+
+
+def test_the_head_is_dropout_and_a_softmax():
+    head = build_head(16, 3)
+    assert [type(layer).__name__ for layer in head.layers] == ["InputLayer", "Dropout", "Dense"]
+    assert head.layers[1].rate == 0.2

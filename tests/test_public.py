@@ -1,0 +1,36 @@
+"""The public names: few, typed, documented, loaded when used."""
+
+import inspect
+import subprocess
+import sys
+
+import tlbatch
+
+
+def test_the_public_names_are_these():
+    names = "TlbatchError classify evaluate extract load_bundle read_errors read_predictions status train verify"
+    assert tlbatch.__all__ == names.split() == dir(tlbatch)
+
+
+def test_each_is_documented_and_typed():
+    for name in tlbatch.__all__:
+        item = getattr(tlbatch, name)
+        assert inspect.getdoc(item), name
+        if inspect.isfunction(item):
+            assert inspect.signature(item).return_annotation is not inspect.Signature.empty, name
+
+
+def test_what_is_not_there_is_an_attribute_error():
+    assert not hasattr(tlbatch, "nonsense")
+
+
+def test_importing_tlbatch_imports_nothing_heavy():
+    code = "import sys, tlbatch; print([n for n in ('ray', 'tensorflow', 'keras', 'openvino', 'pandas') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_worker_on_a_cpu_never_imports_tensorflow():
+    code = "import sys, tlbatch.worker; print([n for n in ('tensorflow', 'keras') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

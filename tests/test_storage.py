@@ -1,0 +1,148 @@
+"""Objects are whole or not there, on a disk and behind fsspec."""
+
+import os
+import pickle
+import threading
+
+import fsspec
+import pytest
+
+from tlbatch.errors import ConfigError
+from tlbatch.storage import resolve
+
+REMOTE = "memory://tests"
+
+
+@pytest.fixture(params=["local", "memory"])
+def place(request, tmp_path):
+    if request.param == "local":
+        yield resolve(str(tmp_path / "root"))
+        return
+    yield resolve(REMOTE)
+    fsspec.filesystem("memory").rm("/tests", recursive=True) if fsspec.filesystem("memory").exists("/tests") else None
+
+
+def test_an_object_comes_back_as_it_was_put(place):
+    thing = place.join("a", "b.bin")
+    assert thing.info() is None
+    thing.write(b"one")
+    thing.write(b"three")
+    assert thing.read() == b"three"
+    assert thing.info().size == 5
+    assert place.exists()
+    assert place.join("a").names() == ["b.bin"]
+
+
+def test_create_never_replaces(place):
+    assert place.join("x").create(b"first")
+    assert not place.join("x").create(b"second")
+    assert place.join("x").read() == b"first"
+
+
+def test_swap_wants_what_it_saw(place):
+    assert place.join("p").swap(b"1", None)
+    assert not place.join("p").swap(b"2", None)
+    assert not place.join("p").swap(b"2", b"0")
+    assert place.join("p").swap(b"2", b"1")
+    assert place.join("p").read() == b"2"
+
+
+def test_walk_names_keys_below_the_root_and_passes_over_hidden_names(place):
+    for key in ("b/2.jpg", "a/1.jpg", ".hidden/3.jpg", "a/.4.jpg", "0.txt"):
+        place.join(*key.split("/")).write(b"x")
+    assert sorted(found.key for found in place.walk()) == ["0.txt", "a/1.jpg", "b/2.jpg"]
+    assert len(list(place.walk(hidden=True))) == 5
+    assert all(resolve(found.uri).read() == b"x" for found in place.walk())
+
+
+def test_delete_takes_objects_and_folders_and_does_not_mind_their_absence(place):
+    place.join("f", "g").write(b"x")
+    place.join("f").delete()
+    assert not place.join("f").exists()
+    place.join("f").delete()
+
+
+def test_what_is_missing_raises_file_not_found(place):
+    with pytest.raises(FileNotFoundError):
+        place.join("nothing").read()
+    assert place.join("nothing").names() == []
+
+
+def test_places_travel(place):
+    place.join("x").write(b"x")
+    assert pickle.loads(pickle.dumps(place)).join("x").read() == b"x"
+
+
+def test_a_local_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
+    thing = resolve(str(tmp_path / "file"))
+    thing.write(b"old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        thing.write(b"new")
+    assert thing.read() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_of_many_who_swap_at_once_one_wins(tmp_path):
+    thing = resolve(str(tmp_path / "pointer"))
+    thing.write(b"start")
+    won = []
+    threads = [
+        threading.Thread(target=lambda n=number: won.append(n) if thing.swap(b"%d" % n, b"start") else None)
+        for number in range(16)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [b"%d" % number for number in won] == [thing.read()]
+
+
+def test_of_many_who_create_at_once_one_wins(tmp_path):
+    won = []
+    threads = [
+        threading.Thread(target=lambda n=number: won.append(n) if resolve(str(tmp_path / "x")).create(b"%d" % n) else None)
+        for number in range(16)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+
+
+def test_links_are_followed_and_a_loop_of_them_ends(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "1.jpg").write_bytes(b"x")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "loop").symlink_to(tmp_path / "store")
+    assert [found.key for found in resolve(str(tmp_path / "store")).walk()] == ["link/1.jpg"]
+
+
+def test_strange_names_are_names_and_no_urls(tmp_path):
+    for name in ("a b.jpg", "100%.jpg", "x#y?z=1.jpg", "a::b.jpg", "🐱.jpg", "a+b&c.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+    for found in resolve(str(tmp_path)).walk():
+        assert resolve(found.uri).read() == found.key.encode()
+
+
+@pytest.mark.parametrize("url", ["s3://AKIA:secret@bucket/x", "sftp://me:secret@host/x"])
+def test_a_credential_in_a_url_is_refused_without_repeating_it(url):
+    with pytest.raises(ConfigError) as caught:
+        resolve(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_an_unknown_protocol_is_named():
+    with pytest.raises(ConfigError, match="No storage speaks nonsense://"):
+        resolve("nonsense://x")
+
+
+def test_a_file_url_is_a_path(tmp_path):
+    (tmp_path / "x").write_bytes(b"x")
+    assert resolve(f"file://{tmp_path}/x").read() == b"x"
