@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/head_training.py [--seeds 3]
 
-Both sides train ten epochs on the same split of the demo's solar cells, start-up and saving included, each in a process of its
-own, in turn. The stacked side is given its pixels decoded, in memory, once: it pays for the base in every epoch and for no file.
+Both sides train ten epochs on the same split of the demo's solar cells, start-up and saving included, each in a process of
+its own, in turn. The stacked side decodes its images once and keeps them in memory: it pays for the base in every epoch and
+for no file after the first.
 """
 
 from __future__ import annotations

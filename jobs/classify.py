@@ -1,6 +1,6 @@
 """Classify a whole store on a cluster; run it again to continue, or after a night's new images.
 
-    ray job submit --working-dir . -- python jobs/classify.py --images s3://bucket/images \
+ray job submit --working-dir . -- python jobs/classify.py --images s3://bucket/images \
         --bundle s3://bucket/bundles/defects --output s3://bucket/predictions
 """
 

@@ -72,10 +72,10 @@ def weights() -> str:
 @pytest.fixture(scope="session")
 def ray_here():
     """One Ray on this machine for all tests that run the pipeline in this process."""
-    from tlbatch.config import Resources
-    from tlbatch.pipeline import ray_session
+    from tlbatch.session import ray_session
 
-    with ray_session(Resources()):
+    with ray_session() as wait:
+        wait()
         yield
 
 

@@ -1,19 +1,23 @@
 """The command line as a person or a script meets it: exit codes, one sentence, JSON, and signals."""
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import typer
 from conftest import COLORS, ROOT, TLBATCH, encoded, noisy, run_cli, write_store
 
 from tlbatch.cli import app
+from tlbatch.schema import sha256
 
 VERBS = ["train", "classify", "extract", "evaluate", "status", "verify", "demo"]
 
@@ -155,14 +159,41 @@ def test_verbs_that_look_at_a_folder(output, bundle_url):
 
 
 def test_verify_of_a_damaged_output_exits_1_and_names_the_file(store, bundle_url, tmp_path, output):
-    import shutil
-
     damaged = shutil.copytree(output, tmp_path / "damaged")
     part = next(damaged.rglob("predictions/*.parquet"))
     part.write_bytes(part.read_bytes()[:-1] + b"\0")
     done = run_cli("verify", damaged)
     assert done.returncode == 1
     assert "predictions/part-00000.parquet: differs from its recorded sha256" in done.stdout
+
+
+def spoil(bundle: Path, name: str, data: bytes, *, recorded: bool) -> None:
+    """Replace a file of a bundle; `recorded` makes bundle.json agree, so that only the self-test can tell."""
+    (bundle / name).write_bytes(data)
+    if recorded:
+        facts = json.loads((bundle / "bundle.json").read_text())
+        facts["files"][name] = sha256(data)
+        (bundle / "bundle.json").write_text(json.dumps(facts))
+
+
+def test_a_damaged_bundle_is_a_sentence_before_anything_is_written(store, bundle_url, tmp_path):
+    bundle = shutil.copytree(bundle_url, tmp_path / "bundle")
+    spoil(bundle, "model.keras", b"", recorded=False)
+    done = run_cli("classify", "--images", store, "--bundle", bundle, "--output", tmp_path / "out")
+    assert "is damaged: model.keras differs from its recorded sha256" in sentence(done, 2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_an_actor_refuses_is_a_sentence_too(store, bundle_url, tmp_path):
+    bundle = shutil.copytree(bundle_url, tmp_path / "bundle")
+    with np.load(bundle / "probes.npz") as file:
+        probes = {**file, "scores": np.roll(file["scores"], 1, axis=1)}
+    buffer = io.BytesIO()
+    np.savez(buffer, **probes)
+    spoil(bundle, "probes.npz", buffer.getvalue(), recorded=True)
+    done = run_cli("classify", "--images", store, "--bundle", bundle, "--output", tmp_path / "out")
+    assert "fails its self-test on openvino" in sentence(done, 2)
+    assert not (tmp_path / "out" / "latest.json").exists()
 
 
 def test_train_and_classify_as_a_person_sees_them(tmp_path, weights):

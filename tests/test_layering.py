@@ -22,9 +22,11 @@ ALLOWED = {
     **dict.fromkeys(STAGES, GROUND),
     "ledger": GROUND,
     "report": GROUND | {"ledger", "labels"},
-    "worker": GROUND | {"reader", "decode", "model"},
-    "pipeline": GROUND | STAGES | {"ledger", "config", "worker"},
-    "training": GROUND | STAGES | {"ledger", "config", "labels", "report", "pipeline"},
+    "guard": GROUND,
+    "worker": GROUND | {"reader", "decode", "model", "guard"},
+    "session": GROUND,
+    "pipeline": GROUND | STAGES | {"ledger", "config", "session", "worker"},
+    "training": GROUND | STAGES | {"ledger", "config", "labels", "report", "session", "pipeline"},
     "show": GROUND,
     "api": GROUND | {"config", "pipeline", "training"},
     "demo": GROUND | {"config", "pipeline", "training", "report", "show", "model"},
@@ -34,7 +36,7 @@ ALLOWED = {
 }
 ONLY_IN = {
     "fsspec": {"storage"},
-    "ray": {"pipeline", "writer"},
+    "ray": {"pipeline", "session", "writer"},
     "tensorflow": {"model"},
     "keras": {"model", "training"},  # training names Keras in types only
     "openvino": {"model"},

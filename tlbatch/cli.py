@@ -18,6 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from tlbatch.errors import TlbatchError
+from tlbatch.quiet import keep_own_stderr
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -273,6 +274,7 @@ def _require_few_failed(result: Mapping[str, Any], most: float) -> None:
 
 def main() -> None:
     """Run the command line; a `TlbatchError` becomes its sentence and its exit code."""
+    keep_own_stderr()
     try:
         app()
     except TlbatchError as error:

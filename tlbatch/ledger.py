@@ -5,6 +5,7 @@ Everything is computed from the manifest and the receipts. Nothing else remember
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -249,7 +250,7 @@ class Lease:
         if not self._place.create(mine):
             old = self._read()
             if old is not None:
-                self._require_dead(old)
+                _require_dead(old, self._clock())
             if not self._place.swap(mine, old):
                 raise LeaseHeldError("Another run took the lease of this output just now; run the same command again later.")
         self._held = mine
@@ -278,19 +279,6 @@ class Lease:
         except FileNotFoundError:
             return None
 
-    def _require_dead(self, lease: bytes) -> None:
-        try:
-            facts = json.loads(lease)
-            alive = self._clock() < float(facts["expires_at"]) and not _is_gone(facts)
-        except (ValueError, KeyError, TypeError):
-            return  # nobody wrote this to hold anything
-        if alive:
-            raise LeaseHeldError(
-                f"Run {facts['run_id']} works on this output since {facts['since']}, on {facts['host']} as process "
-                f"{facts['pid']}; wait for it, or, if it died, until its lease expires at {facts['expires']}."
-            )
-        log.warning("taking over the lease of run %s, whose process is gone", facts["run_id"])
-
     def _beat(self) -> None:
         while not self._stop.wait(self.HEARTBEAT):
             renewed = self._renewed()
@@ -302,6 +290,26 @@ class Lease:
                 self._held = renewed
             except OSError as error:  # a bad minute of the store; the next beat tries again
                 log.warning("the lease could not be renewed: %s", error)
+
+
+def require_free(output: Place) -> None:
+    """Raises LeaseHeldError where a run is at work; a first look, before anything is started. The lease itself decides."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        _require_dead(output.join(schema.LEASE).read(), time.time())
+
+
+def _require_dead(lease: bytes, now: float) -> None:
+    try:
+        facts = json.loads(lease)
+        alive = now < float(facts["expires_at"]) and not _is_gone(facts)
+    except (ValueError, KeyError, TypeError):
+        return  # nobody wrote this to hold anything
+    if alive:
+        raise LeaseHeldError(
+            f"Run {facts['run_id']} works on this output since {facts['since']}, on {facts['host']} as process "
+            f"{facts['pid']}; wait for it, or, if it died, until its lease expires at {facts['expires']}."
+        )
+    log.info("the lease of run %s may be taken over: its process is gone", facts["run_id"])
 
 
 def _iso(seconds: float) -> str:

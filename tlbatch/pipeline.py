@@ -9,8 +9,7 @@ import contextlib
 import json
 import logging
 import math
-import os
-import signal
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,15 +20,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from tlbatch import ledger, publish, schema
-from tlbatch.config import Resources, RunConfig
-from tlbatch.errors import BooksError, BundleError, InterruptedRunError
+from tlbatch import errors, ledger, publish, schema
+from tlbatch.config import RunConfig
+from tlbatch.errors import BooksError, BundleError, InterruptedRunError, TlbatchError
 from tlbatch.ledger import Lease, Run
 from tlbatch.listing import Listing, Selection, list_store
 from tlbatch.model.bundle import Bundle, load_bundle
 from tlbatch.model.engines import choose
-from tlbatch.quiet import stderr_put_away
-from tlbatch.storage import Place, resolve
+from tlbatch.session import ray_session
+from tlbatch.storage import Place, require_folder, resolve
 from tlbatch.worker import Classifier, Job
 from tlbatch.writer import PartsSink
 
@@ -93,17 +92,28 @@ def run(config: RunConfig, watch: Watcher | None = None, listing: Listing | None
     if config.predictions and not bundle.labels:
         raise BundleError(f"The bundle {bundle.place.url} has no head; use `tlbatch extract` with it, or train one.")
     choose(bundle, config.engine, gpu=bool(config.num_gpus))
+    bundle.require_whole()
     context = _Context(config, bundle, resolve(config.output, config.storage_options), listing)
     ledger.require_output(context.output, context.spec["images"])
+    ledger.require_free(context.output)
     current = _unfinished(context)
-    if current is None:
-        context.list()
     run_id = current.run_id if current else (config.run_id or ledger.new_run_id())
     try:
-        with Lease(context.output, run_id) as lease:
-            return _run_with_lease(context, run_id, lease, watch)
+        with _early_session(context):
+            if current is None:
+                context.list()
+            with Lease(context.output, run_id) as lease:
+                return _run_with_lease(context, run_id, lease, watch)
     except KeyboardInterrupt:
         raise InterruptedRunError(f"Run {run_id} was interrupted; run the same command again to continue it.") from None
+
+
+def _early_session(context: _Context) -> contextlib.AbstractContextManager[object]:
+    """Ray, started beside the listing; not where a table is published already and there may be nothing to do."""
+    if ledger.read_latest(context.output):
+        return contextlib.nullcontext()
+    require_folder(resolve(context.config.images, context.config.storage_options))
+    return ray_session(context.config.address)
 
 
 def _unfinished(context: _Context) -> Run | None:
@@ -170,25 +180,44 @@ def _execute(context: _Context, run: Run, left: pa.Table, watch: Watcher | None)
     import ray.data
 
     config = context.config
-    with ray_session(config), _heartbeat(run, left.num_rows, watch):
+    with ray_session(config.address) as wait_for_ray, _heartbeat(run, left.num_rows, watch):
+        wait_for_ray()
         plan = _plan(config, left.num_rows)
-        job = _job(context, plan)
+        job = _job(context, run, plan)
+        _suspects(run).delete()  # those of an earlier command died with it, whatever they were alone with
         size = plan.rows_per_task
         blocks = [left.slice(start, size) for start in range(0, left.num_rows, size)]
         dataset = ray.data.from_arrow(blocks).map_batches(
-            Classifier,
+            _Actor,
             fn_constructor_args=(job,),
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=plan.actors),
+            compute=ray.data.ActorPoolStrategy(size=plan.actors),
             num_cpus=plan.cpus,
             num_gpus=config.num_gpus,
         )
-        dataset.write_datasink(PartsSink(run.staged), ray_remote_args={"num_cpus": _WRITE_CPUS})
+        try:
+            dataset.write_datasink(PartsSink(run.staged), ray_remote_args={"num_cpus": _WRITE_CPUS})
+        except ray.exceptions.RayError as error:
+            raise _in_one_sentence(error, run.run_id) from error
 
 
-def _job(context: _Context, plan: Plan) -> Job:
+def _in_one_sentence(error: Exception, run_id: str) -> TlbatchError:
+    """What a worker died of. Ray gives its last words as text; an error of tlbatch's own is found in it and raised again."""
+    said = re.findall(r"tlbatch\.errors\.(\w+): (.+)", str(error))
+    if said:
+        kind, sentence = said[-1]
+        found: TlbatchError = getattr(errors, kind)(sentence)
+        return found
+    last = str(error).strip().splitlines()[-1].strip()
+    return TlbatchError(
+        f"Ray ended run {run_id}: {last}. Nothing is published; run the same command again to continue, "
+        "with --verbose to see more."
+    )
+
+
+def _job(context: _Context, run: Run, plan: Plan) -> Job:
     config = context.config
     return Job(
         bundle_url=context.bundle.place.url,
@@ -202,7 +231,21 @@ def _job(context: _Context, plan: Plan) -> Job:
         top_k=config.top_k,
         predictions=config.predictions,
         features_dtype=config.features_dtype if config.features else None,
+        suspects_url=_suspects(run).url,
     )
+
+
+def _suspects(run: Run) -> Place:
+    return run.place.join(schema.STAGED, schema.SUSPECTS)
+
+
+class _Actor(Classifier):
+    """The classifier as an actor of Ray, which starts it again when it died."""
+
+    def __init__(self, job: Job) -> None:
+        import ray
+
+        super().__init__(job, after_a_death=bool(ray.get_runtime_context().was_current_actor_reconstructed))
 
 
 class Plan(NamedTuple):
@@ -224,41 +267,6 @@ def _plan(config: RunConfig, rows: int) -> Plan:
     per_task = max(1, min(config.rows_per_task, math.ceil(rows / (2 * actors))))
     # The last hundredth stays free for a write task, or none could run beside actors that fill the machine.
     return Plan(threads - _WRITE_CPUS, threads, min(actors, math.ceil(rows / per_task)), per_task)
-
-
-@contextlib.contextmanager
-def ray_session(resources: Resources) -> Iterator[None]:
-    """Ray for the length of a block: the cluster this runs on or `address` names, else this machine's own."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
-    import ray
-
-    _quiet_ray()
-    if ray.is_initialized():
-        yield
-        return
-    address = resources.address or os.environ.get("RAY_ADDRESS")
-    where = (
-        {"address": address} if address else {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    )
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    with stderr_put_away():
-        ray.init(**where, logging_level=logging.ERROR, log_to_driver=log.isEnabledFor(logging.INFO))
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end the process with a dump
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _quiet_ray() -> None:
-    """Ray's bars and its log of every operator are for Ray's developers; tlbatch has a line of its own."""
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

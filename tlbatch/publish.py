@@ -1,8 +1,8 @@
 """Stage 7: parts -> few large Parquet files, books balanced, and then the one moment in which the result becomes visible.
 
-The order is: data files, `report.json` with their digests, `latest.json`; then the staged parts are removed, and last comes `_SUCCESS`.
-A crash before the flip of `latest.json` leaves a run that the same command publishes again, with the same bytes; a crash
-after it, one that only wants tidying.
+The order is: data files, `report.json` with their digests, `latest.json`; then the staged parts are removed, and last
+comes `_SUCCESS`. A crash before the flip of `latest.json` leaves a run that the same command publishes again, with the same
+bytes; a crash after it, one that only wants tidying.
 """
 
 from __future__ import annotations

@@ -7,11 +7,46 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import IO
 
 log = logging.getLogger(__name__)
+
+
+class _Descriptor2:
+    """File descriptor 2, put away while at least one block wants it so: libraries start side by side."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks = 0
+        self._kept = -1
+        self._said: IO[bytes] | None = None
+
+    def put_away(self) -> None:
+        with self._lock:
+            self._blocks += 1
+            if self._blocks == 1:
+                sys.stderr.flush()
+                self._kept = os.dup(2)
+                self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by bring_back
+                os.dup2(self._said.fileno(), 2)
+
+    def bring_back(self, failed: bool) -> None:
+        with self._lock:
+            if failed and self._said is not None:
+                self._said.seek(0)
+                os.write(self._kept, self._said.read())
+            self._blocks -= 1
+            if self._blocks == 0 and self._said is not None:
+                os.dup2(self._kept, 2)
+                os.close(self._kept)
+                self._said.close()
+
+
+_descriptor_2 = _Descriptor2()
 
 
 @contextmanager
@@ -23,19 +58,18 @@ def stderr_put_away() -> Iterator[None]:
     if log.isEnabledFor(logging.INFO):
         yield
         return
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            said.seek(0)
-            os.write(kept, said.read())
-            raise
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+    _descriptor_2.put_away()
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        _descriptor_2.bring_back(failed)
+
+
+def keep_own_stderr() -> None:
+    """Give Python's `sys.stderr` a descriptor of its own, so that what tlbatch says is never put away with the rest."""
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
 
 
 def import_quietly(name: str) -> ModuleType:

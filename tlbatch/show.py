@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from rich.console import Console
@@ -20,7 +21,16 @@ def _console() -> Console:
 
 @contextmanager
 def watching(what: str, quiet: bool) -> Iterator[Watcher | None]:
-    """A line on stderr that keeps count while the block runs; nothing where stderr is no terminal, or `quiet`."""
+    """A line on stderr that keeps count while the block runs; nothing where stderr is no terminal, or `quiet`.
+
+    Standard output is for the result: what libraries print there meanwhile (Ray reports lost workers so) goes nowhere.
+    """
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), _line(what, quiet) as watcher:
+        yield watcher
+
+
+@contextmanager
+def _line(what: str, quiet: bool) -> Iterator[Watcher | None]:
     if quiet or not sys.stderr.isatty():
         yield None
         return

@@ -26,12 +26,13 @@ from tlbatch.errors import BundleError, LabelsError, OutputError, WeightsError
 from tlbatch.labels import Labels, labels_from_folders, read_labels
 from tlbatch.listing import Listing, Selection, list_store
 from tlbatch.model import bundle as bundles
-from tlbatch.model.bases import Base, build_network, find_base, weights_digest
-from tlbatch.model.bundle import Recipe, save_bundle
+from tlbatch.model.bases import Base, find_base
+from tlbatch.model.bundle import Frozen, Trained, freeze, save_bundle
 from tlbatch.model.head import HeadTraining, Part, train_head
 from tlbatch.report.card import make_card
 from tlbatch.report.evaluate import measure
 from tlbatch.report.table import read_errors, read_run_table
+from tlbatch.session import ray_session
 from tlbatch.storage import Place, resolve
 
 if TYPE_CHECKING:
@@ -68,9 +69,9 @@ def train(config: TrainConfig, watch: pipeline.Watcher | None = None) -> dict[st
     _require_bundle_place(place)
     weights = _read_weights(config)
     labelled = _find_labelled(config)
-    network = build_network(base, size, weights)
-    recipe = Recipe(base, size, config.weights, weights_digest(network))
-    features = _extract(config, recipe, network, labelled, place, watch)
+    with ray_session(config.address):
+        frozen = freeze(base, size, config.weights, weights)
+        features = _extract(config, frozen, labelled, place, watch)
     parts, split = _split(features, config)
     how = HeadTraining(config.epochs, config.patience, learning_rate=config.learning_rate, seed=config.seed)
     head, history = train_head(parts["train"], parts["validation"], len(features.labels), how)
@@ -83,10 +84,10 @@ def train(config: TrainConfig, watch: pipeline.Watcher | None = None) -> dict[st
         "validation_accuracy": max(history["val_accuracy"]),
         "history": history,
     }
-    finished = Recipe(base, size, config.weights, recipe.weights_digest, features.labels, metrics, training)
     title = f"{', '.join(features.labels[:4])}{' …' if len(features.labels) > 4 else ''}: {base.name} at {size} pixels"
     extra = {bundles.CARD: make_card(title, training, metrics), bundles.SPLIT: split}
-    saved = save_bundle(place, finished, network, head, features.probes, extra)
+    trained = Trained(head, features.labels, metrics, training)
+    saved = save_bundle(place, frozen, trained, features.probes, extra)
     return {
         "bundle": saved.place.url,
         "digest": saved.digest,
@@ -120,9 +121,8 @@ def extract(config: ExtractConfig, watch: pipeline.Watcher | None = None) -> dic
         weights = _read_weights(config)
         store = resolve(config.images, config.storage_options)
         listing = list_store(store, Selection(config.include, config.exclude), max_images=config.max_images)
-        network = build_network(base, size, weights)
-        recipe = Recipe(base, size, config.weights, weights_digest(network))
-        save_bundle(place, recipe, network, None, _probe_pixels(config, size, listing.manifest))
+        frozen = freeze(base, size, config.weights, weights)
+        save_bundle(place, frozen, None, _probe_pixels(config, size, listing.manifest))
     _require_same_base(bundles.load_bundle(place.url, config.storage_options), base, size, config.weights)
     return pipeline.run(RunConfig(**{**settings, "bundle": place.url}), watch)
 
@@ -219,12 +219,12 @@ class _Features:
 
 
 def _extract(
-    config: TrainConfig, recipe: Recipe, network: keras.Model, labelled: _Labelled, place: Place, watch: pipeline.Watcher | None
+    config: TrainConfig, frozen: Frozen, labelled: _Labelled, place: Place, watch: pipeline.Watcher | None
 ) -> _Features:
     """Run the base once over the labelled images, as actors on the cluster, in a folder inside the bundle's place."""
     with _work_folder(place) as work:
-        probes = _probe_pixels(config, recipe.size, labelled.listing.manifest)
-        save_bundle(work.join("base"), recipe, network, None, probes)
+        probes = _probe_pixels(config, frozen.size, labelled.listing.manifest)
+        save_bundle(work.join("base"), frozen, None, probes)
         output = work.join("features")
         settings = {name: getattr(config, name) for name in Resources.model_fields}
         run = RunConfig(

@@ -19,12 +19,17 @@ import pyarrow as pa
 from tlbatch import decode, schema
 from tlbatch.decode import Pixels
 from tlbatch.errors import ErrorKind, Failure
+from tlbatch.guard import DeadMansSwitch, Suspects
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import CPU_BATCH, GPU_BATCH, Engine, Outputs, load_engine
 from tlbatch.reader import read_image
+from tlbatch.storage import resolve
 
 #: Read threads an actor keeps on a remote store, which is waited for, and on a local disk, where decoding is the work.
 _REMOTE_READERS, _LOCAL_READERS_PER_CPU = 32, 1
+
+#: Blocks that a worker which was started again takes image by image: those it had been given when it died, and some.
+_CAREFUL_CALLS = 8
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Job:
     top_k: int
     predictions: bool
     features_dtype: str | None
+    suspects_url: str
 
 
 class Attempt(NamedTuple):
@@ -65,8 +71,11 @@ class Classified(NamedTuple):
 class Classifier:
     """The actor: manifest rows -> outcome rows. Rows in = rows out, whatever the images are."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, *, after_a_death: bool = False) -> None:
         decode.prepare_process()
+        self._switch = DeadMansSwitch()
+        self._suspects = Suspects(resolve(job.suspects_url, job.storage_options))
+        self._careful_calls = _CAREFUL_CALLS if after_a_death else 0
         self._job = job
         self._bundle = load_bundle(job.bundle_url, job.storage_options)
         self._engine = load_engine(self._bundle, job.engine, threads=job.threads, gpu=job.gpu, batch_size=job.batch_size)
@@ -77,9 +86,26 @@ class Classifier:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """One block: while the model works on one batch, the next ones are read and decoded."""
+        if self._careful_calls:
+            self._careful_calls -= 1
+            return self._to_table(rows, [self._alone(row) for row in rows.to_pylist()])
         attempts = _ahead(self._pool, self._attempt, rows.to_pylist(), self._batch * 3)
-        batches = [_classify_batch(self._engine, batch) for batch in _batched(attempts, self._batch)]
+        batches = [self._classify(batch) for batch in _batched(attempts, self._batch)]
         return self._to_table(rows, [outcome for batch in batches for outcome in batch])
+
+    def _classify(self, batch: list[Attempt]) -> list[Classified]:
+        with self._switch.watching():
+            return _classify_batch(self._engine, batch)
+
+    def _alone(self, row: Mapping[str, Any]) -> Classified:
+        """One image by itself: a worker died, and nobody knows yet of which."""
+        condemned = self._suspects.condemn(row["row"])
+        if condemned is not None:
+            return Classified(Attempt(condemned, 0.0, 0.0), condemned, None, None, 0.0)
+        with self._suspects.alone_with(row["row"], "decode"):
+            attempt = self._attempt(row)
+        with self._suspects.alone_with(row["row"], "predict"):
+            return self._classify([attempt])[0]
 
     def _attempt(self, row: Mapping[str, Any]) -> Attempt:
         began = time.perf_counter()
@@ -87,7 +113,8 @@ class Classifier:
         fetched = time.perf_counter()
         if isinstance(data, Failure):
             return Attempt(data, fetched - began, 0.0)
-        pixels = decode.decode(data, self._bundle.size, max_pixels=self._job.max_pixels)
+        with self._switch.watching():
+            pixels = decode.decode(data, self._bundle.size, max_pixels=self._job.max_pixels)
         return Attempt(pixels, fetched - began, time.perf_counter() - fetched)
 
     def _to_table(self, rows: pa.Table, classified: list[Classified]) -> pa.Table:

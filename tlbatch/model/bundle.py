@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from tlbatch.errors import BundleError
 from tlbatch.model import bases
+from tlbatch.model.export import Files, export, join
 from tlbatch.schema import INTERPOLATION, RESIZE, Size, sha256
 from tlbatch.storage import Place, local_copy, resolve
 
@@ -32,7 +34,6 @@ FORMAT_VERSION = 1
 BUNDLE = "bundle.json"
 MODEL = "model.keras"
 HEAD = "head.keras"
-OPENVINO = "openvino/model.xml"
 PROBES = "probes.npz"
 CARD = "card.html"
 SPLIT = "split.csv"
@@ -100,6 +101,10 @@ class Bundle:
             raise BundleError(f"The bundle {self.place.url} is incomplete: {error.filename or error} is missing.") from None
         return folder
 
+    def require_whole(self) -> None:
+        """Raises BundleError unless every file is there and is the recorded one."""
+        _ = self.folder
+
     def has(self, name: str) -> bool:
         """Whether a file belongs to the bundle."""
         return name in self.facts["files"]
@@ -129,54 +134,89 @@ def load_bundle(url: str, storage_options: Mapping[str, Any] | None = None) -> B
         raise BundleError(f"The bundle {place.url} may not be read: {error}.") from None
     try:
         facts = json.loads(data)
-        version = facts["format_version"]
+        found = facts["format_version"]
     except (ValueError, KeyError, TypeError):
         raise BundleError(f"{place.url} is no bundle: its {BUNDLE} cannot be understood.") from None
-    if version != FORMAT_VERSION:
-        raise BundleError(f"The bundle {place.url} has format {version}; this tlbatch reads format {FORMAT_VERSION}.")
+    if found != FORMAT_VERSION:
+        raise BundleError(f"The bundle {place.url} has format {found}; this tlbatch reads format {FORMAT_VERSION}.")
     return Bundle(place, facts, sha256(data))
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What goes into a bundle besides the networks: the base and where its weights came from, labels, measurements."""
+class Frozen:
+    """A base that is ready to be run and to carry heads.
+
+    Attributes:
+        base: which network of `keras.applications`.
+        size: height and width of its pixels.
+        weights: where its weights came from, as a person said it.
+        network: the network itself.
+        extractor: uint8 pixels (batch, size, size, 3) -> features (batch, F), the preprocessing inside.
+        openvino: the extractor's OpenVINO files.
+    """
 
     base: bases.Base
     size: int
     weights: str
-    weights_digest: str
-    labels: tuple[str, ...] = ()
-    metrics: Mapping[str, Any] | None = None
-    training: Mapping[str, Any] | None = None
+    network: keras.Model
+    extractor: keras.Model
+    openvino: Files
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the network's weights."""
+        return bases.weights_digest(self.network)
+
+
+def freeze(base: bases.Base, size: int, weights: str, data: str | bytes) -> Frozen:
+    """Build a base with its weights and export it.
+
+    Args:
+        base: which network.
+        size: height and width of its pixels.
+        weights: where the weights came from.
+        data: "imagenet", "random", or the bytes of the weights file.
+
+    Raises:
+        WeightsError: the weights cannot be had or do not fit.
+    """
+    network = bases.build_network(base, size, data)
+    import keras
+
+    pixels, features = bases.with_preprocessing(base, network, size)
+    extractor = keras.Model(pixels, {"features": features})
+    return Frozen(base, size, weights, network, extractor, export(extractor))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A head for a frozen base, and how well it does."""
+
+    head: keras.Model
+    labels: tuple[str, ...]
+    metrics: Mapping[str, Any]
+    training: Mapping[str, Any]
 
 
 def save_bundle(
-    place: Place,
-    recipe: Recipe,
-    network: keras.Model,
-    head: keras.Model | None,
-    probe_pixels: np.ndarray,
-    extra: Mapping[str, bytes] | None = None,
+    place: Place, frozen: Frozen, trained: Trained | None, probe_pixels: np.ndarray, extra: Mapping[str, bytes] | None = None
 ) -> Bundle:
-    """Stack base and head, export them for every engine and put the bundle in its place, `bundle.json` last.
+    """Stack base and head and put the bundle in its place, `bundle.json` last.
 
     Args:
         place: where the bundle goes; one that is there already is replaced.
-        recipe: what the model is and how well it did.
-        network: the frozen base.
-        head: the trained head; None makes a bundle that only extracts features.
+        frozen: the base.
+        trained: the head; None makes a bundle that only extracts features.
         probe_pixels: (n, size, size, 3) uint8 images, of which some become the bundle's self-test.
         extra: further files, name -> bytes, such as the card.
     """
-    with tempfile.TemporaryDirectory(prefix="tlbatch-bundle-") as temporary:
-        folder = Path(temporary)
-        model = stack(recipe, network, head)
-        _export(model, head, folder)
-        _save_probes(folder / PROBES, model, probe_pixels)
-        for name, data in (extra or {}).items():
-            (folder / name).write_bytes(data)
-        files = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-    facts = _facts(recipe, network, {name: sha256(data) for name, data in files.items()})
+    model = _stack(frozen, trained)
+    files = {MODEL: _saved(model), PROBES: _probes(model, probe_pixels), **(extra or {})}
+    if trained is None:
+        files |= frozen.openvino
+    else:
+        files |= {HEAD: _saved(trained.head), **join(frozen.openvino, export(trained.head))}
+    facts = _facts(frozen, trained, {name: sha256(data) for name, data in sorted(files.items())})
     place.join(BUNDLE).delete()
     for name, data in files.items():
         place.join(*name.split("/")).write(data)
@@ -185,52 +225,48 @@ def save_bundle(
     return Bundle(place, facts, sha256(data))
 
 
-def stack(recipe: Recipe, network: keras.Model, head: keras.Model | None) -> keras.Model:
+def _stack(frozen: Frozen, trained: Trained | None) -> keras.Model:
     """uint8 pixels (batch, size, size, 3) -> {"features": (batch, F), "scores": (batch, C)}, both float32."""
     import keras
 
-    pixels, features = bases.with_preprocessing(recipe.base, network, recipe.size)
+    features = frozen.extractor.output["features"]
     outputs = {"features": features}
-    if head is not None:
-        outputs["scores"] = head(features, training=False)
-    return keras.Model(pixels, outputs, name=f"tlbatch_{recipe.base.name}")
+    if trained is not None:
+        outputs["scores"] = trained.head(features, training=False)
+    return keras.Model(frozen.extractor.input, outputs, name=f"tlbatch_{frozen.base.name}")
 
 
-def _export(model: keras.Model, head: keras.Model | None, folder: Path) -> None:
-    model.save(folder / MODEL)
-    if head is not None:
-        head.save(folder / HEAD)
-    target = folder / OPENVINO
-    target.parent.mkdir()
-    model.export(str(target), format="openvino", verbose=False)
+def _saved(model: keras.Model) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.keras")
+        model.save(path)
+        return path.read_bytes()
 
 
-def _save_probes(path: Path, model: keras.Model, pixels: np.ndarray) -> None:
+def _probes(model: keras.Model, pixels: np.ndarray) -> bytes:
     chosen = pixels[np.linspace(0, len(pixels) - 1, min(_PROBES, len(pixels))).astype(int)]
     given = {name: np.asarray(value) for name, value in model(chosen, training=False).items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, pixels=chosen, **given)  # type: ignore[arg-type]
-    path.write_bytes(buffer.getvalue())
+    return buffer.getvalue()
 
 
-def _facts(recipe: Recipe, network: keras.Model, files: Mapping[str, str]) -> dict[str, Any]:
-    from importlib.metadata import version
-
+def _facts(frozen: Frozen, trained: Trained | None, files: Mapping[str, str]) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "base": {
-            "name": recipe.base.name,
-            "weights": recipe.weights,
-            "weights_digest": recipe.weights_digest,
-            "scaling": recipe.base.scaling,
+            "name": frozen.base.name,
+            "weights": frozen.weights,
+            "weights_digest": frozen.digest,
+            "scaling": frozen.base.scaling,
         },
-        "input": {"size": [recipe.size, recipe.size], "resize": RESIZE, "interpolation": INTERPOLATION, "color": "rgb"},
-        "features_length": int(network.output_shape[-1]),
-        "labels": list(recipe.labels),
+        "input": {"size": [frozen.size, frozen.size], "resize": RESIZE, "interpolation": INTERPOLATION, "color": "rgb"},
+        "features_length": int(frozen.extractor.output["features"].shape[-1]),
+        "labels": list(trained.labels) if trained else [],
         "abstain_threshold": None,
-        "metrics": dict(recipe.metrics or {}),
-        "training": dict(recipe.training or {}),
+        "metrics": dict(trained.metrics) if trained else {},
+        "training": dict(trained.training) if trained else {},
         "files": dict(files),
         "versions": {name: version(name) for name in ("keras", "openvino", "tensorflow", "tlbatch")},
     }

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from tlbatch.errors import BundleError, ConfigError
-from tlbatch.model.bundle import MODEL, OPENVINO, PROBE_TOLERANCE, Bundle
+from tlbatch.model.bundle import MODEL, PROBE_TOLERANCE, Bundle
+from tlbatch.model.export import XML
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +66,11 @@ def load_engine(
 
 def choose(bundle: Bundle, engine: str, *, gpu: bool) -> str:
     """The engine that `auto` stands for here; raises ConfigError for one the bundle cannot serve."""
-    if engine == "openvino" and not bundle.has(OPENVINO):
+    if engine == "openvino" and not bundle.has(XML):
         raise ConfigError(f"engine: the bundle {bundle.place.url} has no OpenVINO model; use --engine tensorflow.")
     if engine != "auto":
         return engine
-    return "openvino" if bundle.has(OPENVINO) and not gpu else "tensorflow"
+    return "openvino" if bundle.has(XML) and not gpu else "tensorflow"
 
 
 def _prove(engine: Engine, bundle: Bundle) -> None:
@@ -96,7 +97,7 @@ class OpenVinoEngine:
         import openvino
 
         core = openvino.Core()
-        model = core.read_model(bundle.folder / OPENVINO)
+        model = core.read_model(bundle.folder / XML)
         model.reshape([batch_size, *bundle.size, 3])
         # f32 is asked for by name: on processors with bfloat16 it is not the default, and scores moved by up to 0.2.
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}

@@ -1,0 +1,23 @@
+"""Makes certain images lethal to the worker that decodes them: a decoder with a bug, as Ray's workers would meet it."""
+
+import os
+import time
+
+from tlbatch import decode, guard
+
+KILLS, HANGS = b"KILLS-ITS-WORKER", b"HANGS-ITS-WORKER"
+
+
+def install() -> None:
+    """Ray calls this when a worker process starts."""
+    guard.DeadMansSwitch.__init__.__defaults__ = (4.0, 1.0)  # seconds instead of a minute
+    harmless = decode.decode
+
+    def lethal(data, size, **limits):
+        if KILLS in data:
+            os._exit(139)  # as a segmentation fault ends it, without Ray's handler of that signal
+        while HANGS in data:
+            time.sleep(1)
+        return harmless(data, size, **limits)
+
+    decode.decode = lethal

@@ -1,0 +1,84 @@
+"""An image that kills or hangs its worker is found, recorded, and costs no other its prediction."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, encoded, noisy, write_store
+from poison import HANGS, KILLS
+
+from tlbatch.errors import ErrorKind
+from tlbatch.guard import DEATHS, Suspects
+from tlbatch.storage import resolve
+
+
+def test_two_deaths_alone_with_a_worker_condemn_an_image(tmp_path):
+    suspects = Suspects(resolve(str(tmp_path / "suspects")))
+    assert suspects.condemn(7) is None
+    with contextlib.ExitStack() as never_left:
+        for _ in range(DEATHS):
+            assert suspects.condemn(7) is None
+            never_left.enter_context(suspects.alone_with(7, "decode"))
+        found = suspects.condemn(7)
+    assert (found.kind, found.stage, found.attempts) == (ErrorKind.WORKER_LOST, "decode", DEATHS)
+    assert suspects.condemn(70) is None
+
+
+def test_an_image_that_comes_through_leaves_no_mark(tmp_path):
+    suspects = Suspects(resolve(str(tmp_path / "suspects")))
+    with suspects.alone_with(7, "decode"):
+        assert len(list((tmp_path / "suspects").iterdir())) == 1
+    with pytest.raises(ValueError, match="bad"), suspects.alone_with(7, "predict"):
+        raise ValueError("bad")
+    assert not list((tmp_path / "suspects").iterdir())
+
+
+@pytest.mark.parametrize("work", ["time.sleep(60)", "re.match('(a+)+$', 'a' * 40 + 'b')"])
+def test_the_switch_ends_a_process_that_hangs_with_or_without_pythons_lock(work):
+    code = f"import re, time; from tlbatch.guard import DeadMansSwitch\nwith DeadMansSwitch(0.5, 0.2).watching(): {work}"
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+    assert time.monotonic() - began < 20
+
+
+def test_the_switch_leaves_a_busy_process_alone():
+    code = (
+        "import time; from tlbatch.guard import DeadMansSwitch\nswitch = DeadMansSwitch(0.5, 0.1)\n"
+        "for _ in range(20):\n  with switch.watching(): time.sleep(0.1)\nprint('done')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True)
+    assert done.stdout == "done\n"
+
+
+def test_lethal_images_are_recorded_and_every_other_is_predicted(tmp_path, bundle_url):
+    """A Ray of its own, whose workers die of two images and hang on a third."""
+    store = write_store(tmp_path / "store", 10)
+    good = encoded(noisy((200, 40, 40), 1))
+    for name, mark in (("red/kills1.jpg", KILLS), ("blue/kills2.jpg", KILLS), ("green/hangs.jpg", HANGS)):
+        (store / name).write_bytes(good + mark)
+    code = f"""
+import json, ray, sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+import poison, tlbatch
+from tlbatch import guard
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+         runtime_env={{"worker_process_setup_hook": "poison.install", "env_vars": {{"PYTHONPATH": {str(ROOT / "tests")!r}}}}})
+report = tlbatch.classify(images={str(store)!r}, bundle={bundle_url!r}, output={str(tmp_path / "out")!r}, rows_per_task=16)
+print(json.dumps(report))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    assert (report["listed"], report["predicted"], report["failed_by_kind"]) == (33, 30, {"worker_lost": 3})
+    import tlbatch
+
+    errors = tlbatch.read_errors(str(tmp_path / "out")).set_index("key")
+    assert sorted(errors.index) == ["blue/kills2.jpg", "green/hangs.jpg", "red/kills1.jpg"]
+    assert set(errors["stage"]) == {"decode"}
+    assert set(errors["attempts"]) == {DEATHS}
+    assert tlbatch.verify(str(tmp_path / "out"))["ok"]
