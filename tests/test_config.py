@@ -18,6 +18,14 @@ def test_later_sources_win(tmp_path):
     assert found.include == ("*.jpg",)
 
 
+@pytest.mark.parametrize("options", ["{client_kwargs: {aws_secret_access_key: HUNTER2}}", "{token: HUNTER2}"])
+def test_a_secret_is_refused_at_any_depth_and_never_repeated(options):
+    with pytest.raises(ConfigError) as caught:
+        load(RunConfig, NEEDED, None, [f"storage_options={options}"])
+    assert "is a credential" in str(caught.value)
+    assert "HUNTER2" not in str(caught.value)
+
+
 def test_one_pattern_needs_no_list():
     assert load(RunConfig, NEEDED, None, ["include=*.jpg"]).include == ("*.jpg",)
 
@@ -31,6 +39,7 @@ def test_one_pattern_needs_no_list():
         (NEEDED, ["max_failed_ratio=2"], "max_failed_ratio: Input should be less than or equal to 1"),
         (NEEDED, ["top_k"], "--set top_k: write --set key=value."),
         (NEEDED, ["storage_options={key: AKIA}"], "storage_options: key is a credential"),
+        (NEEDED, ["num_gpus=1.5"], "num_gpus: write a fraction of one GPU or a whole number of them"),
         (NEEDED, ["run_id=../x"], "run_id: String should match pattern"),
     ],
 )

@@ -1,5 +1,7 @@
 """A store becomes a manifest: sorted, complete, what is passed over counted."""
 
+import os
+
 import pytest
 
 from tlbatch.errors import StoreError
@@ -47,6 +49,12 @@ def test_keys_are_sorted_as_bytes(tmp_path):
         (tmp_path / key).write_bytes(b"x")
     listed = list_store(resolve(str(tmp_path)), Selection()).manifest["key"].to_pylist()
     assert listed == sorted(keys, key=str.encode)
+
+
+def test_a_name_that_is_no_text_is_counted_and_costs_nothing_else(folder):
+    (folder.path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
+    listing = list_store(folder, Selection())
+    assert (listing.manifest.num_rows, listing.skipped) == (7, 3)
 
 
 def test_an_output_inside_the_store_is_not_listed(folder):

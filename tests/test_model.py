@@ -129,6 +129,7 @@ def test_scores_that_are_off_stop_the_actor(copy):
         (None, "There is no bundle at"),
         (b"{", "cannot be understood"),
         (b"[]", "cannot be understood"),
+        (b'{"format_version": 1}', "cannot be understood"),
         (b'{"format_version": 99}', "has format 99; this tlbatch reads format 1"),
     ],
 )
@@ -138,6 +139,15 @@ def test_what_is_no_bundle_is_a_sentence(tmp_path, content, sentence):
     with pytest.raises(BundleError) as caught:
         load_bundle(str(tmp_path))
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "openvino/../../evil", "model.keras/../x", "other.py"])
+def test_a_bundle_names_no_file_outside_its_folder(copy, name):
+    facts = json.loads((copy / BUNDLE).read_text())
+    facts["files"][name] = "0" * 64
+    (copy / BUNDLE).write_text(json.dumps(facts))
+    with pytest.raises(BundleError, match="cannot be understood"):
+        load_bundle(str(copy))
 
 
 def test_the_head_is_dropout_and_a_softmax():

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,9 +13,18 @@ import pytest
 from conftest import COLORS, encoded, noisy, write_store
 
 import tlbatch
-from tlbatch import pipeline, schema
+from tlbatch import pipeline, publish, schema
 from tlbatch.decode import decode
-from tlbatch.errors import BooksError, BundleError, Failure, InterruptedRunError, OutputError, StoreError
+from tlbatch.errors import (
+    BooksError,
+    BundleError,
+    ConfigError,
+    Failure,
+    InterruptedRunError,
+    OutputError,
+    StoreError,
+    StoreUnavailableError,
+)
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import Outputs, load_engine
 from tlbatch.storage import LocalPlace
@@ -233,10 +243,90 @@ def test_changed_resources_continue_and_a_changed_spec_is_refused(staged, store,
     assert classify(store, bundle_url, staged, batch_size=5, num_cpus=1)["run_id"] == RUN_ID
 
 
+def test_a_run_that_died_right_after_the_flip_is_published_whatever_comes_next(staged, store, bundle_url, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "tidy", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(InterruptedRunError):
+            classify(store, bundle_url, staged)
+    assert classify(store, bundle_url, staged, top_k=2)["run_id"] != RUN_ID
+    assert not (staged / "runs" / RUN_ID / "staged").exists()
+    assert (staged / "runs" / RUN_ID / "_SUCCESS").exists()
+
+
+def test_what_the_next_run_may_do_better_is_done_again(tmp_path, bundle_url, monkeypatch):
+    store = write_store(tmp_path / "store", 2)
+    begin = pipeline._begin
+
+    def change(*arguments):
+        run = begin(*arguments)
+        os.utime(store / "red" / "0000.jpg", (1, 1))
+        return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_begin", change)
+        os.utime(store / "red" / "0000.jpg", (2, 2))
+        assert classify(store, bundle_url, tmp_path / "out")["failed_transient"] == 1
+    os.utime(store / "red" / "0000.jpg", (2, 2))
+    assert classify(store, bundle_url, tmp_path / "out")["failed"] == 0
+
+
+@pytest.mark.parametrize("settings", [{"num_cpus": 64}, {"num_gpus": 1}])
+def test_an_actor_no_machine_can_hold_is_said_at_once(store, bundle_url, tmp_path, settings):
+    with pytest.raises(ConfigError, match=r"one actor asks for .*, and no machine has them"):
+        classify(store, bundle_url, tmp_path / "out", **settings)
+
+
+def test_a_write_that_was_killed_leaves_the_output_usable(store, bundle_url, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".lease.json.abc.tmp").write_bytes(b"half")
+    assert classify(store, bundle_url, tmp_path / "out", max_images=2)["predicted"] == 2
+
+
+def test_extract_writes_nothing_into_a_folder_of_somebody_elses(store, weights, tmp_path):
+    (tmp_path / "mine.jpg").write_bytes(b"x")
+    with pytest.raises(OutputError, match="holds no tlbatch runs"):
+        tlbatch.extract(images=str(store), base="MobileNetV2", size=64, weights=weights, output=str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.jpg"]
+
+
+def test_verify_names_a_file_that_nobody_published(reference, tmp_path):
+    output = shutil.copytree(reference, tmp_path / "out")
+    part = next(output.rglob("predictions/part-00000.parquet"))
+    shutil.copy(part, part.with_name("part-00001.parquet"))
+    assert "is not in the report" in tlbatch.verify(str(output))["differences"][0]
+
+
 def test_an_output_of_another_store_is_refused(reference, bundle_url, tmp_path):
     other = write_store(tmp_path / "other", 1)
     with pytest.raises(OutputError, match="belongs to another run"):
         classify(other, bundle_url, reference)
+
+
+def test_a_name_is_given_to_one_run_only(tmp_path, bundle_url):
+    store = write_store(tmp_path / "store", 2)
+    classify(store, bundle_url, tmp_path / "out", run_id="monday")
+    write_store(store, 1, first=2)
+    with pytest.raises(OutputError, match="has a run 'monday' already"):
+        classify(store, bundle_url, tmp_path / "out", run_id="monday")
+    assert classify(store, bundle_url, tmp_path / "out", run_id="before")["listed"] == 9
+    assert [run["run_id"] for run in tlbatch.status(str(tmp_path / "out"))["runs"]] == ["monday", "before"]
+
+
+def test_a_disk_that_is_full_is_a_sentence_and_the_run_continues(staged, reference, store, bundle_url, monkeypatch):
+    write = LocalPlace.write
+
+    def full(place, data):
+        if "predictions" in place.url:
+            raise OSError(28, "No space left on device")
+        write(place, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalPlace, "write", full)
+        with pytest.raises(StoreUnavailableError, match=r"No space left on device.*The table is as it was"):
+            classify(store, bundle_url, staged)
+    assert not (staged / "latest.json").exists()
+    classify(store, bundle_url, staged)
+    assert published_bytes(staged) == published_bytes(reference)
 
 
 class CrashError(Exception):
@@ -308,6 +398,8 @@ def test_extract_of_a_named_base_writes_features_only_and_continues(store, weigh
     assert report["predicted"] == 8
     assert not list((tmp_path / "out").rglob("predictions"))
     assert pq.read_table(next((tmp_path / "out").rglob("features/*.parquet"))).num_rows == 8
+    checked = tlbatch.verify(str(tmp_path / "out"))
+    assert (checked["ok"], checked["listed"], checked["predicted"]) == (True, 8, 8)
     assert tlbatch.extract(**settings, max_images=8)["already_done"]
     with pytest.raises(OutputError, match="was begun with MobileNetV2 at 64 pixels"):
         tlbatch.extract(**{**settings, "size": 96}, max_images=8)

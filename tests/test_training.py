@@ -77,6 +77,34 @@ def test_one_cannot_train_on_nothing_but_broken_images(tmp_path, weights, ray_he
     assert not (tmp_path / "b").exists()
 
 
+def test_a_split_of_the_labels_files_own_is_kept(tmp_path, weights, ray_here):
+    """What its author set aside is measured on, and never trained on."""
+    store = write_store(tmp_path / "store", 5)
+    keys = sorted(str(path.relative_to(store)) for path in store.rglob("*.jpg"))
+    parts = ["train", "test", None, "validation", "train"] * 3
+    frame = pd.DataFrame({"key": keys, "label": [key.split("/")[0] for key in keys], "split": parts})
+    frame.to_csv(tmp_path / "l.csv", index=False)
+    settings = {"images": str(store), "labels": str(tmp_path / "l.csv"), "size": 64, "weights": weights, "epochs": 2}
+    result = tlbatch.train(**settings, bundle=str(tmp_path / "b"))
+    assert result["images"] == {"train": 9, "validation": 3, "test": 3}
+    rows = csv.DictReader((tmp_path / "b" / "split.csv").read_text().splitlines())
+    assert {row["key"] for row in rows if row["split"] == "test"} == {key for key in keys if key.endswith("0001.jpg")}
+    frame.replace("validation", "dev").to_csv(tmp_path / "l.csv", index=False)
+    with pytest.raises(LabelsError, match="has the split 'dev'; write train, validation or test"):
+        tlbatch.train(**settings, bundle=str(tmp_path / "b2"))
+    frame.replace("validation", "train").to_csv(tmp_path / "l.csv", index=False)
+    with pytest.raises(LabelsError, match="no image of 'validation'"):
+        tlbatch.train(**settings, bundle=str(tmp_path / "b2"))
+
+
+def test_a_training_that_was_killed_while_saving_can_be_run_again(tmp_path, store, weights, ray_here):
+    (tmp_path / "b" / ".training").mkdir(parents=True)
+    (tmp_path / "b" / "model.keras").write_bytes(b"half")
+    (tmp_path / "b" / ".head.keras.x.tmp").write_bytes(b"half")
+    result = tlbatch.train(images=str(store), size=64, weights=weights, bundle=str(tmp_path / "b"), epochs=1)
+    assert load_bundle(result["bundle"]).labels == ["blue", "green", "red"]
+
+
 def write_csv(path: Path, text: str) -> str:
     path.write_text(text)
     return str(path)
@@ -143,6 +171,6 @@ def test_a_folder_without_classes_says_what_it_wants(tmp_path, weights):
 
 def test_a_folder_that_is_no_bundle_is_not_overwritten(tmp_path, store, weights):
     (tmp_path / "precious").write_bytes(b"x")
-    with pytest.raises(TlbatchError, match="is not empty and holds no bundle"):
+    with pytest.raises(TlbatchError, match="holds more than a bundle"):
         tlbatch.train(images=str(store), weights=weights, bundle=str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]

@@ -17,8 +17,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tlbatch.errors import TlbatchError
-from tlbatch.quiet import keep_own_stderr
+from tlbatch.errors import TlbatchError, UnfinishedError
+from tlbatch.quiet import keep_own_stderr, results, take_stdout
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -238,7 +238,8 @@ def demo(
 
 
 def _prepare(verbose: bool) -> None:
-    """Put the log on stderr, keep libraries quiet, and let SIGTERM end a run as Ctrl-C does."""
+    """Keep stdout for results, put the log on stderr, keep libraries quiet, and let SIGTERM end a run as Ctrl-C does."""
+    take_stdout()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("tlbatch").setLevel(logging.DEBUG if verbose else logging.WARNING)
     if not verbose:
@@ -259,7 +260,7 @@ def _print(result: Mapping[str, Any], as_json: bool, show: Callable[[Mapping[str
 
 
 def _print_json(result: Mapping[str, Any]) -> None:
-    print(json.dumps(result))
+    print(json.dumps(result), file=results())
 
 
 def _require_few_failed(result: Mapping[str, Any], most: float) -> None:
@@ -280,6 +281,9 @@ def main() -> None:
     except TlbatchError as error:
         print(f"tlbatch: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"tlbatch: {error}; when this is mended, run the same command again.", file=sys.stderr)
+        sys.exit(UnfinishedError.exit_code)
     except KeyboardInterrupt:
         print("tlbatch: interrupted; run the same command again.", file=sys.stderr)
-        sys.exit(4)
+        sys.exit(UnfinishedError.exit_code)

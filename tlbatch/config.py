@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tlbatch.errors import ConfigError, closest
 from tlbatch.storage import SECRET_WORDS
@@ -25,6 +25,19 @@ class _Strict(BaseModel):
     """A misspelt key is an error, and a configuration does not change once it is checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _without_secrets(options: dict[str, Any]) -> dict[str, Any]:
+    """Options travel in every task and stand in run.json, so there is no credential in them, at any depth."""
+    for name, value in options.items():
+        if any(word in name.lower() for word in SECRET_WORDS):
+            raise ValueError(f"{name} is a credential: set it in the environment, where every worker finds its own")
+        if isinstance(value, dict):
+            _without_secrets(value)
+    return options
+
+
+StorageOptions = Annotated[dict[str, Any], AfterValidator(_without_secrets)]
 
 
 class Images(_Strict):
@@ -45,7 +58,7 @@ class Images(_Strict):
 class Resources(_Strict):
     """What changes only the speed. None lets tlbatch choose."""
 
-    storage_options: dict[str, Any] = Field({}, description="fsspec's options for every URL: endpoint, region; no secrets.")
+    storage_options: StorageOptions = Field({}, description="fsspec's options for every URL: endpoint, region; no secrets.")
     address: str | None = Field(None, description="Ray cluster to use; by default the one this runs on, or this machine.")
     num_cpus: Count | None = Field(None, description="CPUs of one actor.")
     num_gpus: Annotated[float, Field(ge=0)] | None = Field(None, description="GPUs of one actor, or a fraction of one.")
@@ -53,13 +66,12 @@ class Resources(_Strict):
     batch_size: Count | None = Field(None, description="Images the model takes at once.")
     rows_per_task: Count = Field(512, description="Images of one task, and of one staged part.")
 
-    @field_validator("storage_options")
+    @field_validator("num_gpus")
     @classmethod
-    def _no_secrets(cls, options: dict[str, Any]) -> dict[str, Any]:
-        for name in options:
-            if any(word in name.lower() for word in SECRET_WORDS):
-                raise ValueError(f"{name} is a credential: set it in the environment, where every worker finds its own")
-        return options
+    def _whole_or_a_share(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError("write a fraction of one GPU or a whole number of them")
+        return gpus
 
 
 class Spec(Images):
@@ -133,7 +145,7 @@ class FolderConfig(_Strict):
     """An output to look at."""
 
     output: str = Field(description="Folder or URL of the output.")
-    storage_options: dict[str, Any] = {}
+    storage_options: StorageOptions = {}
 
 
 class EvaluateConfig(FolderConfig):
@@ -186,7 +198,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         values = yaml.safe_load(file.read_text()) or {}
     except OSError as error:
         raise ConfigError(f"--config {file}: {error.strerror or error}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {file} is no YAML: {str(error).splitlines()[0]}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"--config {file}: expected `key: value` lines, found a {type(values).__name__}.")
@@ -202,4 +214,6 @@ def _sentence(error: ValidationError, kind: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{name} is missing: give --{name.replace('_', '-')}, or {name} in the configuration file."
     reason = first["msg"].removeprefix("Value error, ")
+    if name.startswith("storage_options"):
+        return f"{name}: {reason}."  # what was found may be the secret itself
     return f"{name}: {reason}; found {first['input']!r}." if name else f"{reason}."

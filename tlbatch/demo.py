@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -25,14 +24,13 @@ from tlbatch import pipeline, training
 from tlbatch.config import DemoConfig, Resources, RunConfig, TrainConfig
 from tlbatch.errors import BooksError, OutputError, UsageError, WeightsError
 from tlbatch.model.bundle import SPLIT
+from tlbatch.quiet import results
 from tlbatch.report.evaluate import evaluate
 from tlbatch.report.folder import verify
 from tlbatch.report.table import read_predictions
 from tlbatch.schema import RUNS
 from tlbatch.show import show_metrics, watching
 from tlbatch.storage import LocalPlace, resolve
-
-log = logging.getLogger(__name__)
 
 #: A cell is called defective from this probability on.
 DEFECTIVE_FROM = 0.5
@@ -56,7 +54,7 @@ def tell(config: DemoConfig, *, quiet: bool = False) -> dict[str, Any]:
     Raises:
         UsageError: the demo's packages are not installed, or its folder holds something else.
     """
-    console = Console(quiet=quiet, highlight=False)
+    console = Console(file=results(), quiet=quiet, highlight=False)
     began = time.monotonic()
     cells = _cells()
     weights = config.weights or _weights()

@@ -56,7 +56,7 @@ class DeadMansSwitch:
     timer runs out and the process dies with all its tracebacks in its log.
     """
 
-    def __init__(self, patience: float = 40.0, period: float = 5.0) -> None:
+    def __init__(self, patience: float, period: float = 5.0) -> None:
         self._patience = patience
         self._period = period
         self._under_way: dict[int, float] = {}

@@ -18,7 +18,7 @@ class Labels:
 
     column: str
     pairs: tuple[tuple[str, str], ...]
-    splits: tuple[str, ...] | None = None
+    splits: tuple[str | None, ...] | None = None
     source: str = ""
 
     def of_split(self, split: str) -> Labels:
@@ -27,7 +27,7 @@ class Labels:
             raise LabelsError(f"The labels file {self.source} has no column split, so there is no part {split!r} in it.")
         kept = tuple(pair for pair, part in zip(self.pairs, self.splits, strict=True) if part == split)
         if not kept:
-            known = ", ".join(sorted(set(self.splits)))
+            known = ", ".join(sorted(set(filter(None, self.splits))))
             raise LabelsError(f"The labels file {self.source} has no image of split {split!r}; it has {known}.")
         return Labels(self.column, kept, None, self.source)
 
@@ -52,7 +52,7 @@ def read_labels(place: Place) -> Labels:
     if len(dict(pairs)) != len(set(pairs)):
         name = next(name for name, label in pairs if dict(pairs)[name] != label)
         raise LabelsError(f"The labels file {place.url} gives {name!r} two labels.")
-    splits = tuple(table["split"].to_pylist()) if "split" in table.column_names else None
+    splits: tuple[str | None, ...] | None = tuple(table["split"].to_pylist()) if "split" in table.column_names else None
     return Labels(column, pairs, splits, place.url)
 
 

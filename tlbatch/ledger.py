@@ -91,7 +91,7 @@ def runs(output: Place) -> list[Run]:
         if facts is None:
             raise BooksError(f"{place.join(schema.RUN).url} is damaged; it does not match its own seal.")
         found.append(Run(place, facts))
-    return found
+    return sorted(found, key=lambda run: (run.facts["began"], run.run_id))  # a run may be named by its user
 
 
 def read_latest(output: Place) -> list[dict[str, str]]:
@@ -117,12 +117,12 @@ def unfinished_run(output: Place) -> Run | None:
 
 def require_output(output: Place, images: str) -> None:
     """Raises OutputError where the folder holds something else, or the table of another store."""
-    names = output.names()
-    if not names:
-        return
-    if not {schema.RUNS, schema.LEASE, schema.BASE} & set(names):
+    own = {schema.RUNS, schema.LEASE, schema.BASE, schema.LATEST}
+    names = [name for name in output.names() if not name.startswith(".")]  # a write that was killed leaves a hidden one
+    strange = sorted(set(names) - own)
+    if strange and schema.RUNS not in names:
         raise OutputError(
-            f"The output {output.url} is not empty and holds no tlbatch runs ({names[0]}, …); choose another folder."
+            f"The output {output.url} is not empty and holds no tlbatch runs ({strange[0]}, …); choose another folder."
         )
     found = runs(output)
     if found and found[-1].facts["spec"]["images"] != images:
@@ -151,8 +151,14 @@ def _short(value: Any) -> str:
 
 
 def begin(output: Place, run_id: str, manifest: pa.Table, facts: Mapping[str, Any]) -> Run:
-    """Write the manifest, then `run.json`, which makes the run real."""
+    """Write the manifest, then `run.json`, which makes the run real.
+
+    Raises:
+        OutputError: there is a run of this name, which only a person can have given.
+    """
     place = output.join(schema.RUNS, run_id)
+    if place.join(schema.RUN).exists():
+        raise OutputError(f"run_id: {output.url} has a run {run_id!r} already; give another name, or none.")
     data = to_parquet(manifest)
     place.join(schema.MANIFEST).write(data)
     full = {
@@ -261,17 +267,21 @@ class Lease:
         """Give the lease back, if it is still ours."""
         self._stop.set()
         self._thread.join()
-        if not self._lost.is_set() and self._read() == self._held:
+        if not self._lost.is_set() and self._is_mine():
             self._place.delete()
 
     def require_held(self) -> None:
         """Raises LeaseHeldError when somebody else took the lease, which a pause of a minute allows them to."""
-        if self._lost.is_set() or self._read() != self._held:
+        if self._lost.is_set() or not self._is_mine():
             raise LeaseHeldError("This run lost its lease to another one; run the same command again later.")
 
     def _renewed(self) -> bytes:
         facts = {**self._facts, "since": _iso(self._since), "expires": _iso(self._clock() + self.LIFETIME)}
         return json.dumps({**facts, "expires_at": self._clock() + self.LIFETIME}).encode()
+
+    def _is_mine(self) -> bool:
+        """By its token: the heartbeat renews the rest at any moment."""
+        return f'"{self._facts["token"]}"'.encode() in (self._read() or b"")
 
     def _read(self) -> bytes | None:
         try:
@@ -296,6 +306,19 @@ def require_free(output: Place) -> None:
     """Raises LeaseHeldError where a run is at work; a first look, before anything is started. The lease itself decides."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         _require_dead(output.join(schema.LEASE).read(), time.time())
+
+
+def read_lease(output: Place) -> dict[str, Any] | None:
+    """Who is at work on an output; None where nobody is, or the holder is dead."""
+    try:
+        lease = output.join(schema.LEASE).read()
+        _require_dead(lease, time.time())
+    except LeaseHeldError:
+        facts: dict[str, Any] = json.loads(lease)
+        return {name: facts[name] for name in ("run_id", "host", "pid", "since", "expires")}
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    return None
 
 
 def _require_dead(lease: bytes, now: float) -> None:

@@ -103,10 +103,21 @@ def _objects(store: Place, avoid: Place | None) -> Iterator[ObjectInfo]:
 
 def _taken(objects: Iterable[ObjectInfo], selection: Selection, passed: Counter[str]) -> Iterator[ObjectInfo]:
     for found in objects:
-        if selection.takes(found.key):
+        if not _is_text(found.key):
+            passed["name that is not UTF-8"] += 1
+        elif selection.takes(found.key):
             yield found
         else:
             passed[suffix(found.key) or "no suffix"] += 1
+
+
+def _is_text(key: str) -> bool:
+    """Whether a name can stand in a table: a local disk may hold names that are no text at all."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _to_manifest(objects: Iterator[ObjectInfo]) -> pa.Table:

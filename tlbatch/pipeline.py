@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from tlbatch import errors, ledger, publish, schema
 from tlbatch.config import RunConfig
-from tlbatch.errors import BooksError, BundleError, InterruptedRunError, TlbatchError
+from tlbatch.errors import BundleError, ConfigError, InterruptedRunError, StoreUnavailableError, TlbatchError
 from tlbatch.ledger import Lease, Run
 from tlbatch.listing import Listing, Selection, list_store
 from tlbatch.model.bundle import Bundle, load_bundle
@@ -58,7 +58,12 @@ class _Context:
     def spec(self) -> dict[str, Any]:
         """The spec as it enters the fingerprint: the store's full address; the bundle's digest stands for its place."""
         spec = self.config.spec.model_dump(mode="json", exclude={"bundle"})
-        return {**spec, "images": resolve(self.config.images).url}
+        return {**spec, "images": resolve(self.config.images).url, "engine": self.engine}
+
+    @property
+    def engine(self) -> str:
+        """The engine that `auto` stands for; another one would give other last digits."""
+        return choose(self.bundle, self.config.engine, gpu=bool(self.config.num_gpus))
 
     def list(self) -> Listing:
         """What the store holds, listed once a command."""
@@ -91,7 +96,6 @@ def run(config: RunConfig, watch: Watcher | None = None, listing: Listing | None
     bundle = load_bundle(config.bundle, config.storage_options)
     if config.predictions and not bundle.labels:
         raise BundleError(f"The bundle {bundle.place.url} has no head; use `tlbatch extract` with it, or train one.")
-    choose(bundle, config.engine, gpu=bool(config.num_gpus))
     bundle.require_whole()
     context = _Context(config, bundle, resolve(config.output, config.storage_options), listing)
     ledger.require_output(context.output, context.spec["images"])
@@ -106,6 +110,10 @@ def run(config: RunConfig, watch: Watcher | None = None, listing: Listing | None
                 return _run_with_lease(context, run_id, lease, watch)
     except KeyboardInterrupt:
         raise InterruptedRunError(f"Run {run_id} was interrupted; run the same command again to continue it.") from None
+    except OSError as error:
+        raise StoreUnavailableError(
+            f"Run {run_id} stopped: {error}. The table is as it was; once this is mended, run the same command again."
+        ) from error
 
 
 def _early_session(context: _Context) -> contextlib.AbstractContextManager[object]:
@@ -119,21 +127,26 @@ def _early_session(context: _Context) -> contextlib.AbstractContextManager[objec
 def _unfinished(context: _Context) -> Run | None:
     """The run to continue, if there is one; raises OutputError where it was begun with another spec or bundle."""
     current = ledger.unfinished_run(context.output)
-    if current is not None:
-        ledger.require_same(current, context.spec, context.bundle.digest)
+    if current is None or _is_published(context, current):
+        return None
+    ledger.require_same(current, context.spec, context.bundle.digest)
     return current
 
 
+def _is_published(context: _Context, run: Run) -> bool:
+    return run.run_id in [entry["run_id"] for entry in ledger.read_latest(context.output)]
+
+
 def _run_with_lease(context: _Context, run_id: str, lease: Lease, watch: Watcher | None) -> dict[str, Any]:
+    last = ledger.unfinished_run(context.output)
+    if last is not None and _is_published(context, last):
+        publish.tidy(last.place)  # it died between the flip and its last step
     current = _unfinished(context)
     if current is None:
         done = _already_done(context)
         if done is not None:
             return done
         current = _begin(context, run_id)
-    elif current.run_id in [entry["run_id"] for entry in ledger.read_latest(context.output)]:
-        publish.tidy(current.place)  # it died between the flip and its last step
-        return _read_report(current)
     left = _left(current)
     if left.num_rows:
         _execute(context, current, left, watch)
@@ -141,12 +154,13 @@ def _run_with_lease(context: _Context, run_id: str, lease: Lease, watch: Watcher
 
 
 def _already_done(context: _Context) -> dict[str, Any] | None:
-    """The report of the published run that is what was asked for, if there is one."""
+    """The report of the published run that is what was asked for, if there is one and no other run could do better."""
     wanted = ledger.fingerprint(context.spec, context.bundle.digest, context.list().manifest)
     published = {entry["run_id"] for entry in ledger.read_latest(context.output)}
     for found in ledger.runs(context.output):
         if found.run_id in published and found.fingerprint == wanted:
-            return {**_read_report(found), "already_done": True}
+            report = _read_report(found)
+            return None if report["failed_transient"] else {**report, "already_done": True}
     return None
 
 
@@ -222,7 +236,7 @@ def _job(context: _Context, run: Run, plan: Plan) -> Job:
     return Job(
         bundle_url=context.bundle.place.url,
         storage_options=config.storage_options,
-        engine=config.engine,
+        engine=context.engine,
         threads=plan.threads,
         gpu=bool(config.num_gpus),
         batch_size=config.batch_size,
@@ -257,13 +271,24 @@ class Plan(NamedTuple):
     rows_per_task: int
 
 
+def _fit(node: Mapping[str, float], cpus: int, gpus: float) -> int:
+    """How many actors a machine holds."""
+    by_cpu = int(node.get("CPU", 0)) // cpus
+    return min(by_cpu, int(node.get("GPU", 0) / gpus)) if gpus else by_cpu
+
+
 def _plan(config: RunConfig, rows: int) -> Plan:
     """Sizes that follow from the cluster and from how much there is to do; what the configuration says goes first."""
     import ray
 
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    threads = config.num_cpus or min(_CPUS_PER_ACTOR, max([1, *nodes]))
-    actors = config.concurrency or max(1, sum(cpus // threads for cpus in nodes))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    threads = config.num_cpus or min(_CPUS_PER_ACTOR, max(1, *(int(node.get("CPU", 0)) for node in nodes)))
+    fit = sum(_fit(node, threads, config.num_gpus or 0) for node in nodes)
+    if not fit:
+        largest = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        asked = f"{threads} CPUs and {config.num_gpus or 0:g} GPUs"
+        raise ConfigError(f"num_cpus, num_gpus: one actor asks for {asked}, and no machine has them ({largest}).")
+    actors = min(fit, config.concurrency or fit)
     per_task = max(1, min(config.rows_per_task, math.ceil(rows / (2 * actors))))
     # The last hundredth stays free for a write task, or none could run beside actors that fill the machine.
     return Plan(threads - _WRITE_CPUS, threads, min(actors, math.ceil(rows / per_task)), per_task)
@@ -319,8 +344,6 @@ def _publish(context: _Context, run: Run, lease: Lease, fresh: int) -> dict[str,
     tables = publish.Tables(run.run_id, bundle.digest, bundle.base_digest, config.predictions, features)
     lease.require_held()
     books = publish.write_tables(run.place, run.manifest, receipts.bodies, tables)
-    if books.predicted + books.failed != run.facts["listed"]:
-        raise BooksError(f"Run {run.run_id} listed {run.facts['listed']} images; {books.predicted} + {books.failed} came back.")
     seconds = time.monotonic() - context.began
     report = {
         "run_id": run.run_id,
@@ -332,8 +355,9 @@ def _publish(context: _Context, run: Run, lease: Lease, fresh: int) -> dict[str,
         "seconds": round(seconds, 3),
         "images_per_second": round(fresh / seconds, 2),
         "bundle": bundle.digest,
-        "engine": choose(bundle, config.engine, gpu=bool(config.num_gpus)),
+        "engine": context.engine,
         "failed_by_kind": dict(books.failed_by_kind),
+        "failed_transient": books.transient,
         "stage_seconds": receipts.seconds(),
         "labels": dict(books.labels),
         "manifest_sha256": run.facts["manifest_sha256"],

@@ -55,6 +55,7 @@ class Books:
     predicted: int
     failed: int
     failed_by_kind: Mapping[str, int]
+    transient: int
     labels: Mapping[str, int]
     files: Mapping[str, Mapping[str, Any]]
 
@@ -74,12 +75,13 @@ def write_tables(run: Place, manifest: pa.Table, receipts: Sequence[Mapping[str,
     kinds: Counter[str] = Counter()
     labels: Counter[str] = Counter()
     files: dict[str, dict[str, Any]] = {}
-    predicted = 0
+    predicted = transient = 0
     for number, outcome in enumerate(_windows(run, manifest, receipts, tables.rows_per_file)):
         failed_here = pc.is_valid(outcome["kind"])
         good, bad = outcome.filter(pc.invert(failed_here)), outcome.filter(failed_here)
         predicted += good.num_rows
         kinds.update(bad["kind"].to_pylist())
+        transient += pc.sum(bad["transient"]).as_py() or 0
         if tables.predictions:
             labels.update(dict(zip(*_count(good["label"]), strict=True)))
         for folder, table in _shaped(good, bad, tables, first=number == 0):
@@ -91,7 +93,7 @@ def write_tables(run: Place, manifest: pa.Table, receipts: Sequence[Mapping[str,
         raise BooksError(
             f"{manifest.num_rows} images were listed, {predicted} predicted and {kinds.total()} failed; nothing is published."
         )
-    return Books(predicted, kinds.total(), dict(sorted(kinds.items())), dict(sorted(labels.items())), files)
+    return Books(predicted, kinds.total(), dict(sorted(kinds.items())), transient, dict(sorted(labels.items())), files)
 
 
 def _count(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:

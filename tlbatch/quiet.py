@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import IO
+from typing import IO, TextIO
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class _Descriptor2:
 
 
 _descriptor_2 = _Descriptor2()
+_results: list[TextIO] = []
 
 
 @contextmanager
@@ -70,6 +71,17 @@ def stderr_put_away() -> Iterator[None]:
 def keep_own_stderr() -> None:
     """Give Python's `sys.stderr` a descriptor of its own, so that what tlbatch says is never put away with the rest."""
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
+
+
+def take_stdout() -> None:
+    """Keep standard output for results: what libraries print (Ray reports lost workers there) goes nowhere from now on."""
+    _results.append(os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8"))
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - libraries hold on to it until the process ends
+
+
+def results() -> TextIO:
+    """Where results are printed."""
+    return _results[-1] if _results else sys.stdout
 
 
 def import_quietly(name: str) -> ModuleType:

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from tlbatch.quiet import results
+
 Watcher = Callable[[Mapping[str, Any]], None]
 
 
 def _console() -> Console:
-    return Console(highlight=False)
+    return Console(file=results(), highlight=False, markup=False)
 
 
 @contextmanager
 def watching(what: str, quiet: bool) -> Iterator[Watcher | None]:
-    """A line on stderr that keeps count while the block runs; nothing where stderr is no terminal, or `quiet`.
-
-    Standard output is for the result: what libraries print there meanwhile (Ray reports lost workers so) goes nowhere.
-    """
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), _line(what, quiet) as watcher:
-        yield watcher
-
-
-@contextmanager
-def _line(what: str, quiet: bool) -> Iterator[Watcher | None]:
+    """A line on stderr that keeps count while the block runs; nothing where stderr is no terminal, or `quiet`."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
@@ -61,13 +53,12 @@ def show_run(result: Mapping[str, Any]) -> None:
         console.print(
             "Labels: " + ", ".join(f"{label} {count:,}" for label, count in result["labels"].items()),
             soft_wrap=True,
-            markup=False,
         )
     stages = ", ".join(f"{stage} {seconds:,.1f}" for stage, seconds in result["stage_seconds"].items())
     console.print(
         f"{result['seconds']:,.1f} s, {result['images_per_second']:,.0f} images/s; worker seconds: {stages}", soft_wrap=True
     )
-    console.print(f"{result['output']}/runs/{result['run_id']}", soft_wrap=True, markup=False)
+    console.print(f"{result['output']}/runs/{result['run_id']}", soft_wrap=True)
 
 
 def show_training(result: Mapping[str, Any]) -> None:
@@ -82,7 +73,7 @@ def show_training(result: Mapping[str, Any]) -> None:
     if result["failed"]:
         console.print(f"{result['failed']:,} labelled images could not be read and were left out")
     show_metrics(result["metrics"])
-    console.print(result["bundle"], soft_wrap=True, markup=False)
+    console.print(result["bundle"], soft_wrap=True)
 
 
 def show_metrics(metrics: Mapping[str, Any]) -> None:
@@ -109,7 +100,7 @@ def show_status(result: Mapping[str, Any]) -> None:
     console = _console()
     for run in result["runs"]:
         counts = f"{run['listed']:,} listed, {run['predicted']:,} predicted, {run['failed']:,} failed, {run['left']:,} left"
-        console.print(f"{run['run_id']}  {run['state']}: {counts}", soft_wrap=True, markup=False)
+        console.print(f"{run['run_id']}  {run['state']}: {counts}", soft_wrap=True)
     lease = result["lease"]
     if lease:
         console.print(
@@ -126,4 +117,4 @@ def show_verification(result: Mapping[str, Any]) -> None:
         return
     console.print(f"{result['differences_in_all']} differences:")
     for difference in result["differences"]:
-        console.print(f"  {difference}", soft_wrap=True, markup=False)
+        console.print(f"  {difference}", soft_wrap=True)

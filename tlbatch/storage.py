@@ -65,8 +65,8 @@ class Place(Protocol):
     def names(self) -> list[str]:
         """Names directly below this folder, sorted; empty where the folder does not exist."""
 
-    def walk(self, *, hidden: bool = False) -> Iterator[ObjectInfo]:
-        """Every object below this folder. Names that start with a dot are passed over unless `hidden`."""
+    def walk(self) -> Iterator[ObjectInfo]:
+        """Every object below this folder. Names that start with a dot are passed over."""
 
     def delete(self) -> None:
         """Remove this object, or this folder with all below it. What does not exist is removed already."""
@@ -94,6 +94,10 @@ def resolve(url: str, options: Mapping[str, Any] | None = None) -> Place:
         raise ConfigError(f"The {parts.scheme}:// URL carries a credential; take it out and set it in the environment instead.")
     if parts.scheme not in fsspec.available_protocols():
         raise ConfigError(f"No storage speaks {parts.scheme}:// here ({url}); use a path, s3:// or another fsspec protocol.")
+    try:
+        fsspec.get_filesystem_class(parts.scheme)
+    except ImportError as error:
+        raise ConfigError(f"{parts.scheme}:// needs another package: {error}.") from None
     return RemotePlace(url.rstrip("/"), dict(options or {}))
 
 
@@ -161,19 +165,19 @@ class LocalPlace:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def walk(self, *, hidden: bool = False) -> Iterator[ObjectInfo]:
+    def walk(self) -> Iterator[ObjectInfo]:
         """Every file below this folder; links are followed, a loop of them once."""
-        yield from self._walk(self.path, "", hidden, ())
+        yield from self._walk(self.path, "", ())
 
-    def _walk(self, folder: Path, prefix: str, hidden: bool, above: tuple[str, ...]) -> Iterator[ObjectInfo]:
+    def _walk(self, folder: Path, prefix: str, above: tuple[str, ...]) -> Iterator[ObjectInfo]:
         real = os.path.realpath(folder)
         if real in above:
             return
         with os.scandir(folder) as entries:
-            found = sorted((entry for entry in entries if hidden or entry.name[0] != "."), key=lambda entry: entry.name)
+            found = sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
         for entry in found:
             if entry.is_dir():
-                yield from self._walk(Path(entry.path), f"{prefix}{entry.name}/", hidden, (*above, real))
+                yield from self._walk(Path(entry.path), f"{prefix}{entry.name}/", (*above, real))
             elif entry.is_file():
                 yield _local_info(entry.path, prefix + entry.name, entry.stat())
 
@@ -309,14 +313,14 @@ class RemotePlace:
             return []
         return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in found})
 
-    def walk(self, *, hidden: bool = False) -> Iterator[ObjectInfo]:
+    def walk(self) -> Iterator[ObjectInfo]:
         """Every object below this folder."""
         root = self._path.rstrip("/") + "/"
         for path, found in self._fs.find(self._path, detail=True).items():
             if not path.startswith(root):
                 continue
             key = path[len(root) :]
-            if hidden or not any(part.startswith(".") for part in key.split("/")):
+            if not any(part.startswith(".") for part in key.split("/")):
                 yield _remote_info(f"{self.url}/{key}", key, found)
 
     def delete(self) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from tlbatch import decode, pipeline, schema
+from tlbatch import decode, ledger, pipeline, schema
 from tlbatch.config import ExtractConfig, Resources, RunConfig, TrainConfig
 from tlbatch.decode import Pixels
 from tlbatch.errors import BundleError, LabelsError, OutputError, WeightsError
@@ -70,7 +70,7 @@ def train(config: TrainConfig, watch: pipeline.Watcher | None = None) -> dict[st
     weights = _read_weights(config)
     labelled = _find_labelled(config)
     with ray_session(config.address):
-        frozen = freeze(base, size, config.weights, weights)
+        frozen = freeze(base, size, _told(config.weights), weights)
         features = _extract(config, frozen, labelled, place, watch)
     parts, split = _split(features, config)
     how = HeadTraining(config.epochs, config.patience, learning_rate=config.learning_rate, seed=config.seed)
@@ -81,7 +81,7 @@ def train(config: TrainConfig, watch: pipeline.Watcher | None = None) -> dict[st
         "images": {name: len(part.classes) for name, part in parts.items()},
         "failed": features.failed,
         "epochs": len(history["loss"]),
-        "validation_accuracy": max(history["val_accuracy"]),
+        "validation_accuracy": history["val_accuracy"][int(np.argmin(history["val_loss"]))],
         "history": history,
     }
     title = f"{', '.join(features.labels[:4])}{' …' if len(features.labels) > 4 else ''}: {base.name} at {size} pixels"
@@ -114,17 +114,25 @@ def extract(config: ExtractConfig, watch: pipeline.Watcher | None = None) -> dic
     settings = {name: getattr(config, name) for name in RunConfig.model_fields}
     if config.bundle:
         return pipeline.run(RunConfig(**settings), watch)
-    place = resolve(config.output, config.storage_options).join(schema.BASE)
+    output = resolve(config.output, config.storage_options)
+    ledger.require_output(output, resolve(config.images).url)
+    ledger.require_free(output)
+    place = output.join(schema.BASE)
     base = find_base(config.base)
     size = config.size or base.size
     if not place.join(bundles.BUNDLE).exists():
         weights = _read_weights(config)
         store = resolve(config.images, config.storage_options)
         listing = list_store(store, Selection(config.include, config.exclude), max_images=config.max_images)
-        frozen = freeze(base, size, config.weights, weights)
+        frozen = freeze(base, size, _told(config.weights), weights)
         save_bundle(place, frozen, None, _probe_pixels(config, size, listing.manifest))
-    _require_same_base(bundles.load_bundle(place.url, config.storage_options), base, size, config.weights)
+    _require_same_base(bundles.load_bundle(place.url, config.storage_options), base, size, _told(config.weights))
     return pipeline.run(RunConfig(**{**settings, "bundle": place.url}), watch)
+
+
+def _told(weights: str) -> str:
+    """Where weights came from as the bundle tells it: without the query of a URL, which may be a signature."""
+    return weights.split("?", maxsplit=1)[0] if "://" in weights else weights
 
 
 def _require_same_base(bundle: bundles.Bundle, base: Base, size: int, weights: str) -> None:
@@ -138,9 +146,9 @@ def _require_same_base(bundle: bundles.Bundle, base: Base, size: int, weights: s
 
 
 def _require_bundle_place(place: Place) -> None:
-    names = [name for name in place.names() if name != _WORK]
-    if names and bundles.BUNDLE not in names:
-        raise BundleError(f"{place.url} is not empty and holds no bundle ({names[0]}, …); choose another folder for --bundle.")
+    strange = [name for name in place.names() if name not in bundles.NAMES and not name.startswith(".")]
+    if strange:
+        raise BundleError(f"{place.url} holds more than a bundle ({strange[0]}, …); choose another folder for --bundle.")
 
 
 def _read_weights(config: TrainConfig | ExtractConfig) -> str | bytes:
@@ -163,6 +171,7 @@ class _Labelled:
 
     listing: Listing
     label_of: Mapping[str, str]
+    split_of: Mapping[str, str] | None
 
 
 def _find_labelled(config: TrainConfig) -> _Labelled:
@@ -190,7 +199,22 @@ def _find_labelled(config: TrainConfig) -> _Labelled:
     names = chosen[labels.column].to_pylist()
     by_key = {key: label_of[name] for key, name in zip(chosen["key"].to_pylist(), names, strict=True)}
     _require_enough(Counter(by_key.values()), labels)
-    return _Labelled(Listing(chosen, listing.skipped), by_key)
+    return _Labelled(Listing(chosen, listing.skipped), by_key, _own_splits(chosen, labels))
+
+
+def _own_splits(chosen: pa.Table, labels: Labels) -> dict[str, str] | None:
+    """Key -> part, where the labels file has a column split: its author knows what must not be trained on."""
+    if labels.splits is None:
+        return None
+    by_name = {name: part or "train" for (name, _), part in zip(labels.pairs, labels.splits, strict=True)}
+    strange = sorted(set(by_name.values()) - set(SPLITS))
+    if strange:
+        raise LabelsError(f"The labels file {labels.source} has the split {strange[0]!r}; write train, validation or test.")
+    found = {key: by_name[name] for key, name in zip(chosen["key"].to_pylist(), chosen[labels.column].to_pylist(), strict=True)}
+    missing = sorted(set(SPLITS) - set(found.values()))
+    if missing:
+        raise LabelsError(f"The labels file {labels.source} has a column split and no image of {missing[0]!r} in the store.")
+    return found
 
 
 def _require_enough(images: Counter[str], labels: Labels) -> None:
@@ -214,6 +238,7 @@ class _Features:
     values: np.ndarray
     classes: np.ndarray
     labels: tuple[str, ...]
+    split_of: Mapping[str, str] | None
     failed: int
     probes: np.ndarray
 
@@ -251,7 +276,7 @@ def _extract(
     number = {label: index for index, label in enumerate(labels)}
     values = table["features"].combine_chunks().flatten().to_numpy().reshape(len(keys), -1)
     classes = np.array([number[name] for name in names], np.int64)
-    return _Features(tuple(keys), values, classes, labels, report["failed"], probes)
+    return _Features(tuple(keys), values, classes, labels, labelled.split_of, report["failed"], probes)
 
 
 @contextlib.contextmanager
@@ -296,7 +321,10 @@ def _split(features: _Features, config: TrainConfig) -> tuple[dict[str, Part], b
     Each class is shuffled and cut by itself, so that the smallest of three images still has one in each part; scikit-learn's
     stratified split refuses a test part smaller than the number of classes.
     """
-    part_of = split_classes(features.classes, config.validation, config.test, config.seed)
+    if features.split_of is not None:
+        part_of = np.array([SPLITS.index(features.split_of[key]) for key in features.keys])
+    else:
+        part_of = split_classes(features.classes, config.validation, config.test, config.seed)
     parts = {
         name: Part(features.values[part_of == number], features.classes[part_of == number])
         for number, name in enumerate(SPLITS)

@@ -28,6 +28,9 @@ from tlbatch.storage import resolve
 #: Read threads an actor keeps on a remote store, which is waited for, and on a local disk, where decoding is the work.
 _REMOTE_READERS, _LOCAL_READERS_PER_CPU = 32, 1
 
+#: Work that takes longer than this many seconds, and than so many batches of this model here, hangs.
+_LEAST_PATIENCE, _PATIENCE_IN_BATCHES = 40.0, 20
+
 #: Blocks that a worker which was started again takes image by image: those it had been given when it died, and some.
 _CAREFUL_CALLS = 8
 
@@ -73,7 +76,6 @@ class Classifier:
 
     def __init__(self, job: Job, *, after_a_death: bool = False) -> None:
         decode.prepare_process()
-        self._switch = DeadMansSwitch()
         self._suspects = Suspects(resolve(job.suspects_url, job.storage_options))
         self._careful_calls = _CAREFUL_CALLS if after_a_death else 0
         self._job = job
@@ -82,7 +84,13 @@ class Classifier:
         self._labels = np.array(self._bundle.labels)
         self._batch = (job.batch_size or (GPU_BATCH if job.gpu else CPU_BATCH)) * 2
         readers = _REMOTE_READERS if job.remote else _LOCAL_READERS_PER_CPU * job.threads
+        self._switch = DeadMansSwitch(max(_LEAST_PATIENCE, _PATIENCE_IN_BATCHES * self._seconds_a_batch()))
         self._pool = ThreadPoolExecutor(readers, thread_name_prefix="tlbatch-read")
+
+    def _seconds_a_batch(self) -> float:
+        began = time.perf_counter()
+        self._engine.predict(np.zeros((self._batch, *self._bundle.size, 3), np.uint8))
+        return time.perf_counter() - began
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """One block: while the model works on one batch, the next ones are read and decoded."""

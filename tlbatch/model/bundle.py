@@ -38,6 +38,10 @@ PROBES = "probes.npz"
 CARD = "card.html"
 SPLIT = "split.csv"
 
+#: What a bundle's folder may hold.
+NAMES = frozenset((BUNDLE, MODEL, HEAD, PROBES, CARD, SPLIT, "openvino"))
+_KEYS = frozenset(("base", "input", "features_length", "labels", "abstain_threshold", "files"))
+
 #: How far a probe's scores may be off before an actor refuses to work. Engines differ by up to 1e-5 in float32; the
 #: bfloat16 that OpenVINO takes by default on processors that have it was measured at 0.2.
 PROBE_TOLERANCE = 1e-3
@@ -135,11 +139,19 @@ def load_bundle(url: str, storage_options: Mapping[str, Any] | None = None) -> B
     try:
         facts = json.loads(data)
         found = facts["format_version"]
-    except (ValueError, KeyError, TypeError):
-        raise BundleError(f"{place.url} is no bundle: its {BUNDLE} cannot be understood.") from None
+        known = found != FORMAT_VERSION or (facts.keys() >= _KEYS and all(_is_inside(name) for name in facts["files"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        known = False
+    if not known:
+        raise BundleError(f"{place.url} is no bundle: its {BUNDLE} cannot be understood.")
     if found != FORMAT_VERSION:
         raise BundleError(f"The bundle {place.url} has format {found}; this tlbatch reads format {FORMAT_VERSION}.")
     return Bundle(place, facts, sha256(data))
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a file's name stays in its bundle's folder: nobody writes elsewhere through a bundle."""
+    return name.split("/", maxsplit=1)[0] in NAMES and not {"..", ""} & set(name.split("/")) and "\\" not in name
 
 
 @dataclass(frozen=True)

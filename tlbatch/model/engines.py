@@ -18,8 +18,6 @@ from tlbatch.model.export import XML
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("auto", "openvino", "tensorflow")
-
 #: Images an engine takes at once. MobileNetV2 at 160, OpenVINO 2026.4 on 2 cores: 886 images a second at 16, 814 at 32,
 #: 782 at 64 (AVX-512); a GPU wants more to be busy.
 CPU_BATCH, GPU_BATCH = 16, 256

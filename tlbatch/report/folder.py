@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,7 +28,7 @@ def status(output: str, storage_options: Mapping[str, Any] | None = None) -> dic
     place = _require_output(output, storage_options)
     published = [entry["run_id"] for entry in read_latest(place)]
     described = [_describe(run, published) for run in ledger.runs(place)]
-    return {"output": place.url, "published": published, "lease": _read_json(place.join(schema.LEASE)), "runs": described}
+    return {"output": place.url, "published": published, "lease": ledger.read_lease(place), "runs": described}
 
 
 def _describe(run: Run, published: list[str]) -> dict[str, Any]:
@@ -104,8 +105,9 @@ def _check_unpublished(run: Run) -> list[str]:
     receipts = ledger.read_receipts(run)
     wrong += [f"{run.run_id}/{schema.STAGED}/{name}: the receipt is damaged" for name in receipts.broken]
     for body in receipts.bodies:
-        if sha256(run.staged.join(body["part"]).read()) != body["part_sha256"]:
-            wrong.append(f"{run.run_id}/{schema.STAGED}/{body['part']}: differs from its receipt")
+        with contextlib.suppress(FileNotFoundError):  # the run is at work and has just published
+            if sha256(run.staged.join(body["part"]).read()) != body["part_sha256"]:
+                wrong.append(f"{run.run_id}/{schema.STAGED}/{body['part']}: differs from its receipt")
     return wrong
 
 
@@ -124,15 +126,21 @@ def _check_published(run: Run, report_sha256: str) -> tuple[dict[str, int], list
     manifest = from_parquet(run.place.join(schema.MANIFEST).read())
     counts = {"listed": manifest.num_rows}
     seen: list[pa.Table] = []
-    for table, count in (("predictions", "predicted"), ("errors", "failed")):
+    wrong += [f"{run.run_id}/{name}: is not in the report" for name in _unexpected(run, report)]
+    main = "predictions" if any(name.startswith("predictions/") for name in report["files"]) else "features"
+    for table, count in ((main, "predicted"), ("errors", "failed")):
         parts = [name for name in report["files"] if name.startswith(f"{table}/")]
         rows = [from_parquet(run.place.join(*name.split("/")).read(), ["uri", "key"]) for name in parts]
         counts[count] = sum(part.num_rows for part in rows)
         seen += rows
-    if not any(name.startswith("predictions/") for name in report["files"]):
-        return {**counts, "predicted": report["predicted"]}, []
-    wrong = list(_unbalanced(run, manifest, pa.concat_tables(seen), counts, report))
-    return counts, wrong
+    return counts, [*wrong, *_unbalanced(run, manifest, pa.concat_tables(seen), counts, report)]
+
+
+def _unexpected(run: Run, report: Mapping[str, Any]) -> list[str]:
+    """Files a reader of the run's folders would take for its tables."""
+    folders = ("predictions", "errors", "features")
+    found = [f"{folder}/{name}" for folder in folders for name in run.place.join(folder).names()]
+    return [name for name in found if name.endswith(schema.PART_SUFFIX) and name not in report["files"]]
 
 
 def _damaged(run: Run, report: Mapping[str, Any]) -> Iterator[str]:
