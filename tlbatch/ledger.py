@@ -160,23 +160,24 @@ def begin(output: Place, run_id: str, manifest: pa.Table, facts: Mapping[str, An
     if place.join(schema.RUN).exists():
         raise OutputError(f"run_id: {output.url} has a run {run_id!r} already; give another name, or none.")
     data = to_parquet(manifest)
+    manifest_sha256 = sha256(data)
     place.join(schema.MANIFEST).write(data)
     full = {
         "schema_version": schema.SCHEMA_VERSION,
         "run_id": run_id,
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "manifest_sha256": sha256(data),
+        "manifest_sha256": manifest_sha256,
         "listed": manifest.num_rows,
         **facts,
-        "fingerprint": fingerprint(facts["spec"], facts["bundle"], manifest),
+        "fingerprint": fingerprint(facts["spec"], facts["bundle"], manifest_sha256),
     }
     place.join(schema.RUN).write(seal(full))
     return Run(place, full)
 
 
-def fingerprint(spec: Mapping[str, Any], bundle: str, manifest: pa.Table) -> str:
+def fingerprint(spec: Mapping[str, Any], bundle: str, manifest_sha256: str) -> str:
     """sha256 over all that a run's answer depends on."""
-    asked = {"spec": {**spec, "bundle": bundle}, "manifest": sha256(to_parquet(manifest))}
+    asked = {"spec": {**spec, "bundle": bundle}, "manifest": manifest_sha256}
     return sha256(json.dumps(asked, sort_keys=True).encode())
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from tlbatch import errors, ledger, publish, schema
-from tlbatch.config import RunConfig
+from tlbatch.config import RunConfig, TrainConfig
 from tlbatch.errors import BundleError, ConfigError, InterruptedRunError, StoreUnavailableError, TlbatchError
 from tlbatch.ledger import Lease, Run
 from tlbatch.listing import Listing, Selection, list_store
@@ -68,11 +68,14 @@ class _Context:
     def list(self) -> Listing:
         """What the store holds, listed once a command."""
         if self.listing is None:
-            config = self.config
-            store = resolve(config.images, config.storage_options)
-            selection = Selection(config.include, config.exclude)
-            self.listing = list_store(store, selection, avoid=self.output, max_images=config.max_images)
+            self.listing = list_images(self.config, self.output)
         return self.listing
+
+
+def list_images(config: RunConfig | TrainConfig, avoid: Place) -> Listing:
+    """What the store of a configuration holds, without what lies in `avoid`, the folder that is written to."""
+    store = resolve(config.images, config.storage_options)
+    return list_store(store, Selection(config.include, config.exclude), avoid=avoid, max_images=config.max_images)
 
 
 def run(config: RunConfig, watch: Watcher | None = None, listing: Listing | None = None) -> dict[str, Any]:
@@ -124,24 +127,24 @@ def _early_session(context: _Context) -> contextlib.AbstractContextManager[objec
     return ray_session(context.config.address)
 
 
-def _unfinished(context: _Context) -> Run | None:
-    """The run to continue, if there is one; raises OutputError where it was begun with another spec or bundle."""
+def _unfinished(context: _Context, *, tidy: bool = False) -> Run | None:
+    """The run to continue, if there is one; raises OutputError where it was begun with another spec or bundle.
+
+    One that died between the flip and its last step is published: it only wants to be tidied, which takes the lease.
+    """
     current = ledger.unfinished_run(context.output)
-    if current is None or _is_published(context, current):
+    if current is None:
+        return None
+    if current.run_id in [entry["run_id"] for entry in ledger.read_latest(context.output)]:
+        if tidy:
+            publish.tidy(current.place)
         return None
     ledger.require_same(current, context.spec, context.bundle.digest)
     return current
 
 
-def _is_published(context: _Context, run: Run) -> bool:
-    return run.run_id in [entry["run_id"] for entry in ledger.read_latest(context.output)]
-
-
 def _run_with_lease(context: _Context, run_id: str, lease: Lease, watch: Watcher | None) -> dict[str, Any]:
-    last = ledger.unfinished_run(context.output)
-    if last is not None and _is_published(context, last):
-        publish.tidy(last.place)  # it died between the flip and its last step
-    current = _unfinished(context)
+    current = _unfinished(context, tidy=True)
     if current is None:
         done = _already_done(context)
         if done is not None:
@@ -155,7 +158,8 @@ def _run_with_lease(context: _Context, run_id: str, lease: Lease, watch: Watcher
 
 def _already_done(context: _Context) -> dict[str, Any] | None:
     """The report of the published run that is what was asked for, if there is one and no other run could do better."""
-    wanted = ledger.fingerprint(context.spec, context.bundle.digest, context.list().manifest)
+    manifest_sha256 = schema.sha256(schema.to_parquet(context.list().manifest))
+    wanted = ledger.fingerprint(context.spec, context.bundle.digest, manifest_sha256)
     published = {entry["run_id"] for entry in ledger.read_latest(context.output)}
     for found in ledger.runs(context.output):
         if found.run_id in published and found.fingerprint == wanted:

@@ -24,7 +24,7 @@ from tlbatch.config import ExtractConfig, Resources, RunConfig, TrainConfig
 from tlbatch.decode import Pixels
 from tlbatch.errors import BundleError, LabelsError, OutputError, WeightsError
 from tlbatch.labels import Labels, labels_from_folders, read_labels
-from tlbatch.listing import Listing, Selection, list_store
+from tlbatch.listing import Listing
 from tlbatch.model import bundle as bundles
 from tlbatch.model.bases import Base, find_base
 from tlbatch.model.bundle import Frozen, Trained, freeze, save_bundle
@@ -120,14 +120,14 @@ def extract(config: ExtractConfig, watch: pipeline.Watcher | None = None) -> dic
     place = output.join(schema.BASE)
     base = find_base(config.base)
     size = config.size or base.size
+    listing = None
     if not place.join(bundles.BUNDLE).exists():
         weights = _read_weights(config)
-        store = resolve(config.images, config.storage_options)
-        listing = list_store(store, Selection(config.include, config.exclude), max_images=config.max_images)
+        listing = pipeline.list_images(config, output)
         frozen = freeze(base, size, _told(config.weights), weights)
         save_bundle(place, frozen, None, _probe_pixels(config, size, listing.manifest))
     _require_same_base(bundles.load_bundle(place.url, config.storage_options), base, size, _told(config.weights))
-    return pipeline.run(RunConfig(**{**settings, "bundle": place.url}), watch)
+    return pipeline.run(RunConfig(**{**settings, "bundle": place.url}), watch, listing)
 
 
 def _told(weights: str) -> str:
@@ -181,8 +181,7 @@ def _find_labelled(config: TrainConfig) -> _Labelled:
         LabelsError: nothing fits together, or a class has too few images to be split.
     """
     store = resolve(config.images, config.storage_options)
-    avoid = resolve(config.bundle, config.storage_options)
-    listing = list_store(store, Selection(config.include, config.exclude), avoid=avoid, max_images=config.max_images)
+    listing = pipeline.list_images(config, resolve(config.bundle, config.storage_options))
     if config.labels is None:
         labels = labels_from_folders(listing.manifest["key"].to_pylist(), store.url)
     else:

@@ -21,7 +21,7 @@ from tlbatch.decode import Pixels
 from tlbatch.errors import ErrorKind, Failure
 from tlbatch.guard import DeadMansSwitch, Suspects
 from tlbatch.model.bundle import load_bundle
-from tlbatch.model.engines import CPU_BATCH, GPU_BATCH, Engine, Outputs, load_engine
+from tlbatch.model.engines import Engine, Outputs, load_engine
 from tlbatch.reader import read_image
 from tlbatch.storage import resolve
 
@@ -82,7 +82,7 @@ class Classifier:
         self._bundle = load_bundle(job.bundle_url, job.storage_options)
         self._engine = load_engine(self._bundle, job.engine, threads=job.threads, gpu=job.gpu, batch_size=job.batch_size)
         self._labels = np.array(self._bundle.labels)
-        self._batch = (job.batch_size or (GPU_BATCH if job.gpu else CPU_BATCH)) * 2
+        self._batch = self._engine.batch_size * 2
         readers = _REMOTE_READERS if job.remote else _LOCAL_READERS_PER_CPU * job.threads
         self._switch = DeadMansSwitch(max(_LEAST_PATIENCE, _PATIENCE_IN_BATCHES * self._seconds_a_batch()))
         self._pool = ThreadPoolExecutor(readers, thread_name_prefix="tlbatch-read")

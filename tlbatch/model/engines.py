@@ -34,6 +34,7 @@ class Engine(Protocol):
     """Anything that turns pixels into features and scores."""
 
     name: str
+    batch_size: int
 
     def predict(self, pixels: np.ndarray) -> Outputs:
         """Features and scores of (n, height, width, 3) uint8 pixels, for any n."""
@@ -101,12 +102,12 @@ class OpenVinoEngine:
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
         self._model = core.compile_model(model, "CPU", hints)
         self._request = self._model.create_infer_request()
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._names = [name for name in ("features", "scores") if any(name in port.get_names() for port in model.outputs)]
 
     def predict(self, pixels: np.ndarray) -> Outputs:
         """Features and scores of (n, height, width, 3) uint8 pixels, for any n."""
-        return _in_fixed_batches(self._infer, pixels, self._batch_size)
+        return _in_fixed_batches(self._infer, pixels, self.batch_size)
 
     def _infer(self, batch: np.ndarray) -> list[np.ndarray]:
         self._request.infer([batch])
@@ -132,12 +133,12 @@ class TensorFlowEngine:
         self._step = tf.function(
             lambda pixels: model(pixels, training=False), input_signature=[signature], jit_compile=bool(gpus)
         )
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._names = [name for name in ("features", "scores") if name in model.output]
 
     def predict(self, pixels: np.ndarray) -> Outputs:
         """Features and scores of (n, height, width, 3) uint8 pixels, for any n."""
-        return _in_fixed_batches(self._infer, pixels, self._batch_size)
+        return _in_fixed_batches(self._infer, pixels, self.batch_size)
 
     def _infer(self, batch: np.ndarray) -> list[np.ndarray]:
         given = self._step(batch)
