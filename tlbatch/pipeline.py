@@ -28,7 +28,7 @@ from tlbatch.listing import Listing, Selection, list_store
 from tlbatch.model.bundle import Bundle, load_bundle
 from tlbatch.model.engines import choose
 from tlbatch.session import ray_session
-from tlbatch.storage import Place, require_folder, resolve
+from tlbatch.storage import Place, resolve
 from tlbatch.worker import Classifier, Job
 from tlbatch.writer import PartsSink
 
@@ -106,25 +106,16 @@ def run(config: RunConfig, watch: Watcher | None = None, listing: Listing | None
     current = _unfinished(context)
     run_id = current.run_id if current else (config.run_id or ledger.new_run_id())
     try:
-        with _early_session(context):
-            if current is None:
-                context.list()
-            with Lease(context.output, run_id) as lease:
-                return _run_with_lease(context, run_id, lease, watch)
+        if current is None:
+            context.list()  # before the lease: a store that cannot be listed leaves nothing behind
+        with Lease(context.output, run_id) as lease:
+            return _run_with_lease(context, run_id, lease, watch)
     except KeyboardInterrupt:
         raise InterruptedRunError(f"Run {run_id} was interrupted; run the same command again to continue it.") from None
     except OSError as error:
         raise StoreUnavailableError(
             f"Run {run_id} stopped: {error}. The table is as it was; once this is mended, run the same command again."
         ) from error
-
-
-def _early_session(context: _Context) -> contextlib.AbstractContextManager[object]:
-    """Ray, started beside the listing; not where a table is published already and there may be nothing to do."""
-    if ledger.read_latest(context.output):
-        return contextlib.nullcontext()
-    require_folder(resolve(context.config.images, context.config.storage_options))
-    return ray_session(context.config.address)
 
 
 def _unfinished(context: _Context, *, tidy: bool = False) -> Run | None:
@@ -198,8 +189,8 @@ def _execute(context: _Context, run: Run, left: pa.Table, watch: Watcher | None)
     import ray.data
 
     config = context.config
-    with ray_session(config.address) as wait_for_ray, _heartbeat(run, left.num_rows, watch):
-        wait_for_ray()
+    with ray_session(config.address) as start_ray, _heartbeat(run, left.num_rows, watch):
+        start_ray()
         plan = _plan(config, left.num_rows)
         job = _job(context, run, plan)
         _suspects(run).delete()  # those of an earlier command died with it, whatever they were alone with

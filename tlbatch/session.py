@@ -6,6 +6,7 @@ It is the cluster this process runs on or `address` names, else this machine's o
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import signal
@@ -16,7 +17,18 @@ from tlbatch.quiet import stderr_put_away
 
 log = logging.getLogger(__name__)
 
-_LOCAL = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+_LOCAL = {
+    "address": "local",
+    "include_dashboard": False,
+    "_node_ip_address": "127.0.0.1",
+    # By default Ray ends a process that was idle for a second when there are more of them than CPUs. On two CPUs each write
+    # task then started its own, which took a quarter of the actors' time.
+    "_system_config": {"num_workers_soft_limit": 16},
+}
+
+#: Processes that import ahead, one for an actor and one for write tasks, and the tasks they do it in.
+_WARM = 2
+_warm: list[Any] = []
 
 #: What starts the session that is open in this process, if one is.
 _starts: list[Callable[[], None]] = []
@@ -43,6 +55,9 @@ def ray_session(address: str | None = None) -> Iterator[Callable[[], None]]:
     def start() -> None:
         if not ray.is_initialized():
             _start({"address": where} if where else _LOCAL)
+            if not where:
+                warm = ray.remote(num_cpus=0)(_import_ahead)
+                _warm.extend(warm.remote() for _ in range(_WARM))
         _quiet_ray_data()
 
     _starts.append(start)
@@ -50,6 +65,7 @@ def ray_session(address: str | None = None) -> Iterator[Callable[[], None]]:
         yield start
     finally:
         _starts.remove(start)
+        _warm.clear()
         ray.shutdown()
 
 
@@ -61,6 +77,12 @@ def _start(where: dict[str, Any]) -> None:
         ray.init(**where, logging_level=logging.ERROR, log_to_driver=log.isEnabledFor(logging.INFO))
     with contextlib.suppress(ValueError):  # not in the main thread, which alone may
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end the process with a dump
+
+
+def _import_ahead() -> None:
+    """In two of Ray's processes, while the driver still works: what an actor and a write task are going to import."""
+    importlib.import_module("tlbatch.pipeline")
+    importlib.import_module("openvino")
 
 
 def _quiet_ray_data() -> None:

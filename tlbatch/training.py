@@ -13,6 +13,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,12 +70,17 @@ def train(config: TrainConfig, watch: pipeline.Watcher | None = None) -> dict[st
     _require_bundle_place(place)
     weights = _read_weights(config)
     labelled = _find_labelled(config)
-    with ray_session(config.address):
-        frozen = freeze(base, size, _told(config.weights), weights)
-        features = _extract(config, frozen, labelled, place, watch)
-    parts, split = _split(features, config)
     how = HeadTraining(config.epochs, config.patience, learning_rate=config.learning_rate, seed=config.seed)
-    head, history = train_head(parts["train"], parts["validation"], len(features.labels), how)
+    # Ray must start and end in this thread, and takes seconds for either; Keras works beside it.
+    with ThreadPoolExecutor(1, thread_name_prefix="tlbatch-keras") as keras_thread:
+        building = keras_thread.submit(freeze, base, size, _told(config.weights), weights)
+        with ray_session(config.address) as start_ray:
+            start_ray()
+            frozen = building.result()
+            features = _extract(config, frozen, labelled, place, watch)
+            parts, split = _split(features, config)
+            fitting = keras_thread.submit(train_head, parts["train"], parts["validation"], len(features.labels), how)
+        head, history = fitting.result()
     metrics = _measure(head, parts["test"], features.labels)
     training = {
         **asdict(how),
