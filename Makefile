@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench lock clean
+.PHONY: help install demo test chaos lint format bench lock clean
 
 help:  ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ demo: $(INSTALLED)  ## Train on photographs of solar cells and classify all of t
 test: $(INSTALLED)  ## Run the tests
 	$(BIN)/python -m pytest
 
+chaos: $(INSTALLED)  ## Disturb 50 runs on an S3 server in all ways a network can; make test does two
+	TLBATCH_CHAOS=50 $(BIN)/python -m pytest -s tests/test_chaos.py
+
 lint: $(INSTALLED)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,6 +39,7 @@ format: $(INSTALLED)  ## Put the code into its form
 
 bench: $(INSTALLED)  ## Measure, against peers, in one run; prints a table
 	$(BIN)/python benchmarks/head_training.py
+	$(BIN)/python benchmarks/stores.py
 
 lock: $(INSTALLED)  ## Pin and hash the requirements anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra demo --extra dev --universal --python-version 3.11 \

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
+import time
+import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from s3server import S3Server, environment, free_ports
 
+# Before Ray starts, whose workers inherit it. Addresses are given where a server is used.
+os.environ.update({name: value for name, value in environment("").items() if name != "AWS_ENDPOINT_URL"})
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
@@ -77,6 +84,59 @@ def ray_here():
     with ray_session() as wait:
         wait()
         yield
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory):
+    """A real S3 server. Where it cannot start its tests fail: there is nothing that could stand in for it."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def faulty(s3_server: S3Server):
+    """Starts a proxy that misbehaves in front of the S3 server: `faulty(seed, slow_down=0.05)` gives its `FaultyS3`."""
+    with contextlib.ExitStack() as stack:
+        yield lambda seed=0, **faults: stack.enter_context(FaultyS3(s3_server.endpoint, seed, faults))
+
+
+class FaultyS3:
+    """The proxy of `faulty_s3.py` in a process of its own."""
+
+    def __init__(self, upstream: str, seed: int, faults: dict) -> None:
+        (port,) = free_ports(1)
+        self.endpoint = f"http://127.0.0.1:{port}"
+        script = Path(__file__).parent / "faulty_s3.py"
+        command = [sys.executable, script, "--upstream", upstream, "--port", port, "--seed", seed]
+        self._command = [*map(str, command), "--faults", json.dumps(faults)]
+
+    def __enter__(self):
+        self._process = subprocess.Popen(self._command)
+        end = time.monotonic() + 30
+        while True:
+            try:
+                self.counts()
+                return self
+            except OSError:
+                assert self._process.poll() is None, "the proxy ended"
+                assert time.monotonic() < end, "the proxy does not answer"
+                time.sleep(0.05)
+
+    def __exit__(self, *_):
+        self._process.terminate()
+        self._process.wait(10)
+
+    def set(self, **faults) -> None:
+        """Change what goes wrong."""
+        data = json.dumps(faults).encode()
+        urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/__faults__", data, method="PUT"), timeout=10).close()
+
+    def counts(self) -> dict:
+        """What was asked so far, and what went wrong."""
+        with urllib.request.urlopen(f"{self.endpoint}/__counts__", timeout=10) as answer:
+            return json.load(answer)
 
 
 @pytest.fixture(scope="session")

@@ -242,11 +242,13 @@ def table(output: Path) -> bytes:
 def test_a_killed_run_continues_and_ends_as_an_undisturbed_one(many, bundle_url, tmp_path, number):
     process = start(many, bundle_url, tmp_path / "out")
     wait_for_receipts(tmp_path / "out", process, 3)
+    os.kill(process.pid, signal.SIGSTOP)  # it would be done before the second one has looked
     other = run_cli(
         "classify", "--images", many, "--bundle", bundle_url, "--output", tmp_path / "out", "--set", "run_id=second"
     )
     assert "Run the-run works on this output since" in sentence(other, 4)
     os.kill(process.pid, number)
+    os.kill(process.pid, signal.SIGCONT)
     _, said = process.communicate(timeout=60)
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL

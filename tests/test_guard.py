@@ -17,21 +17,21 @@ from tlbatch.storage import resolve
 
 def test_two_deaths_alone_with_a_worker_condemn_an_image(tmp_path):
     suspects = Suspects(resolve(str(tmp_path / "suspects")))
-    assert suspects.condemn(7) is None
+    assert suspects.condemn(7, 0) is None
     with contextlib.ExitStack() as never_left:
         for _ in range(DEATHS):
-            assert suspects.condemn(7) is None
-            never_left.enter_context(suspects.alone_with(7, "decode"))
-        found = suspects.condemn(7)
+            assert suspects.condemn(7, 0) is None
+            never_left.enter_context(suspects.alone_with(7, 0, "decode"))
+        found = suspects.condemn(7, 0)
     assert (found.kind, found.stage, found.attempts) == (ErrorKind.WORKER_LOST, "decode", DEATHS)
-    assert suspects.condemn(70) is None
+    assert suspects.condemn(70, 0) is None
 
 
 def test_an_image_that_comes_through_leaves_no_mark(tmp_path):
     suspects = Suspects(resolve(str(tmp_path / "suspects")))
-    with suspects.alone_with(7, "decode"):
+    with suspects.alone_with(7, 0, "decode"):
         assert len(list((tmp_path / "suspects").iterdir())) == 1
-    with pytest.raises(ValueError, match="bad"), suspects.alone_with(7, "predict"):
+    with pytest.raises(ValueError, match="bad"), suspects.alone_with(7, 0, "predict"):
         raise ValueError("bad")
     assert not list((tmp_path / "suspects").iterdir())
 

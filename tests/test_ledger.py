@@ -29,7 +29,14 @@ def output(tmp_path):
 def manifest(rows: int) -> pa.Table:
     keys = [f"{number:06d}.jpg" for number in range(rows)]
     return pa.table(
-        {"uri": [f"/store/{key}" for key in keys], "key": keys, "size": [1] * rows, "etag": ["e"] * rows}, MANIFEST_SCHEMA
+        {
+            "uri": [f"/store/{key}" for key in keys],
+            "key": keys,
+            "size": [1] * rows,
+            "etag": ["e"] * rows,
+            "format": ["image"] * rows,
+        },
+        MANIFEST_SCHEMA,
     )
 
 
@@ -49,6 +56,7 @@ def outcome(rows: list[int], failed: tuple[int, ...] = ()) -> pa.Table:
         "label": [None if row in failed else "cat" for row in rows],
         "score": [None if row in failed else 0.5 for row in rows],
     }
+    columns["images"] = [1] * len(rows)
     for name in ("fetch_seconds", "decode_seconds", "predict_seconds"):
         columns[name] = [0.25] * len(rows)
     return pa.table({name: columns.get(name, pa.nulls(len(rows), wanted.field(name).type)) for name in wanted.names}, wanted)
@@ -61,9 +69,9 @@ def test_a_part_is_real_when_its_receipt_is(output):
     (body,) = receipts.bodies
     assert body["rows"] == [[2, 5]]
     assert (body["predicted"], body["failed"], body["failed_by_kind"]) == (2, 1, {"empty": 1})
-    assert receipts.done(10).nonzero()[0].tolist() == [2, 3, 4]
+    assert receipts.images(10).nonzero()[0].tolist() == [2, 3, 4]
     assert receipts.seconds()["decode"] == 0.75
-    assert count_staged(run.staged.names()) == (2, 1)
+    assert count_staged(run.staged.names()) == (3, 2, 1)
 
 
 def test_a_part_without_a_receipt_and_a_receipt_without_a_part_are_nothing(output):
@@ -75,7 +83,7 @@ def test_a_part_without_a_receipt_and_a_receipt_without_a_part_are_nothing(outpu
     run.staged.join(
         next(name for name in run.staged.names() if name.startswith(second.removesuffix(".parquet")) and name.endswith("json"))
     ).delete()
-    assert not read_receipts(run).done(10).any()
+    assert not read_receipts(run).images(10).any()
 
 
 def test_a_damaged_receipt_counts_as_none_and_is_named(output):
@@ -85,7 +93,7 @@ def test_a_damaged_receipt_counts_as_none_and_is_named(output):
     run.staged.join(name).write(run.staged.join(name).read().replace(b'"predicted": 2', b'"predicted": 3'))
     receipts = read_receipts(run)
     assert receipts.broken == (name,)
-    assert not receipts.done(10).any()
+    assert not receipts.images(10).any()
 
 
 def test_every_flipped_bit_breaks_a_seal():
@@ -97,11 +105,13 @@ def test_every_flipped_bit_breaks_a_seal():
         assert unseal(bytes(hurt)) is None, bit
 
 
-def test_ten_million_done_rows_are_ten_megabytes():
-    bodies = tuple({"rows": [[start, start + 512]], "part": "", "stage_seconds": {}} for start in range(0, 10_000_000, 512))
-    done = ledger.Receipts(bodies).done(10_000_384)
+def test_ten_million_done_rows_are_tens_of_megabytes():
+    bodies = tuple(
+        {"rows": [[start, start + 512]], "images": {}, "part": "", "stage_seconds": {}} for start in range(0, 10_000_000, 512)
+    )
+    done = ledger.Receipts(bodies).images(10_000_384)
     assert done.sum() == 10_000_384
-    assert done.nbytes < 11_000_000
+    assert done.nbytes < 41_000_000
 
 
 def test_a_changed_manifest_is_not_trusted(output):
@@ -211,4 +221,4 @@ def test_ranges_are_half_open_and_sorted(output):
     run = begin(output)
     stage_part(run.staged, outcome([9, 4, 5, 6, 0]))
     assert read_receipts(run).bodies[0]["rows"] == [[0, 1], [4, 7], [9, 10]]
-    assert np.array_equal(read_receipts(run).done(10).nonzero()[0], [0, 4, 5, 6, 9])
+    assert np.array_equal(read_receipts(run).images(10).nonzero()[0], [0, 4, 5, 6, 9])

@@ -222,7 +222,7 @@ def test_a_run_continues_with_what_is_left(staged, reference, store, bundle_url,
     left = pipeline._left
     monkeypatch.setattr(pipeline, "_left", lambda run: read.append(left(run)) or read[-1])
     report = classify(store, bundle_url, staged)
-    assert [table.num_rows for table in read] == [20]
+    assert [(table.num_rows, before) for table, before in read] == [(20, 40)]
     assert report["run_id"] == RUN_ID
     assert published_bytes(staged) == published_bytes(reference)
 
@@ -440,7 +440,7 @@ def test_status_tells_each_run_and_who_is_at_work(reference, staged):
 def test_verify_finds_one_flipped_bit_in_any_file(reference, tmp_path):
     files = [path for path in sorted(reference.rglob("*")) if path.is_file() and path.name not in ("progress.json", "_SUCCESS")]
     random = np.random.default_rng(0)
-    for number in range(30):
+    for number in range(200):
         output = shutil.copytree(reference, tmp_path / str(number))
         victim = output / files[number % len(files)].relative_to(reference)
         data = bytearray(victim.read_bytes())

@@ -33,7 +33,7 @@ def stage(run, cuts: list[int], failed: tuple[int, ...] = ()) -> None:
 
 
 def write(run, tables=TABLES):
-    return write_tables(run.place, manifest(100), read_receipts(run).bodies, tables)
+    return write_tables(run.place, manifest(100), read_receipts(run), tables)
 
 
 def test_each_image_is_in_one_table_in_manifest_order(run):

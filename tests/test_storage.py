@@ -47,11 +47,15 @@ def test_swap_wants_what_it_saw(place):
     assert place.join("p").read() == b"2"
 
 
+def keys_of(place):
+    return [key for batch in place.walk() for key in batch["key"].to_pylist()]
+
+
 def test_walk_names_keys_below_the_root_and_passes_over_hidden_names(place):
     for key in ("b/2.jpg", "a/1.jpg", ".hidden/3.jpg", "a/.4.jpg", "0.txt"):
         place.join(*key.split("/")).write(b"x")
-    assert sorted(found.key for found in place.walk()) == ["0.txt", "a/1.jpg", "b/2.jpg"]
-    assert all(resolve(found.uri).read() == b"x" for found in place.walk())
+    assert sorted(keys_of(place)) == ["0.txt", "a/1.jpg", "b/2.jpg"]
+    assert all(place.join(key).read() == b"x" for key in keys_of(place))
 
 
 def test_delete_takes_objects_and_folders_and_does_not_mind_their_absence(place):
@@ -120,14 +124,16 @@ def test_links_are_followed_and_a_loop_of_them_ends(tmp_path):
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "link").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "loop").symlink_to(tmp_path / "store")
-    assert [found.key for found in resolve(str(tmp_path / "store")).walk()] == ["link/1.jpg"]
+    assert keys_of(resolve(str(tmp_path / "store"))) == ["link/1.jpg"]
 
 
 def test_strange_names_are_names_and_no_urls(tmp_path):
     for name in ("a b.jpg", "100%.jpg", "x#y?z=1.jpg", "a::b.jpg", "🐱.jpg", "a+b&c.jpg"):
         (tmp_path / name).write_bytes(name.encode())
-    for found in resolve(str(tmp_path)).walk():
-        assert resolve(found.uri).read() == found.key.encode()
+    keys = keys_of(resolve(str(tmp_path)))
+    assert len(keys) == 6
+    for key in keys:
+        assert resolve(f"{tmp_path}/{key}").read() == key.encode()
 
 
 @pytest.mark.parametrize("url", ["s3://AKIA:secret@bucket/x", "sftp://me:secret@host/x"])

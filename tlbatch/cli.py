@@ -38,10 +38,11 @@ Assignments = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the log of tlbatch and of Ray.")]
 
-Images = Annotated[str | None, typer.Option(help="Folder or URL of the images.")]
+Images = Annotated[str | None, typer.Option(help="Folder or URL of the images or shards, or a list of addresses.")]
+Format = Annotated[str | None, typer.Option("--format", help="auto, images, tar, parquet or tfrecord.")]
 Include = Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Take these objects instead of the known suffixes.")]
 Exclude = Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Pass over these objects.")]
-MaxImages = Annotated[int | None, typer.Option(help="Take only the first so many images, for a trial.")]
+MaxImages = Annotated[int | None, typer.Option(help="Take only the first so many images or shards, for a trial.")]
 UsedBundle = Annotated[str | None, typer.Option("--bundle", help="Folder or URL of the trained bundle.")]
 Output = Annotated[str | None, typer.Option(help="Folder or URL of the output.")]
 Engine = Annotated[str | None, typer.Option(help="auto, openvino or tensorflow.")]
@@ -55,6 +56,7 @@ Folder = Annotated[str, typer.Argument(metavar="URL", help="An output folder.", 
 def train(  # noqa: PLR0913, PLR0917 - one parameter a flag
     images: Images = None,
     labels: Annotated[str | None, typer.Option(help="CSV or Parquet with key and label; else one folder a class.")] = None,
+    format_: Format = None,
     base: Base = None,
     size: Size = None,
     weights: Weights = None,
@@ -67,7 +69,15 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter a flag
     """Train a head on a frozen, pretrained base, and save both as a bundle."""
     from tlbatch.config import TrainConfig, load
 
-    flags = {"images": images, "labels": labels, "base": base, "size": size, "weights": weights, "bundle": bundle}
+    flags = {
+        "images": images,
+        "labels": labels,
+        "format": format_,
+        "base": base,
+        "size": size,
+        "weights": weights,
+        "bundle": bundle,
+    }
     _prepare(verbose)
     settings = load(TrainConfig, flags, config, set_ or ())
     from tlbatch import training
@@ -84,6 +94,7 @@ def classify(  # noqa: PLR0913, PLR0917 - one parameter a flag
     bundle: UsedBundle = None,
     output: Output = None,
     features: Annotated[bool | None, typer.Option("--features", help="Write the features as well.")] = None,
+    format_: Format = None,
     include: Include = None,
     exclude: Exclude = None,
     max_images: MaxImages = None,
@@ -101,6 +112,7 @@ def classify(  # noqa: PLR0913, PLR0917 - one parameter a flag
         "bundle": bundle,
         "output": output,
         "features": features,
+        "format": format_,
         "include": include,
         "exclude": exclude,
         "max_images": max_images,
@@ -125,6 +137,7 @@ def extract(  # noqa: PLR0913, PLR0917 - one parameter a flag
     size: Size = None,
     weights: Weights = None,
     output: Output = None,
+    format_: Format = None,
     include: Include = None,
     exclude: Exclude = None,
     max_images: MaxImages = None,
@@ -144,6 +157,7 @@ def extract(  # noqa: PLR0913, PLR0917 - one parameter a flag
         "size": size,
         "weights": weights,
         "output": output,
+        "format": format_,
         "include": include,
         "exclude": exclude,
         "max_images": max_images,

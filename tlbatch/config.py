@@ -43,11 +43,16 @@ StorageOptions = Annotated[dict[str, Any], AfterValidator(_without_secrets)]
 class Images(_Strict):
     """Which images are read, and how far a single one may go."""
 
-    images: str = Field(description="Folder or URL of the images.")
+    images: str = Field(description="Folder or URL of the images or shards, or a list of addresses (CSV, Parquet or text).")
+    format: Literal["auto", "images", "tar", "parquet", "tfrecord"] = Field(
+        "auto", description="What every object is, whatever its name; by default the name tells."
+    )
+    image_field: str | None = Field(None, description="Column or feature of a shard that holds the images' bytes.")
     include: tuple[str, ...] = Field((), description="Take the objects that match this glob instead of the known suffixes.")
     exclude: tuple[str, ...] = Field((), description="Pass over the objects that match this glob.")
-    max_images: Count | None = Field(None, description="Take only the first so many images, for a trial.")
+    max_images: Count | None = Field(None, description="Take only the first so many images or shards, for a trial.")
     max_pixels: Count = Field(100_000_000, description="Refuse images with more pixels, from their header.")
+    max_bytes: Count = Field(256 * 1024 * 1024, description="Refuse images with more bytes, before they are read.")
 
     @field_validator("include", "exclude", mode="before")
     @classmethod

@@ -14,13 +14,15 @@
         ├── LeaseHeldError          another run is at work on this output
         └── StoreUnavailableError   the store itself is failing, not its images
 
-An image that fails is no exception: it is a `Failure`, a value that travels in its row.
+An image that fails is no exception: it is a `Failure`, a value that travels in its row. What a store answers is an `OSError`
+of Python's own, or one of the four here for which Python has no word.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -81,6 +83,31 @@ class LeaseHeldError(UnfinishedError):
 
 class StoreUnavailableError(UnfinishedError):
     """The store does not answer; its images are not to blame."""
+
+
+class ThrottledError(OSError):
+    """The store asks for fewer requests."""
+
+
+class RefusedError(OSError):
+    """The store will not do this, however often it is asked."""
+
+
+class ChangedError(OSError):
+    """An object is not the version that was asked for."""
+
+
+class CredentialsError(PermissionError):
+    """The store does not know who is asking: credentials are missing, wrong or expired."""
+
+
+@contextlib.contextmanager
+def trouble_is_the_stores() -> Iterator[None]:
+    """In a worker: an OSError that nobody made an image's failure of stops the run, to be continued."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnavailableError(f"{error}") from error
 
 
 class ErrorKind(StrEnum):

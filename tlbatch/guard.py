@@ -29,23 +29,28 @@ class Suspects:
     def __init__(self, place: Place) -> None:
         self._place = place
 
-    def condemn(self, row: int) -> Failure | None:
+    def condemn(self, row: int, index: int) -> Failure | None:
         """The failure of an image that was alone with too many workers when they died; None where it may be tried."""
-        marks = [name for name in self._place.names() if name.startswith(f"{row:012d}.")]
+        marks = [name for name in self._place.names() if name.startswith(_name(row, index))]
         if len(marks) < DEATHS:
             return None
         stage = Counter(self._place.join(name).read().decode() for name in marks).most_common(1)[0][0]
         return Failure(stage, ErrorKind.WORKER_LOST, f"{len(marks)} workers died or hung while alone with it", len(marks))
 
     @contextlib.contextmanager
-    def alone_with(self, row: int, stage: str) -> Iterator[None]:
+    def alone_with(self, row: int, index: int, stage: str) -> Iterator[None]:
         """Mark the image while the block runs. An exception is no death."""
-        mark = self._place.join(f"{row:012d}.{uuid.uuid4().hex[:12]}")
+        mark = self._place.join(_name(row, index) + uuid.uuid4().hex[:12])
         mark.write(stage.encode())
         try:
             yield
         finally:
             mark.delete()
+
+
+def _name(row: int, index: int) -> str:
+    """How the marks of one image begin: its row in the manifest and its place in its shard."""
+    return f"{row:012d}-{index:08d}."
 
 
 class DeadMansSwitch:

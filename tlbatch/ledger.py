@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ import pyarrow as pa
 from tlbatch import schema
 from tlbatch.errors import BooksError, LeaseHeldError, OutputError
 from tlbatch.schema import RECEIPT_SUFFIX, from_parquet, seal, sha256, to_parquet, unseal
-from tlbatch.storage import Place
+from tlbatch.storage import Place, hurrying
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def begin(output: Place, run_id: str, manifest: pa.Table, facts: Mapping[str, An
         "run_id": run_id,
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "manifest_sha256": manifest_sha256,
-        "listed": manifest.num_rows,
+        "objects": manifest.num_rows,
         **facts,
         "fingerprint": fingerprint(facts["spec"], facts["bundle"], manifest_sha256),
     }
@@ -188,13 +188,26 @@ class Receipts:
     bodies: tuple[Mapping[str, Any], ...]
     broken: tuple[str, ...] = ()
 
-    def done(self, rows: int) -> np.ndarray:
-        """(rows,) bool: which rows of the manifest some part holds."""
-        mask = np.zeros(rows, bool)
-        for body in self.bodies:
+    def owners(self, rows: int) -> np.ndarray:
+        """(rows,) int: for each row of the manifest the number of the first part that holds it, -1 where none does.
+
+        A task that ran twice left two parts; an object's images are all taken from one of them.
+        """
+        owner = np.full(rows, -1, np.int32)
+        for number, body in reversed(list(enumerate(self.bodies))):
             for start, end in body["rows"]:
-                mask[start:end] = True
-        return mask
+                owner[start:end] = number
+        return owner
+
+    def images(self, rows: int) -> np.ndarray:
+        """(rows,) int: how many images each object of the manifest holds, 0 where no part holds it."""
+        owner = self.owners(rows)
+        images = (owner >= 0).astype(np.int32)
+        for number, body in enumerate(self.bodies):
+            for row, count in body["images"].items():
+                if owner[int(row)] == number:
+                    images[int(row)] = count
+        return images
 
     def seconds(self) -> dict[str, float]:
         """Seconds in each stage, summed over all workers."""
@@ -216,15 +229,32 @@ def read_receipts(run: Run) -> Receipts:
     return Receipts(tuple(sorted(good, key=lambda body: (body["rows"][0][0], body["part"]))), broken)
 
 
-def count_staged(names: Iterable[str]) -> tuple[int, int]:
-    """(predicted, failed) from the names of receipts alone; a part staged twice counts twice until it is published."""
-    predicted = failed = 0
-    for name in names:
-        if name.endswith(RECEIPT_SUFFIX):
-            _, good, bad, _ = name.rsplit(".", 3)
-            predicted += int(good[1:])
-            failed += int(bad[1:])
-    return predicted, failed
+class Staged(NamedTuple):
+    """How far a run is: objects of the manifest that are done, and the images that were found in them."""
+
+    objects: int
+    predicted: int
+    failed: int
+
+    def books(self, objects: int) -> dict[str, int]:
+        """The counts of images, of which there are at least as many as objects: what is in a shard is known once it is read."""
+        left = max(0, objects - self.objects)
+        return {
+            "listed": self.predicted + self.failed + left,
+            "predicted": self.predicted,
+            "failed": self.failed,
+            "left": left,
+        }
+
+
+def count_staged(names: Iterable[str]) -> Staged:
+    """What is staged, from the names of receipts alone; a part staged twice counts twice until it is published."""
+    counts = [
+        [int(part[1:]) for part in name.removesuffix(RECEIPT_SUFFIX).rsplit(".", 3)[1:]]
+        for name in names
+        if name.endswith(RECEIPT_SUFFIX)
+    ]
+    return Staged(*(sum(column) for column in zip(*counts, strict=True))) if counts else Staged(0, 0, 0)
 
 
 class Lease:
@@ -267,9 +297,13 @@ class Lease:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Give the lease back, if it is still ours."""
         self._stop.set()
-        self._thread.join()
-        if not self._lost.is_set() and self._is_mine():
-            self._place.delete()
+        with hurrying() if kind is not None else contextlib.nullcontext():
+            self._thread.join()
+            try:
+                if not self._lost.is_set() and self._is_mine():
+                    self._place.delete()
+            except OSError as trouble:  # it expires by itself
+                log.warning("the lease could not be given back: %s", trouble)
 
     def require_held(self) -> None:
         """Raises LeaseHeldError when somebody else took the lease, which a pause of a minute allows them to."""

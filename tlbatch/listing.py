@@ -1,23 +1,33 @@
-"""Stage 1: a store -> the manifest, the frozen list of images a run promises to classify."""
+"""Stage 1: a store -> the manifest, the frozen list of objects a run promises to classify.
+
+Nothing is asked of a single object: sizes and versions come with the listing. All of it stays in columns, about a hundred
+bytes an object.
+"""
 
 from __future__ import annotations
 
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
 
+from tlbatch import shards
 from tlbatch.errors import StoreError
 from tlbatch.schema import MANIFEST_SCHEMA
-from tlbatch.storage import ObjectInfo, Place, require_folder
+from tlbatch.shards import suffix
+from tlbatch.storage import ObjectInfo, Place, RangeFile, patiently, require_folder
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+#: Called with the number of objects seen so far.
+Progress = Callable[[int], None]
 
-#: Rows a listing holds as Python objects before they become Arrow, a tenth of the size.
-_ROWS_PER_BATCH = 65_536
+_LIST_SUFFIXES = (".csv", ".txt", ".parquet")
+_LIST_COLUMNS = ("uri", "key", "size", "etag")
 
 
 @dataclass(frozen=True)
@@ -29,23 +39,39 @@ class Listing:
 
 
 class Selection:
-    """Which objects of a store are images to classify.
+    """Which objects of a store are classified, and what each of them is.
 
-    A pattern without a slash is held against the object's name, one with a slash against its whole key; `*` also
-    matches slashes. Without `include`, the known image suffixes decide.
+    A pattern without a slash is held against the object's name, one with a slash against its whole key; `*` also matches
+    slashes. Without `include`, the known suffixes of images and shards decide; with a `kind`, every object is of that kind.
+
+    Args:
+        include: take the objects that match one of these.
+        exclude: pass over the objects that match one of these.
+        kind: auto, images, tar, parquet or tfrecord.
     """
 
-    def __init__(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
+    def __init__(self, include: Sequence[str] = (), exclude: Sequence[str] = (), kind: str = "auto") -> None:
         self._include = [_matcher(glob) for glob in include]
         self._exclude = [_matcher(glob) for glob in exclude]
+        self._kind = kind
 
-    def takes(self, key: str) -> bool:
-        """Whether the object of this key belongs in the manifest."""
+    def formats(self, keys: pa.Array, *, named: bool) -> pa.Array:
+        """The format of each key's object; null where it is not taken. What a person `named` is taken whatever its suffix."""
+        if self._kind == "auto":
+            formats = shards.formats(keys)
+            if self._include or named:
+                formats = pc.fill_null(formats, shards.IMAGE)
+        else:
+            formats = pa.array([self._kind.removesuffix("s")] * len(keys), pa.string())
+        if self._include or self._exclude:
+            chosen = pa.array([self._chooses(key) for key in keys.to_pylist()], pa.bool_())
+            formats = pc.if_else(chosen, formats, pa.scalar(None, pa.string()))
+        return formats
+
+    def _chooses(self, key: str) -> bool:
         if any(matches(key) for matches in self._exclude):
             return False
-        if self._include:
-            return any(matches(key) for matches in self._include)
-        return suffix(key) in IMAGE_SUFFIXES
+        return not self._include or any(matches(key) for matches in self._include)
 
 
 def _matcher(glob: str) -> Callable[[str], object]:
@@ -55,20 +81,22 @@ def _matcher(glob: str) -> Callable[[str], object]:
     return lambda key: pattern.match(key.rsplit("/", 1)[-1])
 
 
-def suffix(key: str) -> str:
-    """The lower-case suffix of a key's last part, with its dot; empty where there is none."""
-    name = key.rsplit("/", 1)[-1]
-    return "." + name.rsplit(".", 1)[1].lower() if "." in name else ""
-
-
-def list_store(store: Place, selection: Selection, *, avoid: Place | None = None, max_images: int | None = None) -> Listing:
+def list_store(
+    store: Place,
+    selection: Selection,
+    *,
+    avoid: Place | None = None,
+    max_images: int | None = None,
+    progress: Progress | None = None,
+) -> Listing:
     """List a store once and freeze what it holds.
 
     Args:
-        store: a folder with images at any depth, or one image.
+        store: a folder with images or shards at any depth, one of them, or a file that lists addresses.
         selection: which objects are taken; the others are counted.
         avoid: a folder not to list, the output when it lies inside the store.
-        max_images: take only the first so many keys, for a trial.
+        max_images: take only the first so many objects, for a trial.
+        progress: called now and then with the number of objects seen.
 
     Returns:
         The manifest, sorted by key as bytes (the order S3 lists in, so that a store copied there gives the same rows).
@@ -76,66 +104,111 @@ def list_store(store: Place, selection: Selection, *, avoid: Place | None = None
     Raises:
         StoreError: the store does not exist, may not be read, or holds no image.
     """
-    require_folder(store)
     passed: Counter[str] = Counter()
     try:
-        manifest = _to_manifest(_taken(_objects(store, avoid), selection, passed))
+        require_folder(store)
+        single = store.info()
+        objects = _walked(store, avoid) if single is None else _named(store, single)
+        taken = _taken(objects, selection, passed, progress, named=single is not None)
+        manifest = pa.Table.from_batches(list(taken), MANIFEST_SCHEMA)
     except PermissionError as error:
-        raise StoreError(f"The store {store.url} may not be listed: {error}.") from None
+        raise StoreError(f"The store {store.url} may not be read: {error}.") from None
     if not manifest.num_rows:
         raise StoreError(f"The store {store.url} holds no image to classify{_what_else(passed)}.")
-    manifest = manifest.sort_by("key")
-    if max_images is not None:
-        manifest = manifest.slice(0, max_images)
+    order = pc.sort_indices(manifest["key"])
+    manifest = manifest.take(order if max_images is None else order[:max_images])
     return Listing(manifest.combine_chunks(), passed.total())
 
 
-def _objects(store: Place, avoid: Place | None) -> Iterator[ObjectInfo]:
-    single = store.info()
-    if single is not None:
-        yield single
-        return
-    inside = f"{avoid.url}/" if avoid is not None else None
-    for found in store.walk():
-        if inside is None or not found.uri.startswith(inside):
-            yield found
+#: uri, key, size, etag.
+_Objects = Iterator[pa.RecordBatch]
 
 
-def _taken(objects: Iterable[ObjectInfo], selection: Selection, passed: Counter[str]) -> Iterator[ObjectInfo]:
-    for found in objects:
-        if not _is_text(found.key):
-            passed["name that is not UTF-8"] += 1
-        elif selection.takes(found.key):
-            yield found
-        else:
-            passed[suffix(found.key) or "no suffix"] += 1
+def _walked(store: Place, avoid: Place | None) -> _Objects:
+    for batch in store.walk():
+        uris = pc.binary_join_element_wise(store.url, batch["key"], "/")
+        found = pa.RecordBatch.from_arrays([uris, *batch.columns], names=_LIST_COLUMNS)
+        yield found if avoid is None else found.filter(pc.invert(pc.fill_null(pc.starts_with(uris, f"{avoid.url}/"), False)))
 
 
-def _is_text(key: str) -> bool:
-    """Whether a name can stand in a table: a local disk may hold names that are no text at all."""
+def _named(place: Place, info: ObjectInfo) -> _Objects:
+    """One object, or those that it lists."""
+    listed = _addresses(place, info) if suffix(info.key) in _LIST_SUFFIXES else None
+    if listed is None:
+        listed = pa.table({name: [getattr(info, name)] for name in _LIST_COLUMNS})
+    yield from listed.to_batches()
+
+
+def _addresses(place: Place, info: ObjectInfo) -> pa.Table | None:
+    """The objects a list of addresses names; None for a Parquet file that holds images itself.
+
+    An address without a protocol is a path beside the list. `key`, `size` and `etag` may stand in columns of their own;
+    without a key the address as it is written is the key.
+
+    Raises:
+        StoreError: it cannot be understood.
+    """
     try:
-        key.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        return _understood(place, info)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise StoreError(f"The list {place.url} cannot be understood: {str(error).splitlines()[0]}.") from None
 
 
-def _to_manifest(objects: Iterator[ObjectInfo]) -> pa.Table:
-    batches: list[pa.RecordBatch] = []
-    rows: list[tuple[str, str, int, str]] = []
-    for found in objects:
-        rows.append((found.uri, found.key, found.size, found.etag))
-        if len(rows) == _ROWS_PER_BATCH:
-            batches.append(_to_batch(rows))
-            rows = []
-    batches.append(_to_batch(rows))
-    return pa.Table.from_batches(batches)
+def _understood(place: Place, info: ObjectInfo) -> pa.Table | None:
+    if suffix(info.key) == ".parquet":
+        file = RangeFile(lambda start, end: patiently(lambda: place.fetch(start, end)), info.size)
+        if "uri" not in pq.read_schema(file).names:
+            return None
+        file.seek(0)
+        table = pq.read_table(file, columns=[name for name in _LIST_COLUMNS if name in pq.read_schema(file).names])
+    elif suffix(info.key) == ".csv":
+        table = _read_csv(place)
+    else:
+        lines = place.read().decode().splitlines()
+        table = pa.table({"uri": pa.array([line.strip() for line in lines if line.strip()], pa.string())})
+    written = table["uri"].cast(pa.string())
+    if written.null_count:
+        raise StoreError(f"The list {place.url} has {written.null_count} rows without a uri.")
+    folder = place.url.rsplit("/", 1)[0]
+    whole = pc.or_(pc.match_substring(written, "://"), pc.starts_with(written, "/"))
+    columns = {
+        "uri": pc.if_else(whole, written, pc.binary_join_element_wise(folder, written, "/")),
+        "key": pc.coalesce(table["key"].cast(pa.string()), written) if "key" in table.column_names else written,
+        "size": table["size"].cast(pa.int64()) if "size" in table.column_names else pa.nulls(len(written), pa.int64()),
+        "etag": table["etag"].cast(pa.string()) if "etag" in table.column_names else pa.nulls(len(written), pa.string()),
+    }
+    return pa.table(columns).combine_chunks()
 
 
-def _to_batch(rows: list[tuple[str, str, int, str]]) -> pa.RecordBatch:
-    columns = zip(*rows, strict=True) if rows else ([] for _ in MANIFEST_SCHEMA)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, MANIFEST_SCHEMA, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=MANIFEST_SCHEMA)
+def _read_csv(place: Place) -> pa.Table:
+    types = {**dict.fromkeys(("uri", "key", "etag"), pa.string()), "size": pa.int64()}
+    text = pacsv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
+    try:
+        table = pacsv.read_csv(pa.BufferReader(place.read()), convert_options=text)
+    except pa.ArrowInvalid as error:
+        raise StoreError(f"The list {place.url} is no CSV: {str(error).splitlines()[0]}.") from None
+    if "uri" not in table.column_names:
+        raise StoreError(f"The list {place.url} has no column uri; it has {', '.join(table.column_names)}.")
+    return table
+
+
+def _taken(
+    objects: _Objects, selection: Selection, passed: Counter[str], progress: Progress | None, *, named: bool
+) -> Iterator[pa.RecordBatch]:
+    seen = 0
+    for batch in objects:
+        seen += batch.num_rows
+        if progress is not None:
+            progress(seen)
+        found = batch
+        if found["key"].null_count:
+            passed["name that is not UTF-8"] += found["key"].null_count
+            found = found.filter(pc.is_valid(found["key"]))
+        formats = selection.formats(found["key"], named=named)
+        left = found.filter(pc.is_null(formats))
+        passed.update(suffix(key) or "no suffix" for key in left["key"].to_pylist())
+        kept = [*found.columns, formats]
+        yield pa.RecordBatch.from_arrays(kept, schema=MANIFEST_SCHEMA).filter(pc.is_valid(formats))
 
 
 def _what_else(passed: Counter[str]) -> str:

@@ -6,6 +6,7 @@ listing -> manifest -> worker (reader -> decode -> model) -> writer -> ledger ->
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -13,6 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -22,13 +24,21 @@ import pyarrow as pa
 
 from tlbatch import errors, ledger, publish, schema
 from tlbatch.config import RunConfig, TrainConfig
-from tlbatch.errors import BundleError, ConfigError, InterruptedRunError, StoreUnavailableError, TlbatchError
+from tlbatch.errors import (
+    BundleError,
+    ConfigError,
+    InterruptedRunError,
+    StoreUnavailableError,
+    TlbatchError,
+    trouble_is_the_stores,
+)
 from tlbatch.ledger import Lease, Run
 from tlbatch.listing import Listing, Selection, list_store
 from tlbatch.model.bundle import Bundle, load_bundle
 from tlbatch.model.engines import choose
 from tlbatch.session import ray_session
-from tlbatch.storage import Place, resolve
+from tlbatch.shards import IMAGE
+from tlbatch.storage import Place, hurrying, require_folder, resolve
 from tlbatch.worker import Classifier, Job
 from tlbatch.writer import PartsSink
 
@@ -39,6 +49,9 @@ _CPUS_PER_ACTOR = 4
 #: A write task mostly waits for the store; it must find room beside actors that hold every CPU.
 _WRITE_CPUS = 0.01
 _HEARTBEAT_SECONDS = 2.0
+_LISTING_SECONDS = 10.0
+#: Bytes of shards that one task reads; a shard is not cut.
+_SHARD_BYTES_PER_TASK = 64 * 1024 * 1024
 
 #: Called every few seconds with the numbers of `progress.json`.
 Watcher = Callable[[Mapping[str, Any]], None]
@@ -53,6 +66,7 @@ class _Context:
     output: Place
     listing: Listing | None
     began: float = field(default_factory=time.monotonic)
+    stop: threading.Event = field(default_factory=threading.Event)
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -68,14 +82,36 @@ class _Context:
     def list(self) -> Listing:
         """What the store holds, listed once a command."""
         if self.listing is None:
-            self.listing = list_images(self.config, self.output)
+            self.listing = list_images(self.config, self.output, self.stop)
         return self.listing
 
 
-def list_images(config: RunConfig | TrainConfig, avoid: Place) -> Listing:
-    """What the store of a configuration holds, without what lies in `avoid`, the folder that is written to."""
+def list_images(config: RunConfig | TrainConfig, avoid: Place, stop: threading.Event | None = None) -> Listing:
+    """What the store of a configuration holds, without what lies in `avoid`, the folder that is written to.
+
+    A listing in another thread ends when `stop` is set.
+    """
     store = resolve(config.images, config.storage_options)
-    return list_store(store, Selection(config.include, config.exclude), avoid=avoid, max_images=config.max_images)
+    selection = Selection(config.include, config.exclude, config.format)
+    watch = _ListingWatch(store.url, stop or threading.Event())
+    return list_store(store, selection, avoid=avoid, max_images=config.max_images, progress=watch)
+
+
+class _ListingWatch:
+    """Says every few seconds how far a long listing is, and ends it when it is to stop."""
+
+    def __init__(self, url: str, stop: threading.Event) -> None:
+        self._url = url
+        self._stop = stop
+        self._began = self._said = time.monotonic()
+
+    def __call__(self, objects: int) -> None:
+        if self._stop.is_set():
+            raise InterruptedRunError("The listing was stopped.")
+        now = time.monotonic()
+        if now - self._said >= _LISTING_SECONDS:
+            self._said = now
+            log.warning("listing %s: %s objects, %.0f a second", self._url, f"{objects:,}", objects / (now - self._began))
 
 
 def run(config: RunConfig, watch: Watcher | None = None, listing: Listing | None = None) -> dict[str, Any]:
@@ -106,16 +142,44 @@ def run(config: RunConfig, watch: Watcher | None = None, listing: Listing | None
     current = _unfinished(context)
     run_id = current.run_id if current else (config.run_id or ledger.new_run_id())
     try:
-        if current is None:
-            context.list()  # before the lease: a store that cannot be listed leaves nothing behind
-        with Lease(context.output, run_id) as lease:
+        listed = _listed_while_ray_starts(context) if current is None else contextlib.nullcontext()
+        with listed, Lease(context.output, run_id) as lease:
             return _run_with_lease(context, run_id, lease, watch)
     except KeyboardInterrupt:
         raise InterruptedRunError(f"Run {run_id} was interrupted; run the same command again to continue it.") from None
     except OSError as error:
-        raise StoreUnavailableError(
-            f"Run {run_id} stopped: {error}. The table is as it was; once this is mended, run the same command again."
-        ) from error
+        raise _stopped(run_id, str(error)) from error
+
+
+@contextlib.contextmanager
+def _listed_while_ray_starts(context: _Context) -> Iterator[None]:
+    """List the store before anything is written: one that cannot be listed leaves nothing behind.
+
+    Ray starts meanwhile, in this thread, which it needs; but not where a table is published and there may be nothing to do.
+    """
+    if ledger.read_latest(context.output):
+        context.list()
+        yield
+        return
+    require_folder(resolve(context.config.images, context.config.storage_options))
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="tlbatch-listing") as beside,
+        ray_session(context.config.address) as start_ray,
+    ):
+        listing = beside.submit(context.list)
+        try:
+            start_ray()
+            listing.result()
+        except BaseException:
+            context.stop.set()  # Ctrl-C does not wait for a long listing
+            raise
+        yield
+
+
+def _stopped(run_id: str, why: str) -> StoreUnavailableError:
+    return StoreUnavailableError(
+        f"Run {run_id} stopped: {why}. The table is as it was; once this is mended, run the same command again."
+    )
 
 
 def _unfinished(context: _Context, *, tidy: bool = False) -> Run | None:
@@ -141,10 +205,10 @@ def _run_with_lease(context: _Context, run_id: str, lease: Lease, watch: Watcher
         if done is not None:
             return done
         current = _begin(context, run_id)
-    left = _left(current)
+    left, images_before = _left(current)
     if left.num_rows:
         _execute(context, current, left, watch)
-    return _publish(context, current, lease, left.num_rows)
+    return _publish(context, current, lease, images_before)
 
 
 def _already_done(context: _Context) -> dict[str, Any] | None:
@@ -177,11 +241,11 @@ def _begin(context: _Context, run_id: str) -> Run:
     return ledger.begin(context.output, run_id, listing.manifest, facts)
 
 
-def _left(run: Run) -> pa.Table:
-    """The rows of the manifest that no receipt holds yet, each with its number."""
+def _left(run: Run) -> tuple[pa.Table, int]:
+    """The rows of the manifest that no receipt holds yet, each with its number; and how many images the receipts hold."""
     numbered = run.manifest.append_column("row", pa.array(np.arange(run.manifest.num_rows), pa.int64()))
-    done = ledger.read_receipts(run).done(numbered.num_rows)
-    return numbered.filter(pa.array(~done)) if done.any() else numbered
+    images = ledger.read_receipts(run).images(numbered.num_rows)
+    return numbered.filter(pa.array(images == 0)) if images.any() else numbered, int(images.sum())
 
 
 def _execute(context: _Context, run: Run, left: pa.Table, watch: Watcher | None) -> None:
@@ -189,20 +253,22 @@ def _execute(context: _Context, run: Run, left: pa.Table, watch: Watcher | None)
     import ray.data
 
     config = context.config
-    with ray_session(config.address) as start_ray, _heartbeat(run, left.num_rows, watch):
+    with ray_session(config.address) as start_ray, _heartbeat(run, watch):
         start_ray()
-        plan = _plan(config, left.num_rows)
-        job = _job(context, run, plan)
+        weights = _weights(left, config.rows_per_task)
+        plan = _plan(config, int(weights.sum()))
+        job = _job(context, run, plan, left["uri"][0].as_py())
         _suspects(run).delete()  # those of an earlier command died with it, whatever they were alone with
-        size = plan.rows_per_task
-        blocks = [left.slice(start, size) for start in range(0, left.num_rows, size)]
-        dataset = ray.data.from_arrow(blocks).map_batches(
+        dataset = ray.data.from_arrow(_blocks(left, weights, plan.rows_per_task)).map_batches(
             _Actor,
             fn_constructor_args=(job,),
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            compute=ray.data.ActorPoolStrategy(size=plan.actors),
+            # Two blocks at a time: while the last images of one are predicted, the first of the next are on their way.
+            compute=ray.data.ActorPoolStrategy(
+                size=plan.actors, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+            ),
             num_cpus=plan.cpus,
             num_gpus=config.num_gpus,
         )
@@ -217,6 +283,8 @@ def _in_one_sentence(error: Exception, run_id: str) -> TlbatchError:
     said = re.findall(r"tlbatch\.errors\.(\w+): (.+)", str(error))
     if said:
         kind, sentence = said[-1]
+        if kind == StoreUnavailableError.__name__:
+            return _stopped(run_id, sentence)
         found: TlbatchError = getattr(errors, kind)(sentence)
         return found
     last = str(error).strip().splitlines()[-1].strip()
@@ -226,7 +294,7 @@ def _in_one_sentence(error: Exception, run_id: str) -> TlbatchError:
     )
 
 
-def _job(context: _Context, run: Run, plan: Plan) -> Job:
+def _job(context: _Context, run: Run, plan: Plan, left_uri: str) -> Job:
     config = context.config
     return Job(
         bundle_url=context.bundle.place.url,
@@ -235,7 +303,9 @@ def _job(context: _Context, run: Run, plan: Plan) -> Job:
         threads=plan.threads,
         gpu=bool(config.num_gpus),
         batch_size=config.batch_size,
-        remote="://" in config.images,
+        remote="://" in left_uri,
+        image_field=config.image_field,
+        max_bytes=config.max_bytes,
         max_pixels=config.max_pixels,
         top_k=config.top_k,
         predictions=config.predictions,
@@ -254,7 +324,12 @@ class _Actor(Classifier):
     def __init__(self, job: Job) -> None:
         import ray
 
-        super().__init__(job, after_a_death=bool(ray.get_runtime_context().was_current_actor_reconstructed))
+        with trouble_is_the_stores():
+            super().__init__(job, after_a_death=bool(ray.get_runtime_context().was_current_actor_reconstructed))
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        with trouble_is_the_stores():
+            return super().__call__(rows)
 
 
 class Plan(NamedTuple):
@@ -272,7 +347,22 @@ def _fit(node: Mapping[str, float], cpus: int, gpus: float) -> int:
     return min(by_cpu, int(node.get("GPU", 0) / gpus)) if gpus else by_cpu
 
 
-def _plan(config: RunConfig, rows: int) -> Plan:
+def _weights(rows: pa.Table, per_task: int) -> np.ndarray:
+    """(n,) int: how many images' worth of work each object is. A shard counts by its bytes, as a whole task if nobody knows."""
+    bytes_an_image = max(1, _SHARD_BYTES_PER_TASK // per_task)
+    sizes = pa.compute.fill_null(rows["size"], 0).to_numpy()
+    is_image = pa.compute.equal(rows["format"], IMAGE).to_numpy()
+    return np.where(is_image, 1, np.where(sizes > 0, np.maximum(1, sizes // bytes_an_image), per_task))
+
+
+def _blocks(rows: pa.Table, weights: np.ndarray, per_task: int) -> list[pa.Table]:
+    """Consecutive rows of about `per_task` images' worth of work; an object is in one block."""
+    task = (np.cumsum(weights) - weights) // per_task
+    starts = [0, *(np.flatnonzero(np.diff(task)) + 1).tolist(), rows.num_rows]
+    return [rows.slice(start, end - start) for start, end in itertools.pairwise(starts)]
+
+
+def _plan(config: RunConfig, images: int) -> Plan:
     """Sizes that follow from the cluster and from how much there is to do; what the configuration says goes first."""
     import ray
 
@@ -284,29 +374,28 @@ def _plan(config: RunConfig, rows: int) -> Plan:
         asked = f"{threads} CPUs and {config.num_gpus or 0:g} GPUs"
         raise ConfigError(f"num_cpus, num_gpus: one actor asks for {asked}, and no machine has them ({largest}).")
     actors = min(fit, config.concurrency or fit)
-    per_task = max(1, min(config.rows_per_task, math.ceil(rows / (2 * actors))))
+    per_task = max(1, min(config.rows_per_task, math.ceil(images / (2 * actors))))
     # The last hundredth stays free for a write task, or none could run beside actors that fill the machine.
-    return Plan(threads - _WRITE_CPUS, threads, min(actors, math.ceil(rows / per_task)), per_task)
+    return Plan(threads - _WRITE_CPUS, threads, min(actors, math.ceil(images / per_task)), per_task)
 
 
 @contextlib.contextmanager
-def _heartbeat(run: Run, fresh: int, watch: Watcher | None) -> Iterator[None]:
+def _heartbeat(run: Run, watch: Watcher | None) -> Iterator[None]:
     """Rewrite `progress.json` every few seconds while the block runs, and once after it."""
     stop = threading.Event()
     began = time.monotonic()
-    listed = int(run.facts["listed"])
+    objects = int(run.facts["objects"])
+    before = ledger.count_staged(run.staged.names())
 
     def beat() -> None:
-        predicted, failed = ledger.count_staged(run.staged.names())
+        now = ledger.count_staged(run.staged.names())
         seconds = time.monotonic() - began
-        rate = max(0, predicted + failed - (listed - fresh)) / seconds if seconds else 0.0
-        left = max(0, listed - predicted - failed)
+        rate = (now.predicted + now.failed - before.predicted - before.failed) / seconds if seconds else 0.0
+        books = now.books(objects)
+        left = books["left"] * (now.predicted + now.failed) / now.objects if now.objects else 0
         numbers = {
             "run_id": run.run_id,
-            "listed": listed,
-            "predicted": predicted,
-            "failed": failed,
-            "left": left,
+            **books,
             "images_per_second": round(rate, 1),
             "seconds_left": round(left / rate) if rate else None,
             "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -327,28 +416,34 @@ def _heartbeat(run: Run, fresh: int, watch: Watcher | None) -> Iterator[None]:
     try:
         yield
         beat()
+    except BaseException:
+        with hurrying():
+            stop.set()
+            thread.join()
+        raise
     finally:
         stop.set()
         thread.join()
 
 
-def _publish(context: _Context, run: Run, lease: Lease, fresh: int) -> dict[str, Any]:
+def _publish(context: _Context, run: Run, lease: Lease, images_before: int) -> dict[str, Any]:
     config, bundle = context.config, context.bundle
     receipts = ledger.read_receipts(run)
     features = schema.features_schema(bundle.features_length, config.features_dtype) if config.features else None
     tables = publish.Tables(run.run_id, bundle.digest, bundle.base_digest, config.predictions, features)
     lease.require_held()
-    books = publish.write_tables(run.place, run.manifest, receipts.bodies, tables)
+    books = publish.write_tables(run.place, run.manifest, receipts, tables)
     seconds = time.monotonic() - context.began
     report = {
         "run_id": run.run_id,
         "output": context.output.url,
-        "listed": run.facts["listed"],
+        "objects": run.facts["objects"],
+        "listed": books.listed,
         "predicted": books.predicted,
         "failed": books.failed,
         "skipped": run.facts["skipped"],
         "seconds": round(seconds, 3),
-        "images_per_second": round(fresh / seconds, 2),
+        "images_per_second": round((books.listed - images_before) / seconds, 2),
         "bundle": bundle.digest,
         "engine": context.engine,
         "failed_by_kind": dict(books.failed_by_kind),

@@ -7,10 +7,11 @@ bytes; a crash after it, one that only wants tidying.
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 
 from tlbatch import schema
 from tlbatch.errors import BooksError
+from tlbatch.ledger import Receipts
 from tlbatch.schema import from_parquet, part_name, sha256, to_parquet
 from tlbatch.storage import Place
 
@@ -52,6 +54,7 @@ class Tables:
 class Books:
     """What publishing found and wrote: `files` is relative path -> {"sha256", "rows"}."""
 
+    listed: int
     predicted: int
     failed: int
     failed_by_kind: Mapping[str, int]
@@ -60,13 +63,13 @@ class Books:
     files: Mapping[str, Mapping[str, Any]]
 
 
-def write_tables(run: Place, manifest: pa.Table, receipts: Sequence[Mapping[str, Any]], tables: Tables) -> Books:
+def write_tables(run: Place, manifest: pa.Table, receipts: Receipts, tables: Tables) -> Books:
     """Write the published files of a run from its parts.
 
     Args:
         run: the run's folder.
         manifest: what was promised.
-        receipts: their bodies; a row that stands in two parts is taken once.
+        receipts: of its parts; an object that stands in two of them is taken from one.
         tables: which tables, and their constant columns.
 
     Raises:
@@ -89,11 +92,12 @@ def write_tables(run: Place, manifest: pa.Table, receipts: Sequence[Mapping[str,
             name = f"{folder}/{part_name(number)}"
             run.join(folder, part_name(number)).write(data)
             files[name] = {"sha256": sha256(data), "rows": table.num_rows}
-    if predicted + kinds.total() != manifest.num_rows:
+    listed = int(receipts.images(manifest.num_rows).sum())
+    if predicted + kinds.total() != listed:
         raise BooksError(
-            f"{manifest.num_rows} images were listed, {predicted} predicted and {kinds.total()} failed; nothing is published."
+            f"{listed} images were listed, {predicted} predicted and {kinds.total()} failed; nothing is published."
         )
-    return Books(predicted, kinds.total(), dict(sorted(kinds.items())), transient, dict(sorted(labels.items())), files)
+    return Books(listed, predicted, kinds.total(), dict(sorted(kinds.items())), transient, dict(sorted(labels.items())), files)
 
 
 def _count(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:
@@ -101,32 +105,46 @@ def _count(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:
     return counted.field("values").to_pylist(), counted.field("counts").to_pylist()
 
 
-def _windows(run: Place, manifest: pa.Table, receipts: Sequence[Mapping[str, Any]], size: int) -> Iterator[pa.Table]:
-    """For each `size` rows of the manifest their outcomes, sorted, each row once, none missing."""
-    for start in range(0, manifest.num_rows, size):
-        end = min(start + size, manifest.num_rows)
-        parts = [_read_part(run, body) for body in receipts if any(a < end and b > start for a, b in body["rows"])]
-        if not parts:
-            raise BooksError(f"{manifest['key'][start]} was listed and is in no part; nothing is published.")
+def _windows(run: Place, manifest: pa.Table, receipts: Receipts, size: int) -> Iterator[pa.Table]:
+    """For each `size` images of the manifest their outcomes, sorted, each once, none missing; no object is cut in two."""
+    owner, images = receipts.owners(manifest.num_rows), receipts.images(manifest.num_rows)
+    if (owner < 0).any():
+        raise BooksError(f"{manifest['key'][int(np.argmin(owner))]} was listed and is in no part; nothing is published.")
+    window = (np.cumsum(images) - images) // size
+    starts = [0, *(np.flatnonzero(np.diff(window)) + 1).tolist(), manifest.num_rows]
+    for start, end in itertools.pairwise(starts):
+        parts = [_read_part(run, receipts.bodies[number], number) for number in np.unique(owner[start:end])]
         outcome = pa.concat_tables(parts).sort_by([("row", "ascending"), ("index", "ascending")])
         rows = outcome["row"].to_numpy()
-        repeated = np.zeros(len(rows), bool)
-        repeated[1:] = (rows[1:] == rows[:-1]) & (np.diff(outcome["index"].to_numpy()) == 0)
-        outcome = outcome.filter(pa.array(~repeated & (rows >= start) & (rows < end)))
-        missing = np.setdiff1d(np.arange(start, end), outcome["row"].to_numpy())
-        if len(missing):
-            raise BooksError(f"{manifest['key'][int(missing[0])]} was listed and is in no part; nothing is published.")
+        mine = (rows >= start) & (rows < end)
+        mine[mine] = owner[rows[mine]] == outcome["part"].to_numpy()[mine]
+        outcome = outcome.filter(pa.array(mine)).drop_columns(["part"])
+        _require_whole(outcome, manifest, images, start, end)
         yield outcome
 
 
-def _read_part(run: Place, receipt: Mapping[str, Any]) -> pa.Table:
+def _require_whole(outcome: pa.Table, manifest: pa.Table, images: np.ndarray, start: int, end: int) -> None:
+    """Every object from `start` to `end` is there with all its images, each once."""
+    rows = outcome["row"].to_numpy()
+    found = np.bincount(rows - start, minlength=end - start)
+    wrong = np.flatnonzero(found != images[start:end])
+    if len(wrong):
+        key = manifest["key"][start + int(wrong[0])]
+        raise BooksError(f"{key} was listed and is not whole in its part; nothing is published.")
+    firsts = np.cumsum(found) - found
+    if (outcome["index"].to_numpy() != np.arange(len(rows)) - firsts[rows - start]).any():
+        raise BooksError("An image stands twice in a part, and another not at all; nothing is published.")
+
+
+def _read_part(run: Place, receipt: Mapping[str, Any], number: int) -> pa.Table:
     data = run.join(schema.STAGED, receipt["part"]).read()
     if sha256(data) != receipt["part_sha256"]:
         raise BooksError(
             f"The staged part {receipt['part']} differs from its receipt; nothing is published. "
             f"Delete its receipt in {run.url}/{schema.STAGED} and run the same command again to redo its images."
         )
-    return from_parquet(data)
+    table = from_parquet(data)
+    return table.append_column("part", pa.array(np.full(table.num_rows, number)))
 
 
 def _shaped(good: pa.Table, bad: pa.Table, tables: Tables, *, first: bool) -> Iterator[tuple[str, pa.Table]]:

@@ -50,13 +50,16 @@ def _list_of(value: pa.DataType) -> pa.DataType:
     return pa.list_(pa.field("element", value))  # the name Parquet gives it, so that a table read back has this schema
 
 
-#: What a run promises to classify, in the order of its keys; a row's place is the image's identity within the run.
+#: What a run promises to classify, one row an object, in the order of their keys. A row's place with an image's place in its
+#: shard is the image's identity within the run. `format` is image, tar, parquet or tfrecord; a list of addresses may tell
+#: neither size nor etag.
 MANIFEST_SCHEMA = _versioned(
     [
         ("uri", pa.string()),
         ("key", pa.string()),
         ("size", pa.int64()),
         ("etag", pa.string()),
+        ("format", pa.string()),
     ]
 )
 
@@ -133,6 +136,9 @@ _CLASSIFIED: list[tuple[str, pa.DataType]] = [
     ("abstained", pa.bool_()),
 ]
 
+#: How many images this one's object holds: by it the writer knows that it has all of them. Never published.
+IMAGES = "images"
+
 #: Seconds this image cost in each stage; predict is its share of a batch. Summed into the receipt, never published.
 TIMINGS = ("fetch", "decode", "predict")
 
@@ -144,6 +150,7 @@ def outcome_schema(*, classified: bool, features_length: int | None, features_dt
         fields += _CLASSIFIED
     if features_length is not None:
         fields.append(("features", features_schema(features_length, features_dtype).field("features").type))
+    fields.append((IMAGES, pa.int32()))
     fields += [(f"{stage}_seconds", pa.float32()) for stage in TIMINGS]
     return pa.schema(fields)
 

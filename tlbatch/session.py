@@ -92,5 +92,7 @@ def _quiet_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # An object's images stay in one block, however many: Ray would cut it at 192 MiB.
+    context.target_max_block_size = None
     # What ends a run is raised as well, and said in one sentence.
     logging.getLogger("ray.data").setLevel(logging.INFO if log.isEnabledFor(logging.INFO) else logging.CRITICAL)

@@ -12,7 +12,7 @@ import io
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from tlbatch.report.card import make_card
 from tlbatch.report.evaluate import measure
 from tlbatch.report.table import read_errors, read_run_table
 from tlbatch.session import ray_session
+from tlbatch.shards import IMAGE
 from tlbatch.storage import Place, resolve
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _read_weights(config: TrainConfig | ExtractConfig) -> str | bytes:
 
 @dataclass(frozen=True)
 class _Labelled:
-    """The labelled images of a store, in manifest order, with one label each."""
+    """What is read of a store, and the labels of its images by key."""
 
     listing: Listing
     label_of: Mapping[str, str]
@@ -188,11 +189,19 @@ def _find_labelled(config: TrainConfig) -> _Labelled:
     """
     store = resolve(config.images, config.storage_options)
     listing = pipeline.list_images(config, resolve(config.bundle, config.storage_options))
+    if config.labels is None and IMAGE not in listing.manifest["format"].to_pylist():
+        raise LabelsError(f"labels: {store.url} holds its images in shards, which have no class folders; give --labels.")
     if config.labels is None:
         labels = labels_from_folders(listing.manifest["key"].to_pylist(), store.url)
     else:
         labels = read_labels(resolve(config.labels, config.storage_options))
     label_of = dict(labels.pairs)
+    is_shard = pa.compute.not_equal(listing.manifest["format"], IMAGE)
+    if pa.compute.any(is_shard).as_py():
+        # Whose images a shard holds is known once it is read, so all of it is read.
+        if labels.column != "key":
+            raise LabelsError(f"The labels file {labels.source} names uris; images in shards are told apart by their key.")
+        return _Labelled(listing, label_of, _parts_of(labels, label_of))
     chosen = listing.manifest.filter(pa.compute.is_in(listing.manifest[labels.column], pa.array(label_of, pa.string())))
     if not chosen.num_rows:
         raise LabelsError(
@@ -204,22 +213,28 @@ def _find_labelled(config: TrainConfig) -> _Labelled:
     names = chosen[labels.column].to_pylist()
     by_key = {key: label_of[name] for key, name in zip(chosen["key"].to_pylist(), names, strict=True)}
     _require_enough(Counter(by_key.values()), labels)
-    return _Labelled(Listing(chosen, listing.skipped), by_key, _own_splits(chosen, labels))
+    parts = _parts_of(labels, set(names))
+    split_of = parts and {key: parts[name] for key, name in zip(by_key, names, strict=True)}
+    return _Labelled(Listing(chosen, listing.skipped), by_key, split_of)
 
 
-def _own_splits(chosen: pa.Table, labels: Labels) -> dict[str, str] | None:
-    """Key -> part, where the labels file has a column split: its author knows what must not be trained on."""
+def _parts_of(labels: Labels, there: Collection[str]) -> dict[str, str] | None:
+    """Name -> part, where the labels file has a column split: its author knows what must not be trained on.
+
+    Args:
+        labels: of the file.
+        there: the names that the store has, as far as that is known.
+    """
     if labels.splits is None:
         return None
     by_name = {name: part or "train" for (name, _), part in zip(labels.pairs, labels.splits, strict=True)}
     strange = sorted(set(by_name.values()) - set(SPLITS))
     if strange:
         raise LabelsError(f"The labels file {labels.source} has the split {strange[0]!r}; write train, validation or test.")
-    found = {key: by_name[name] for key, name in zip(chosen["key"].to_pylist(), chosen[labels.column].to_pylist(), strict=True)}
-    missing = sorted(set(SPLITS) - set(found.values()))
+    missing = sorted(set(SPLITS) - {by_name[name] for name in there})
     if missing:
         raise LabelsError(f"The labels file {labels.source} has a column split and no image of {missing[0]!r} in the store.")
-    return found
+    return by_name
 
 
 def _require_enough(images: Counter[str], labels: Labels) -> None:
@@ -263,6 +278,8 @@ def _extract(
             bundle=work.join("base").url,
             output=output.url,
             engine=config.engine,
+            image_field=config.image_field,
+            max_bytes=config.max_bytes,
             max_pixels=config.max_pixels,
             predictions=False,
             features=True,
@@ -271,6 +288,9 @@ def _extract(
         report = pipeline.run(run, watch, labelled.listing)
         table = read_run_table(output.join(schema.RUNS, report["run_id"]), "features", ["key", "features"])
         _report_failed(output, labelled, config)
+    table = table.filter(pa.compute.is_in(table["key"], pa.array(labelled.label_of, pa.string())))
+    if not table.num_rows:
+        raise LabelsError(f"No label belongs to an image of {config.images} that can be read.")
     keys = table["key"].to_pylist()
     names = [labelled.label_of[key] for key in keys]
     images = Counter(names)
@@ -310,7 +330,9 @@ def _report_failed(output: Place, labelled: _Labelled, config: TrainConfig) -> N
 def _probe_pixels(config: TrainConfig | ExtractConfig, size: int, manifest: pa.Table) -> np.ndarray:
     """A few labelled images as pixels, for the bundle's self-test; noise stands in where none of them can be read."""
     chosen: list[np.ndarray] = []
-    for row in manifest.take(np.unique(np.linspace(0, manifest.num_rows - 1, 16).astype(int))).to_pylist():
+    manifest = manifest.filter(pa.compute.equal(manifest["format"], IMAGE))
+    places = np.unique(np.linspace(0, manifest.num_rows - 1, min(16, manifest.num_rows)).astype(int))
+    for row in manifest.take(places).to_pylist():
         with contextlib.suppress(OSError):
             data = resolve(row["uri"], config.storage_options).read()
             pixels = decode.decode(data, (size, size), max_pixels=config.max_pixels)

@@ -6,11 +6,14 @@ crosses Ray's object store. Rows in = rows out: an image that fails passes throu
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,11 +25,14 @@ from tlbatch.errors import ErrorKind, Failure
 from tlbatch.guard import DeadMansSwitch, Suspects
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import Engine, Outputs, load_engine
-from tlbatch.reader import read_image
+from tlbatch.reader import Reader
+from tlbatch.shards import IMAGE, Member
 from tlbatch.storage import resolve
 
-#: Read threads an actor keeps on a remote store, which is waited for, and on a local disk, where decoding is the work.
-_REMOTE_READERS, _LOCAL_READERS_PER_CPU = 32, 1
+#: Requests an actor keeps in flight to a remote store for each of its CPUs: at 100 ms each they give 320 images a second.
+_REQUESTS_PER_CPU = 32
+#: Bytes an actor holds of images that wait to be decoded.
+_MOST_BYTES_AHEAD = 256 * 1024 * 1024
 
 #: Work that takes longer than this many seconds, and than so many batches of this model here, hangs.
 _LEAST_PATIENCE, _PATIENCE_IN_BATCHES = 40.0, 20
@@ -46,6 +52,8 @@ class Job:
     gpu: bool
     batch_size: int | None
     remote: bool
+    image_field: str | None
+    max_bytes: int
     max_pixels: int
     top_k: int
     predictions: bool
@@ -53,9 +61,18 @@ class Job:
     suspects_url: str
 
 
-class Attempt(NamedTuple):
-    """One image on its way: pixels or a failure, and the seconds spent on it."""
+class Fetched(NamedTuple):
+    """One image that was read, and the seconds it took."""
 
+    member: Member
+    seconds: float
+
+
+class Attempt(NamedTuple):
+    """One image on its way: whose it is, its pixels or a failure, and the seconds spent on it."""
+
+    row: Mapping[str, Any]
+    member: Member
     outcome: Pixels | Failure
     fetch_seconds: float
     decode_seconds: float
@@ -72,7 +89,7 @@ class Classified(NamedTuple):
 
 
 class Classifier:
-    """The actor: manifest rows -> outcome rows. Rows in = rows out, whatever the images are."""
+    """The actor: manifest rows -> outcome rows, none lost whatever the images are. Several threads may call it at once."""
 
     def __init__(self, job: Job, *, after_a_death: bool = False) -> None:
         decode.prepare_process()
@@ -83,9 +100,20 @@ class Classifier:
         self._engine = load_engine(self._bundle, job.engine, threads=job.threads, gpu=job.gpu, batch_size=job.batch_size)
         self._labels = np.array(self._bundle.labels)
         self._batch = self._engine.batch_size * 2
-        readers = _REMOTE_READERS if job.remote else _LOCAL_READERS_PER_CPU * job.threads
+        self._engine_lock = threading.Lock()
+        self._careful_lock = threading.Lock()
         self._switch = DeadMansSwitch(max(_LEAST_PATIENCE, _PATIENCE_IN_BATCHES * self._seconds_a_batch()))
-        self._pool = ThreadPoolExecutor(readers, thread_name_prefix="tlbatch-read")
+        requests = _REQUESTS_PER_CPU * job.threads if job.remote else job.threads
+        self._ahead = max(self._batch * 3, requests)
+        self._reader = Reader(
+            job.storage_options,
+            requests=requests,
+            image_field=job.image_field,
+            max_bytes=job.max_bytes,
+        )
+        # A remote store is waited for, by many threads; what a local disk holds is read where it is decoded.
+        self._fetchers = ThreadPoolExecutor(requests, thread_name_prefix="tlbatch-fetch") if job.remote else None
+        self._decoders = ThreadPoolExecutor(job.threads, thread_name_prefix="tlbatch-decode")
 
     def _seconds_a_batch(self) -> float:
         began = time.perf_counter()
@@ -94,43 +122,88 @@ class Classifier:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """One block: while the model works on one batch, the next ones are read and decoded."""
-        if self._careful_calls:
-            self._careful_calls -= 1
-            return self._to_table(rows, [self._alone(row) for row in rows.to_pylist()])
-        attempts = _ahead(self._pool, self._attempt, rows.to_pylist(), self._batch * 3)
+        with self._careful_lock:
+            if self._careful_calls:
+                self._careful_calls -= 1
+                return self._to_table([one for row in rows.to_pylist() for one in self._alone(row)])
+        attempts = _ahead(self._decoders, self._work(rows.to_pylist()), self._ahead)
         batches = [self._classify(batch) for batch in _batched(attempts, self._batch)]
-        return self._to_table(rows, [outcome for batch in batches for outcome in batch])
+        return self._to_table([outcome for batch in batches for outcome in batch])
+
+    def _work(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, Callable[[], Attempt]]]:
+        """What decoding threads do, with the bytes it holds: images, loose or out of shards that are read here."""
+        for row in rows:
+            if row["format"] == IMAGE:
+                fetch: Callable[[], Fetched] = partial(self._fetch, row)
+                if self._fetchers is not None:
+                    fetch = self._fetchers.submit(fetch).result
+                yield row["size"] or 0, partial(self._fetch_and_decode, row, fetch)
+                continue
+            began = time.perf_counter()
+            for member in self._reader.members(row):
+                read = Fetched(member, time.perf_counter() - began)
+                yield 0 if isinstance(member.data, Failure) else len(member.data), partial(self._decode, row, read)
+                began = time.perf_counter()
 
     def _classify(self, batch: list[Attempt]) -> list[Classified]:
-        with self._switch.watching():
+        with self._engine_lock, self._switch.watching():
             return _classify_batch(self._engine, batch)
 
-    def _alone(self, row: Mapping[str, Any]) -> Classified:
-        """One image by itself: a worker died, and nobody knows yet of which."""
-        condemned = self._suspects.condemn(row["row"])
+    def _alone(self, row: Mapping[str, Any]) -> Iterator[Classified]:
+        """An object's images, one by one: a worker died, and nobody knows yet of which."""
+        if row["format"] == IMAGE:
+            yield self._classified_alone(row, 0, row["key"], lambda: self._fetch_and_decode(row, partial(self._fetch, row)))
+            return
+        members = self._reader.members(row)
+        for index in itertools.count():
+            condemned = self._suspects.condemn(row["row"], index)
+            if condemned is not None and condemned.stage == "read":
+                yield _passed_over(row, index, row["key"], condemned)
+                return
+            with self._suspects.alone_with(row["row"], index, "read"):
+                member = next(members, None)
+            if member is None:
+                return
+            yield self._classified_alone(row, index, member.key, partial(self._decode, row, Fetched(member, 0.0)))
+
+    def _classified_alone(self, row: Mapping[str, Any], index: int, key: str, work: Callable[[], Attempt]) -> Classified:
+        condemned = self._suspects.condemn(row["row"], index)
         if condemned is not None:
-            return Classified(Attempt(condemned, 0.0, 0.0), condemned, None, None, 0.0)
-        with self._suspects.alone_with(row["row"], "decode"):
-            attempt = self._attempt(row)
-        with self._suspects.alone_with(row["row"], "predict"):
+            return _passed_over(row, index, key, condemned)
+        with self._suspects.alone_with(row["row"], index, "decode"):
+            attempt = work()
+        with self._suspects.alone_with(row["row"], index, "predict"):
             return self._classify([attempt])[0]
 
-    def _attempt(self, row: Mapping[str, Any]) -> Attempt:
+    def _fetch(self, row: Mapping[str, Any]) -> Fetched:
         began = time.perf_counter()
-        data = read_image(row["uri"], row["size"], row["etag"], self._job.storage_options)
-        fetched = time.perf_counter()
-        if isinstance(data, Failure):
-            return Attempt(data, fetched - began, 0.0)
-        with self._switch.watching():
-            pixels = decode.decode(data, self._bundle.size, max_pixels=self._job.max_pixels)
-        return Attempt(pixels, fetched - began, time.perf_counter() - fetched)
+        data = self._reader.image(row)
+        return Fetched(Member(0, row["key"], data), time.perf_counter() - began)
 
-    def _to_table(self, rows: pa.Table, classified: list[Classified]) -> pa.Table:
+    def _fetch_and_decode(self, row: Mapping[str, Any], fetch: Callable[[], Fetched]) -> Attempt:
+        return self._decode(row, fetch())
+
+    def _decode(self, row: Mapping[str, Any], fetched: Fetched) -> Attempt:
+        member = fetched.member
+        if isinstance(member.data, Failure):
+            return Attempt(row, member, member.data, fetched.seconds, 0.0)
+        began = time.perf_counter()
+        with self._switch.watching():
+            pixels = decode.decode(member.data, self._bundle.size, max_pixels=self._job.max_pixels)
+        bare = Member(member.index, member.key, b"")  # the bytes are not needed any more
+        return Attempt(row, bare, pixels, fetched.seconds, time.perf_counter() - began)
+
+    def _to_table(self, classified: list[Classified]) -> pa.Table:
+        rows = [one.attempt.row for one in classified]
+        members = [one.attempt.member for one in classified]
         failures = [one.failure for one in classified]
         pixels = [one.attempt.outcome if isinstance(one.attempt.outcome, Pixels) else None for one in classified]
+        held = Counter(row["row"] for row in rows)
         columns: dict[str, Any] = {
-            **{name: rows[name] for name in ("row", "uri", "key", "etag")},
-            "index": np.zeros(rows.num_rows, np.int32),
+            schema.IMAGES: [held[row["row"]] for row in rows],
+            **{name: [row[name] for row in rows] for name in ("row", "uri", "etag")},
+            "key": [member.key for member in members],
+            "index": [member.index for member in members],
             "stage": [failure and failure.stage for failure in failures],
             "kind": [failure and str(failure.kind) for failure in failures],
             "message": [failure and failure.message for failure in failures],
@@ -167,6 +240,11 @@ class Classifier:
             "top_scores": values,
             "abstained": [None if score is None else threshold is not None and score < threshold for score in top],
         }
+
+
+def _passed_over(row: Mapping[str, Any], index: int, key: str, reason: Failure) -> Classified:
+    """An image that is not tried again."""
+    return Classified(Attempt(row, Member(index, key, reason), reason, 0.0, 0.0), reason, None, None, 0.0)
 
 
 def _classify_batch(engine: Engine, attempts: list[Attempt]) -> list[Classified]:
@@ -215,15 +293,19 @@ def _vectors(features: list[np.ndarray | None], kind: pa.FixedSizeListType) -> p
     return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), type=kind, mask=missing)
 
 
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[Any], Attempt], items: Iterable[Any], depth: int) -> Iterator[Attempt]:
-    """`work` of each item in order, `depth` of them under way while the caller does something else."""
-    waiting: deque[Future[Attempt]] = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) >= depth:
-            yield waiting.popleft().result()
+def _ahead(pool: ThreadPoolExecutor, work: Iterable[tuple[int, Callable[[], Attempt]]], depth: int) -> Iterator[Attempt]:
+    """What each piece of work gives, in order; `depth` of them are under way, fewer of large ones, while the caller works."""
+    waiting: deque[tuple[int, Future[Attempt]]] = deque()
+    held = 0
+    for size, one in work:
+        waiting.append((size, pool.submit(one)))
+        held += size
+        while len(waiting) >= depth or (held > _MOST_BYTES_AHEAD and len(waiting) > 1):
+            size_done, first = waiting.popleft()
+            held -= size_done
+            yield first.result()
     while waiting:
-        yield waiting.popleft().result()
+        yield waiting.popleft()[1].result()
 
 
 def _batched(items: Iterable[Attempt], size: int) -> Iterator[list[Attempt]]:

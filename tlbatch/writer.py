@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data.datasource import Datasink
 
-from tlbatch.schema import PART_SUFFIX, RECEIPT_SUFFIX, TIMINGS, seal, sha256, to_parquet
+from tlbatch.errors import BooksError, trouble_is_the_stores
+from tlbatch.schema import IMAGES, PART_SUFFIX, RECEIPT_SUFFIX, TIMINGS, seal, sha256, to_parquet
 from tlbatch.storage import Place
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class PartsSink(Datasink[None]):  # type: ignore[misc]
         """Called by Ray in a write task."""
         tables = [block for block in blocks if block.num_rows]
         if tables:
-            stage_part(self._staged, pa.concat_tables(tables))
+            with trouble_is_the_stores():
+                stage_part(self._staged, pa.concat_tables(tables))
 
     def get_name(self) -> str:
         """The name Ray shows for the write tasks."""
@@ -53,8 +55,10 @@ def stage_part(staged: Place, rows: pa.Table) -> str:
     began = time.perf_counter()
     rows = rows.sort_by([("row", "ascending"), ("index", "ascending")])
     seconds = {stage: float(pc.sum(rows[f"{stage}_seconds"]).as_py() or 0.0) for stage in TIMINGS}
-    data = to_parquet(rows.drop_columns([f"{stage}_seconds" for stage in TIMINGS]))
-    numbers = rows["row"].to_numpy()
+    numbers, firsts, images = np.unique(rows["row"].to_numpy(), return_index=True, return_counts=True)
+    if (rows[IMAGES].to_numpy()[firsts] != images).any():
+        raise BooksError("A part was handed some of an object's images and not all; nothing of it is staged.")
+    data = to_parquet(rows.drop_columns([IMAGES, *(f"{stage}_seconds" for stage in TIMINGS)]))
     kinds = Counter(kind for kind in rows["kind"].to_pylist() if kind is not None)
     failed = kinds.total()
     name = f"{numbers[0]:012d}-{uuid.uuid4().hex[:12]}"
@@ -63,17 +67,17 @@ def stage_part(staged: Place, rows: pa.Table) -> str:
         "part": name + PART_SUFFIX,
         "part_sha256": sha256(data),
         "rows": _to_ranges(numbers),
+        "images": {str(row): int(count) for row, count in zip(numbers, images, strict=True) if count != 1},
         "predicted": rows.num_rows - failed,
         "failed": failed,
         "failed_by_kind": dict(sorted(kinds.items())),
         "stage_seconds": {**seconds, "write": time.perf_counter() - began},
     }
-    staged.join(f"{name}.p{body['predicted']}.f{failed}{RECEIPT_SUFFIX}").write(seal(body))
+    staged.join(f"{name}.n{len(numbers)}.p{body['predicted']}.f{failed}{RECEIPT_SUFFIX}").write(seal(body))
     return name
 
 
 def _to_ranges(numbers: np.ndarray) -> list[list[int]]:
-    """Sorted numbers as half-open ranges: [4, 5, 6, 9] -> [[4, 7], [9, 10]]."""
-    unique = np.unique(numbers)
-    breaks = np.flatnonzero(np.diff(unique) != 1) + 1
-    return [[int(run[0]), int(run[-1]) + 1] for run in np.split(unique, breaks)]
+    """Sorted, unique numbers as half-open ranges: [4, 5, 6, 9] -> [[4, 7], [9, 10]]."""
+    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
+    return [[int(run[0]), int(run[-1]) + 1] for run in np.split(numbers, breaks)]

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tlbatch import ledger, schema
 from tlbatch.errors import BooksError, OutputError
 from tlbatch.ledger import Run, read_latest
 from tlbatch.schema import from_parquet, sha256
+from tlbatch.shards import IMAGE
 from tlbatch.storage import Place, resolve
 
 #: Differences that `verify` names before it stops counting them.
@@ -32,15 +34,15 @@ def status(output: str, storage_options: Mapping[str, Any] | None = None) -> dic
 
 
 def _describe(run: Run, published: list[str]) -> dict[str, Any]:
-    facts = {"run_id": run.run_id, "began": run.facts["began"], "listed": run.facts["listed"]}
+    facts = {"run_id": run.run_id, "began": run.facts["began"]}
     report = _read_json(run.place.join(schema.REPORT))
     if report is not None and run.run_id in published:
-        return {**facts, "state": "published", "predicted": report["predicted"], "failed": report["failed"], "left": 0}
-    predicted, failed = ledger.count_staged(run.staged.names())
-    left = max(0, run.facts["listed"] - predicted - failed)
+        books = {name: report[name] for name in ("listed", "predicted", "failed")}
+        return {**facts, "state": "published", **books, "left": 0}
+    books = ledger.count_staged(run.staged.names()).books(run.facts["objects"])
     progress = _read_json(run.place.join(schema.PROGRESS))
     state = "superseded" if run.finished() else "unfinished"
-    return {**facts, "state": state, "predicted": predicted, "failed": failed, "left": left, "progress": progress}
+    return {**facts, "state": state, **books, "progress": progress}
 
 
 def _read_json(place: Place) -> Any:
@@ -124,7 +126,7 @@ def _check_published(run: Run, report_sha256: str) -> tuple[dict[str, int], list
     if wrong:
         return nothing, wrong
     manifest = from_parquet(run.place.join(schema.MANIFEST).read())
-    counts = {"listed": manifest.num_rows}
+    counts: dict[str, int] = {}
     seen: list[pa.Table] = []
     wrong += [f"{run.run_id}/{name}: is not in the report" for name in _unexpected(run, report)]
     main = "predictions" if any(name.startswith("predictions/") for name in report["files"]) else "features"
@@ -133,6 +135,7 @@ def _check_published(run: Run, report_sha256: str) -> tuple[dict[str, int], list
         rows = [from_parquet(run.place.join(*name.split("/")).read(), ["uri", "key"]) for name in parts]
         counts[count] = sum(part.num_rows for part in rows)
         seen += rows
+    counts["listed"] = counts["predicted"] + counts["failed"]
     return counts, [*wrong, *_unbalanced(run, manifest, pa.concat_tables(seen), counts, report)]
 
 
@@ -160,7 +163,13 @@ def _unbalanced(
     for name, count in counts.items():
         if count != report[name]:
             yield f"{run.run_id}: {name} is {report[name]} in the report and {count} in the files"
-    promised = manifest.select(["uri", "key"]).append_column("promised", pa.array([1] * manifest.num_rows, pa.int64()))
+    shards = manifest.filter(pc.not_equal(manifest["format"], IMAGE))["uri"]
+    for uri in shards.filter(pc.invert(pc.is_in(shards, seen["uri"].combine_chunks()))).to_pylist():
+        yield f"{run.run_id}: the shard {uri} was listed and nothing of it is in the tables"
+    # Which images a shard holds is known from the shard alone; of loose ones each is promised by name.
+    loose = manifest.filter(pc.equal(manifest["format"], IMAGE)).select(["uri", "key"])
+    seen = seen.filter(pc.invert(pc.is_in(seen["uri"], shards.combine_chunks())))
+    promised = loose.append_column("promised", pa.array([1] * loose.num_rows, pa.int64()))
     found = seen.select(["uri", "key"]).append_column("found", pa.array([1] * seen.num_rows, pa.int64()))
     left = promised.group_by(["uri", "key"]).aggregate([("promised", "sum")])
     right = found.group_by(["uri", "key"]).aggregate([("found", "sum")])

