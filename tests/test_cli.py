@@ -223,7 +223,11 @@ def many(tmp_path_factory) -> Path:
 def start(store: Path, bundle: str, output: Path) -> subprocess.Popen[str]:
     settings = ["--set", "rows_per_task=30", "--set", "run_id=the-run"]
     command = [TLBATCH, "classify", "--images", str(store), "--bundle", bundle, "--output", str(output), *settings]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Whoever runs the tests in the background has SIGINT ignored, and so have all their children.
+    heeding = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    return subprocess.Popen(
+        [sys.executable, "-c", heeding, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def wait_for_receipts(output: Path, process: subprocess.Popen[str], count: int) -> None:
