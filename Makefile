@@ -25,8 +25,10 @@ demo: $(INSTALLED)  ## Train on photographs of solar cells and classify all of t
 test: $(INSTALLED)  ## Run the tests
 	$(BIN)/python -m pytest
 
-chaos: $(INSTALLED)  ## Disturb 50 runs on an S3 server in all ways a network can; make test does two
+chaos: $(INSTALLED)  ## Bad networks, kills at every step, and the protocol in 1,000 nights; make test does a sample
 	TLBATCH_CHAOS=50 $(BIN)/python -m pytest -s tests/test_chaos.py
+	TLBATCH_KILLS=50 $(BIN)/python -m pytest -s tests/test_kills.py
+	TLBATCH_EXAMPLES=1000 $(BIN)/python -m pytest --timeout 1800 tests/test_protocol.py
 
 lint: $(INSTALLED)  ## Check style and types
 	$(BIN)/ruff check .

@@ -1,19 +1,12 @@
 """What is done and left follows from receipts alone; of two who want an output, one gets it."""
 
-import json
-import os
-import subprocess
-import sys
-import threading
-import time
-
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from tlbatch import ledger, schema
-from tlbatch.errors import BooksError, LeaseHeldError, OutputError
-from tlbatch.ledger import Lease, count_staged, new_run_id, read_receipts
+from tlbatch.errors import BooksError, OutputError
+from tlbatch.ledger import count_staged, new_run_id, read_receipts
 from tlbatch.schema import MANIFEST_SCHEMA, outcome_schema, seal, unseal
 from tlbatch.storage import resolve
 from tlbatch.writer import stage_part
@@ -141,80 +134,6 @@ def test_an_output_of_another_store_or_of_anything_else_is_refused(output, tmp_p
 
 def test_run_ids_sort_by_time():
     assert new_run_id(lambda: 1.0) < new_run_id(lambda: 2.0) < new_run_id(lambda: 1e9)
-
-
-def test_the_second_run_is_told_who_holds_the_lease(output):
-    with Lease(output, "first"), pytest.raises(LeaseHeldError) as caught, Lease(output, "second"):
-        pass
-    assert "Run first works on this output since 20" in str(caught.value)
-    assert f"as process {os.getpid()}" in str(caught.value)
-    assert not output.join(schema.LEASE).exists()
-    with Lease(output, "third"):
-        pass
-
-
-def test_a_lease_that_is_not_renewed_expires(output):
-    output.join(schema.LEASE).write(_lease_of("elsewhere", 1, expires=100.0))
-    with pytest.raises(LeaseHeldError), Lease(output, "heir", clock=lambda: 99.0):
-        pass
-    with Lease(output, "heir", clock=lambda: 101.0) as lease:
-        lease.require_held()
-
-
-def test_a_lease_of_a_dead_process_of_this_host_is_taken_at_once(output):
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    output.join(schema.LEASE).write(_lease_of(os.uname().nodename, child.pid, expires=time.time() + 1000))
-    with Lease(output, "heir") as lease:
-        lease.require_held()
-
-
-def _lease_of(host: str, pid: int, expires: float) -> bytes:
-    facts = {"run_id": "old", "host": host, "pid": pid, "since": "s", "expires": "e", "expires_at": expires}
-    return json.dumps(facts).encode()
-
-
-@pytest.mark.parametrize("garbage", [b"", b"{", b"[]", b"{}"])
-def test_garbage_holds_nothing(output, garbage):
-    output.join(schema.LEASE).write(garbage)
-    with Lease(output, "heir") as lease:
-        lease.require_held()
-
-
-def test_the_heartbeat_renews_and_a_loser_notices(output, monkeypatch):
-    monkeypatch.setattr(Lease, "HEARTBEAT", 0.05)
-    with Lease(output, "first") as lease:
-        before = output.join(schema.LEASE).read()
-        time.sleep(0.3)
-        assert output.join(schema.LEASE).read() != before
-        lease.require_held()
-        output.join(schema.LEASE).write(b"{}")
-        time.sleep(0.3)
-        with pytest.raises(LeaseHeldError, match="lost its lease"):
-            lease.require_held()
-    assert output.join(schema.LEASE).read() == b"{}", "a lease that is somebody else's is not removed"
-
-
-def test_of_many_heirs_one_wins(output):
-    for _ in range(10):
-        output.join(schema.LEASE).write(_lease_of("elsewhere", 1, expires=0.0))
-        won, gate = [], threading.Barrier(8)
-
-        def inherit(name, won=won, gate=gate):
-            gate.wait()
-            try:
-                with Lease(output, name):
-                    won.append(name)
-                    gate.wait()
-            except LeaseHeldError:
-                gate.wait()
-
-        threads = [threading.Thread(target=inherit, args=(str(number),)) for number in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(won) == 1
 
 
 def test_ranges_are_half_open_and_sorted(output):

@@ -13,7 +13,7 @@ import pytest
 from conftest import COLORS, encoded, noisy, write_store
 
 import tlbatch
-from tlbatch import pipeline, publish, schema
+from tlbatch import commit, pipeline, publish, schema
 from tlbatch.decode import decode
 from tlbatch.errors import (
     BooksError,
@@ -158,7 +158,7 @@ def test_broken_images_end_in_errors_and_cost_no_other(tmp_path, bundle_url):
 
 def test_an_image_that_is_gone_or_another_one_by_the_time_it_is_read(tmp_path, bundle_url, monkeypatch):
     store = write_store(tmp_path / "store", 3)
-    begin = pipeline._begin
+    begin = commit._begin
 
     def change(*arguments):
         run = begin(*arguments)
@@ -167,7 +167,7 @@ def test_an_image_that_is_gone_or_another_one_by_the_time_it_is_read(tmp_path, b
         (store / "red" / "0002.jpg").chmod(0)
         return run
 
-    monkeypatch.setattr(pipeline, "_begin", change)
+    monkeypatch.setattr(commit, "_begin", change)
     report = classify(store, bundle_url, tmp_path / "out")
     errors = tlbatch.read_errors(str(tmp_path / "out")).set_index("key")
     assert errors["kind"]["red/0000.jpg"] == "not_found"
@@ -194,14 +194,14 @@ def test_one_image_the_engine_refuses_costs_no_other():
     assert given[3][1].tolist() == [2.0]
 
 
-def interrupted_before(step: str, monkeypatch, images, bundle, output) -> None:
-    """A run that is stopped right before one of the pipeline's steps."""
+def interrupted_before(room, step: str, monkeypatch, images, bundle, output) -> None:
+    """A run that is stopped right before one of its steps."""
 
     def stop(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, step, stop)
+        patch.setattr(room, step, stop)
         with pytest.raises(InterruptedRunError, match="run the same command again to continue it"):
             classify(images, bundle, output, run_id=RUN_ID, rows_per_task=10)
 
@@ -209,7 +209,7 @@ def interrupted_before(step: str, monkeypatch, images, bundle, output) -> None:
 @pytest.fixture
 def staged(store, bundle_url, tmp_path, monkeypatch) -> Path:
     """An output whose run has all its parts and is not yet published."""
-    interrupted_before("_publish", monkeypatch, store, bundle_url, tmp_path / "out")
+    interrupted_before(commit, "_publish", monkeypatch, store, bundle_url, tmp_path / "out")
     return tmp_path / "out"
 
 
@@ -219,8 +219,8 @@ def test_a_run_continues_with_what_is_left(staged, reference, store, bundle_url,
     for receipt in parts[:2]:
         receipt.unlink()
     read = []
-    left = pipeline._left
-    monkeypatch.setattr(pipeline, "_left", lambda run: read.append(left(run)) or read[-1])
+    left = commit.what_is_left
+    monkeypatch.setattr(commit, "what_is_left", lambda run: read.append(left(run)) or read[-1])
     report = classify(store, bundle_url, staged)
     assert [(table.num_rows, before) for table, before in read] == [(20, 40)]
     assert report["run_id"] == RUN_ID
@@ -229,7 +229,7 @@ def test_a_run_continues_with_what_is_left(staged, reference, store, bundle_url,
 
 def test_images_that_come_later_belong_to_the_next_run(tmp_path, bundle_url, monkeypatch):
     store = write_store(tmp_path / "store", 3)
-    interrupted_before("_execute", monkeypatch, store, bundle_url, tmp_path / "out")
+    interrupted_before(pipeline, "_execute", monkeypatch, store, bundle_url, tmp_path / "out")
     write_store(store, 1, first=3)
     assert classify(store, bundle_url, tmp_path / "out")["listed"] == 9
     later = classify(store, bundle_url, tmp_path / "out")
@@ -255,7 +255,7 @@ def test_a_run_that_died_right_after_the_flip_is_published_whatever_comes_next(s
 
 def test_what_the_next_run_may_do_better_is_done_again(tmp_path, bundle_url, monkeypatch):
     store = write_store(tmp_path / "store", 2)
-    begin = pipeline._begin
+    begin = commit._begin
 
     def change(*arguments):
         run = begin(*arguments)
@@ -263,7 +263,7 @@ def test_what_the_next_run_may_do_better_is_done_again(tmp_path, bundle_url, mon
         return run
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_begin", change)
+        patch.setattr(commit, "_begin", change)
         os.utime(store / "red" / "0000.jpg", (2, 2))
         assert classify(store, bundle_url, tmp_path / "out")["failed_transient"] == 1
     os.utime(store / "red" / "0000.jpg", (2, 2))
@@ -370,6 +370,25 @@ def test_a_crash_between_any_two_steps_of_publishing_is_mended_by_the_same_comma
             break
         crashes += 1
     assert crashes >= 8
+
+
+def test_many_files_are_written_on_ray_and_hold_the_same_rows(staged, reference, store, bundle_url, monkeypatch):
+    monkeypatch.setattr(publish, "ROWS_PER_FILE", 25)
+    files = classify(store, bundle_url, staged)["files"]
+    predictions = {name: facts for name, facts in files.items() if name.startswith("predictions/")}
+    assert [facts["objects"] for facts in predictions.values()] == [[0, 25], [25, 50], [50, 60]]
+    assert tlbatch.read_predictions(str(staged)).equals(tlbatch.read_predictions(str(reference)))
+    assert tlbatch.verify(str(staged))["ok"]
+
+
+def test_a_damaged_part_is_found_on_ray_too(staged, store, bundle_url, monkeypatch):
+    monkeypatch.setattr(publish, "ROWS_PER_FILE", 25)
+    part = next((staged / "runs" / RUN_ID / "staged").glob("*.parquet"))
+    part.write_bytes(part.read_bytes()[:-1] + b"x")
+    with pytest.raises(BooksError, match=r"differs from its receipt; nothing is published. Delete its receipt"):
+        classify(store, bundle_url, staged)
+    next(part.parent.glob(f"{part.stem}*.json")).unlink()
+    assert classify(store, bundle_url, staged)["predicted"] == 60, "the plan is made anew"
 
 
 def test_nothing_is_published_when_the_books_do_not_balance(staged, store, bundle_url, monkeypatch):

@@ -8,7 +8,7 @@ import tlbatch
 
 
 def test_the_public_names_are_these():
-    names = "TlbatchError classify evaluate extract load_bundle read_errors read_predictions status train verify"
+    names = "TlbatchError classify evaluate extract gc load_bundle read_errors read_predictions status train verify"
     assert tlbatch.__all__ == names.split() == dir(tlbatch)
 
 

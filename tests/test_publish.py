@@ -7,17 +7,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_ledger import begin, manifest, outcome
+from test_ledger import begin, outcome
 
 from tlbatch import publish, schema
 from tlbatch.errors import BooksError
-from tlbatch.ledger import read_latest, read_receipts
-from tlbatch.publish import Tables, make_visible, write_tables
+from tlbatch.ledger import read_latest, read_receipts, settle
+from tlbatch.publish import Tables, make_visible, tidy, write_tables
 from tlbatch.report.table import read_predictions
 from tlbatch.storage import resolve
 from tlbatch.writer import stage_part
 
 TABLES = Tables("20260101T000000Z-000000", "b" * 64, "base", predictions=True, features=None)
+
+REPORT = {
+    "listed": 100,
+    "predicted": 100,
+    "failed": 0,
+    "failed_by_kind": {},
+    "labels": {},
+    "manifest_sha256": "",
+    "files": {},
+}
 
 
 @pytest.fixture
@@ -33,7 +43,7 @@ def stage(run, cuts: list[int], failed: tuple[int, ...] = ()) -> None:
 
 
 def write(run, tables=TABLES):
-    return write_tables(run.place, manifest(100), read_receipts(run), tables)
+    return write_tables(run, settle(run, read_receipts(run)), tables)
 
 
 def test_each_image_is_in_one_table_in_manifest_order(run):
@@ -107,9 +117,10 @@ def test_the_flip_is_the_last_word(run, tmp_path):
     write(run)
     assert read_latest(output) == []
     held = []
-    make_visible(output, run.place, run.run_id, {"predicted": 100}, lambda: held.append(read_latest(output)))
+    make_visible(output, run, REPORT, lambda: held.append(read_latest(output)))
     assert held == [[]], "the lease is asked for before the flip"
     assert [entry["run_id"] for entry in read_latest(output)] == [run.run_id]
+    tidy(run)
     assert run.finished()
     assert not run.staged.exists()
     assert len(read_predictions(output.url)) == 100
@@ -122,7 +133,7 @@ def test_a_lost_lease_publishes_nothing(run, tmp_path):
     stage(run, [50])
     write(run)
     with pytest.raises(BooksError, match="lost"):
-        make_visible(resolve(str(tmp_path / "out")), run.place, run.run_id, {}, lost)
+        make_visible(resolve(str(tmp_path / "out")), run, REPORT, lost)
     assert read_latest(resolve(str(tmp_path / "out"))) == []
 
 
@@ -130,9 +141,9 @@ def test_a_pointer_that_moved_meanwhile_is_not_overwritten(run, tmp_path):
     output = resolve(str(tmp_path / "out"))
     stage(run, [50])
     write(run)
-    theirs = schema.seal({"runs": [{"run_id": "theirs", "report_sha256": ""}]})
+    theirs = schema.seal({"runs": [{"run_id": "theirs", "books_sha256": ""}]})
     with pytest.raises(BooksError, match="changed by somebody else"):
-        make_visible(output, run.place, run.run_id, {}, lambda: output.join(schema.LATEST).write(theirs))
+        make_visible(output, run, REPORT, lambda: output.join(schema.LATEST).write(theirs))
     assert output.join(schema.LATEST).read() == theirs
 
 
@@ -146,7 +157,7 @@ def test_the_newest_row_of_a_key_is_the_tables(tmp_path):
                 number, schema.PREDICTIONS.field(name), pa.array(values, schema.PREDICTIONS.field(name).type)
             )
         output.join("runs", run_id, "predictions", "part-00000.parquet").write(schema.to_parquet(rows))
-    runs = [{"run_id": "1", "report_sha256": ""}, {"run_id": "2", "report_sha256": ""}]
+    runs = [{"run_id": "1", "books_sha256": ""}, {"run_id": "2", "books_sha256": ""}]
     output.join(schema.LATEST).write(schema.seal({"runs": runs}))
     frame = read_predictions(output.url, ["key", "score"])
     assert dict(zip(frame["key"], frame["score"], strict=True)) == {"1": 0.5, "k": 0.75, "2": 0.5}

@@ -142,14 +142,18 @@ def places(bucket, tmp_path):
     return [bucket, resolve(str(tmp_path / "place"))]
 
 
+def create_and_swap(one) -> None:
+    """An object that is put if absent, and replaced if it is what it was."""
+    assert one.create(b"1")
+    assert not one.create(b"2")
+    assert one.swap(b"2", b"1")
+    assert not one.swap(b"3", b"1")
+    assert one.read() == b"2"
+
+
 def test_conditional_puts(places):
     for place in places:
-        one = place.join("lease.json")
-        assert one.create(b"1")
-        assert not one.create(b"2")
-        assert one.swap(b"2", b"1")
-        assert not one.swap(b"3", b"1")
-        assert one.read() == b"2"
+        create_and_swap(place.join("lease.json"))
         assert not place.join("other").swap(b"1", b"0")
         assert place.join("other").swap(b"1", None)
 
@@ -165,12 +169,7 @@ def test_a_race_for_one_object_has_one_winner(bucket):
 
 def test_a_store_that_ignores_conditions_is_found_out_and_checked_before_it_is_written(faulty, bucket, caplog):
     place = resolve(bucket.url, options(faulty(ignore_conditions=True).endpoint))
-    one = place.join("lease.json")
-    assert one.create(b"1")
-    assert not one.create(b"2")
-    assert one.swap(b"2", b"1")
-    assert not one.swap(b"3", b"1")
-    assert one.read() == b"2"
+    create_and_swap(place.join("lease.json"))
     said = [record.message for record in caplog.records if "one run at a time" in record.message]
     assert len(said) == 1
     assert bucket.join("other.json").create(b"1")

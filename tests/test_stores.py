@@ -17,7 +17,7 @@ from test_shards import parquet_of, tar_of, tfrecord_of
 import tlbatch
 from tlbatch.errors import BooksError, ErrorKind, LabelsError, StoreError
 from tlbatch.listing import Selection, list_store
-from tlbatch.report.folder import verify
+from tlbatch.report.verify import verify
 from tlbatch.storage import resolve
 from tlbatch.writer import stage_part
 

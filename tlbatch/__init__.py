@@ -14,23 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tlbatch.api import classify, extract, train
+    from tlbatch.cleanup import gc
     from tlbatch.errors import TlbatchError
     from tlbatch.model.bundle import load_bundle
     from tlbatch.report.evaluate import evaluate
-    from tlbatch.report.folder import status, verify
+    from tlbatch.report.folder import status
     from tlbatch.report.table import read_errors, read_predictions
+    from tlbatch.report.verify import verify
 
 _HOME = {
     "TlbatchError": "tlbatch.errors",
     "classify": "tlbatch.api",
     "evaluate": "tlbatch.report.evaluate",
     "extract": "tlbatch.api",
+    "gc": "tlbatch.cleanup",
     "load_bundle": "tlbatch.model.bundle",
     "read_errors": "tlbatch.report.table",
     "read_predictions": "tlbatch.report.table",
     "status": "tlbatch.report.folder",
     "train": "tlbatch.api",
-    "verify": "tlbatch.report.folder",
+    "verify": "tlbatch.report.verify",
 }
 
 __all__ = [
@@ -38,6 +41,7 @@ __all__ = [
     "classify",
     "evaluate",
     "extract",
+    "gc",
     "load_bundle",
     "read_errors",
     "read_predictions",

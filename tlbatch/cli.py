@@ -218,13 +218,36 @@ def verify(url: Folder, config: ConfigFile = None, set_: Assignments = None, jso
 
     _prepare(verbose=False)
     settings = load(FolderConfig, {"output": url}, config, set_ or ())
-    from tlbatch.report import folder
+    from tlbatch.report.verify import verify as check
     from tlbatch.show import show_verification
 
-    result = folder.verify(settings.output, settings.storage_options)
+    result = check(settings.output, settings.storage_options)
     _print(result, json_, show_verification)
     if not result["ok"]:
         raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    url: Folder,
+    older_than: Annotated[float | None, typer.Option(help="Hours; what is younger is left alone. 24 by default.")] = None,
+    remove: Annotated[bool | None, typer.Option("--remove", help="Remove what is found instead of showing it.")] = None,
+    config: ConfigFile = None,
+    set_: Assignments = None,
+    json_: AsJson = False,
+) -> None:
+    """Show, or remove, what runs that died left in an output and nobody needs."""
+    from tlbatch.config import CleanupConfig, load
+
+    _prepare(verbose=False)
+    settings = load(CleanupConfig, {"output": url, "older_than": older_than, "remove": remove}, config, set_ or ())
+    from tlbatch import cleanup
+    from tlbatch.show import show_leftovers
+
+    result = cleanup.gc(
+        settings.output, older_than=settings.older_than, remove=settings.remove, storage_options=settings.storage_options
+    )
+    _print(result, json_, show_leftovers)
 
 
 @app.command()

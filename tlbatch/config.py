@@ -153,6 +153,13 @@ class FolderConfig(_Strict):
     storage_options: StorageOptions = {}
 
 
+class CleanupConfig(FolderConfig):
+    """An output to tidy up."""
+
+    older_than: float = Field(24.0, ge=0, description="Hours since something was written; what is younger is left.")
+    remove: bool = Field(False, description="Remove what was found instead of only showing it.")
+
+
 class EvaluateConfig(FolderConfig):
     """An output and the truth about its images."""
 

@@ -26,8 +26,8 @@ from tlbatch.errors import BooksError, OutputError, UsageError, WeightsError
 from tlbatch.model.bundle import SPLIT
 from tlbatch.quiet import results
 from tlbatch.report.evaluate import evaluate
-from tlbatch.report.folder import verify
 from tlbatch.report.table import read_predictions
+from tlbatch.report.verify import verify
 from tlbatch.schema import RUNS
 from tlbatch.show import show_metrics, watching
 from tlbatch.storage import LocalPlace, resolve

@@ -1,38 +1,30 @@
-"""Receipts -> what is done and what is left; and who may work on an output at all.
+"""Receipts -> what is done and what is left.
 
 Everything is computed from the manifest and the receipts. Nothing else remembers progress, so nothing can disagree with them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import os
 import secrets
-import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from tlbatch import schema
-from tlbatch.errors import BooksError, LeaseHeldError, OutputError
+from tlbatch.errors import BooksError, OutputError
 from tlbatch.schema import RECEIPT_SUFFIX, from_parquet, seal, sha256, to_parquet, unseal
-from tlbatch.storage import Place, hurrying
+from tlbatch.storage import Place, resolve
 
-log = logging.getLogger(__name__)
-
-#: Receipts read at once. Each is a small object, so a remote store is waited for and not this machine.
-_READERS = 32
+#: Receipts or parts read at once. Each is a small object, so a remote store is waited for and not this machine.
+PARTS_AT_ONCE = 32
 
 
 def new_run_id(clock: Callable[[], float] = time.time) -> str:
@@ -70,6 +62,10 @@ class Run:
             raise BooksError(f"The manifest of run {self.run_id} differs from its recorded sha256; the run cannot be trusted.")
         return from_parquet(data)
 
+    def promises(self) -> bool:
+        """Whether its manifest is there, which is written first: someone who tidied up may have been faster than `run.json`."""
+        return self.place.join(schema.MANIFEST).exists()
+
     def finished(self) -> bool:
         """Whether all of it is published."""
         return self.place.join(schema.SUCCESS).exists()
@@ -81,38 +77,57 @@ def runs(output: Place) -> list[Run]:
     Raises:
         BooksError: a `run.json` is damaged.
     """
-    found = []
-    for name in output.join(schema.RUNS).names():
-        place = output.join(schema.RUNS, name)
-        try:
-            facts = unseal(place.join(schema.RUN).read())
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        if facts is None:
-            raise BooksError(f"{place.join(schema.RUN).url} is damaged; it does not match its own seal.")
-        found.append(Run(place, facts))
+    folder = output.join(schema.RUNS)
+    with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+        found = [run for run in pool.map(lambda name: _read_run(folder.join(name)), folder.names()) if run is not None]
     return sorted(found, key=lambda run: (run.facts["began"], run.run_id))  # a run may be named by its user
 
 
-def read_latest(output: Place) -> list[dict[str, str]]:
+def _read_run(place: Place) -> Run | None:
+    try:
+        return Run(place, read_sealed(place.join(schema.RUN)))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def read_sealed(place: Place) -> dict[str, Any]:
+    """What a sealed object says; raises BooksError where it is damaged."""
+    body = unseal(place.read())
+    if body is None:
+        raise BooksError(f"{place.url} is damaged; it does not match its own seal.")
+    return body
+
+
+#: The runs that make up a table, as `latest.json` has them.
+Published = list[dict[str, str]]
+
+
+def read_latest(output: Place) -> Published:
     """The published runs that make up the table, oldest first; empty where nothing was published yet.
 
     Raises:
         BooksError: the pointer is damaged.
     """
     try:
-        pointer = unseal(output.join(schema.LATEST).read())
+        return list(read_sealed(output.join(schema.LATEST))["runs"])
     except (FileNotFoundError, NotADirectoryError):
         return []
-    if pointer is None:
-        raise BooksError(f"{output.join(schema.LATEST).url} is damaged; it does not match its own seal.")
-    return list(pointer["runs"])
 
 
 def unfinished_run(output: Place) -> Run | None:
-    """The newest run, if it was begun and never published."""
+    """The newest run, if it was begun and never published. One whose manifest is gone promises nothing."""
     found = runs(output)
-    return found[-1] if found and not found[-1].finished() else None
+    if not found or found[-1].finished() or not found[-1].promises():
+        return None
+    return found[-1]
+
+
+def require_runs(output: str, options: Mapping[str, Any] | None) -> Place:
+    """The place of an output; raises OutputError where there is none."""
+    place = resolve(output, options)
+    if schema.RUNS not in place.names():
+        raise OutputError(f"There is no tlbatch output at {place.url}: it has no folder {schema.RUNS}.")
+    return place
 
 
 def require_output(output: Place, images: str) -> None:
@@ -150,8 +165,25 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:39] + "…"
 
 
-def begin(output: Place, run_id: str, manifest: pa.Table, facts: Mapping[str, Any]) -> Run:
+def begin(
+    output: Place,
+    run_id: str,
+    manifest: pa.Table,
+    facts: Mapping[str, Any],
+    *,
+    began: float | None = None,
+    still_mine: Callable[[], None] = lambda: None,
+) -> Run:
     """Write the manifest, then `run.json`, which makes the run real.
+
+    Args:
+        output: the folder.
+        run_id: the run's name.
+        manifest: what it promises.
+        facts: `spec`, `bundle` and whatever else `run.json` says.
+        began: when the lease was taken, in seconds since the epoch. Not now: a run that slept over its lease and wakes up
+            here must not look younger than its heir's.
+        still_mine: raises if the lease is no longer ours; asked right before `run.json` is written.
 
     Raises:
         OutputError: there is a run of this name, which only a person can have given.
@@ -165,12 +197,13 @@ def begin(output: Place, run_id: str, manifest: pa.Table, facts: Mapping[str, An
     full = {
         "schema_version": schema.SCHEMA_VERSION,
         "run_id": run_id,
-        "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
         "manifest_sha256": manifest_sha256,
         "objects": manifest.num_rows,
         **facts,
         "fingerprint": fingerprint(facts["spec"], facts["bundle"], manifest_sha256),
     }
+    still_mine()
     place.join(schema.RUN).write(seal(full))
     return Run(place, full)
 
@@ -222,11 +255,38 @@ def read_receipts(run: Run) -> Receipts:
     names = run.staged.names()
     there = set(names)
     wanted = [name for name in names if name.endswith(RECEIPT_SUFFIX)]
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
         bodies = list(pool.map(lambda name: unseal(run.staged.join(name).read()), wanted))
     good = [body for body in bodies if body is not None and body["part"] in there]
     broken = tuple(name for name, body in zip(wanted, bodies, strict=True) if body is None)
     return Receipts(tuple(sorted(good, key=lambda body: (body["rows"][0][0], body["part"]))), broken)
+
+
+def settle(run: Run, receipts: Receipts) -> Receipts:
+    """Fix once for all which parts a run is published from, and return their receipts.
+
+    The first to put the plan decides. Whoever publishes the run later, after a crash or beside one that slept over its lease,
+    writes the same files from the same parts, whatever else was staged meanwhile. A plan whose parts are no longer all there
+    is put anew.
+
+    Raises:
+        BooksError: an object of the manifest is in no part.
+    """
+    missing = np.flatnonzero(receipts.owners(run.manifest.num_rows) < 0)
+    if len(missing):
+        raise BooksError(f"{run.manifest['key'][int(missing[0])]} was listed and is in no part; nothing is published.")
+    place = run.staged.join(schema.PLAN)
+    plan = seal({"parts": [body["part"] for body in receipts.bodies]})
+    if place.create(plan):
+        return receipts
+    there = place.read()
+    planned = set((unseal(there) or {"parts": [""]})["parts"])
+    kept = Receipts(tuple(body for body in receipts.bodies if body["part"] in planned))
+    if len(kept.bodies) == len(planned):
+        return kept
+    if not place.swap(plan, there):
+        raise BooksError(f"Run {run.run_id} is being published by somebody else; nothing is published.")
+    return receipts
 
 
 class Staged(NamedTuple):
@@ -255,133 +315,3 @@ def count_staged(names: Iterable[str]) -> Staged:
         if name.endswith(RECEIPT_SUFFIX)
     ]
     return Staged(*(sum(column) for column in zip(*counts, strict=True))) if counts else Staged(0, 0, 0)
-
-
-class Lease:
-    """The right to work on an output, held while the `with` block runs.
-
-    `lease.json` is put if absent and renewed every few seconds. A holder that stopped renewing, or whose process on this
-    host is gone, is dead, and its lease is taken over by compare-and-swap, so that of two heirs one wins.
-    """
-
-    LIFETIME = 60.0
-    HEARTBEAT = 15.0
-
-    def __init__(self, output: Place, run_id: str, clock: Callable[[], float] = time.time) -> None:
-        self._place = output.join(schema.LEASE)
-        self._clock = clock
-        self._stop = threading.Event()
-        self._lost = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="tlbatch-lease", daemon=True)
-        self._facts = {"run_id": run_id, "host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8)}
-        self._since = clock()
-        self._held = b""
-
-    def __enter__(self) -> Self:
-        """Take the lease.
-
-        Raises:
-            LeaseHeldError: somebody alive holds it; says who, since when, and until when at most.
-        """
-        mine = self._renewed()
-        if not self._place.create(mine):
-            old = self._read()
-            if old is not None:
-                _require_dead(old, self._clock())
-            if not self._place.swap(mine, old):
-                raise LeaseHeldError("Another run took the lease of this output just now; run the same command again later.")
-        self._held = mine
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Give the lease back, if it is still ours."""
-        self._stop.set()
-        with hurrying() if kind is not None else contextlib.nullcontext():
-            self._thread.join()
-            try:
-                if not self._lost.is_set() and self._is_mine():
-                    self._place.delete()
-            except OSError as trouble:  # it expires by itself
-                log.warning("the lease could not be given back: %s", trouble)
-
-    def require_held(self) -> None:
-        """Raises LeaseHeldError when somebody else took the lease, which a pause of a minute allows them to."""
-        if self._lost.is_set() or not self._is_mine():
-            raise LeaseHeldError("This run lost its lease to another one; run the same command again later.")
-
-    def _renewed(self) -> bytes:
-        facts = {**self._facts, "since": _iso(self._since), "expires": _iso(self._clock() + self.LIFETIME)}
-        return json.dumps({**facts, "expires_at": self._clock() + self.LIFETIME}).encode()
-
-    def _is_mine(self) -> bool:
-        """By its token: the heartbeat renews the rest at any moment."""
-        return f'"{self._facts["token"]}"'.encode() in (self._read() or b"")
-
-    def _read(self) -> bytes | None:
-        try:
-            return self._place.read()
-        except FileNotFoundError:
-            return None
-
-    def _beat(self) -> None:
-        while not self._stop.wait(self.HEARTBEAT):
-            renewed = self._renewed()
-            try:
-                if not self._place.swap(renewed, self._held):
-                    log.error("the lease of this output was taken by another run")
-                    self._lost.set()
-                    return
-                self._held = renewed
-            except OSError as error:  # a bad minute of the store; the next beat tries again
-                log.warning("the lease could not be renewed: %s", error)
-
-
-def require_free(output: Place) -> None:
-    """Raises LeaseHeldError where a run is at work; a first look, before anything is started. The lease itself decides."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        _require_dead(output.join(schema.LEASE).read(), time.time())
-
-
-def read_lease(output: Place) -> dict[str, Any] | None:
-    """Who is at work on an output; None where nobody is, or the holder is dead."""
-    try:
-        lease = output.join(schema.LEASE).read()
-        _require_dead(lease, time.time())
-    except LeaseHeldError:
-        facts: dict[str, Any] = json.loads(lease)
-        return {name: facts[name] for name in ("run_id", "host", "pid", "since", "expires")}
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    return None
-
-
-def _require_dead(lease: bytes, now: float) -> None:
-    try:
-        facts = json.loads(lease)
-        alive = now < float(facts["expires_at"]) and not _is_gone(facts)
-    except (ValueError, KeyError, TypeError):
-        return  # nobody wrote this to hold anything
-    if alive:
-        raise LeaseHeldError(
-            f"Run {facts['run_id']} works on this output since {facts['since']}, on {facts['host']} as process "
-            f"{facts['pid']}; wait for it, or, if it died, until its lease expires at {facts['expires']}."
-        )
-    log.info("the lease of run %s may be taken over: its process is gone", facts["run_id"])
-
-
-def _iso(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
-
-
-def _is_gone(facts: Mapping[str, Any]) -> bool:
-    """Whether the holder ran on this host and is no process any more."""
-    if facts["host"] != socket.gethostname():
-        return False
-    try:
-        os.kill(int(facts["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False

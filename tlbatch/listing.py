@@ -21,7 +21,7 @@ from tlbatch import shards
 from tlbatch.errors import StoreError
 from tlbatch.schema import MANIFEST_SCHEMA
 from tlbatch.shards import suffix
-from tlbatch.storage import ObjectInfo, Place, RangeFile, patiently, require_folder
+from tlbatch.storage import ObjectInfo, Place, open_patiently, require_folder
 
 #: Called with the number of objects seen so far.
 Progress = Callable[[int], None]
@@ -156,11 +156,10 @@ def _addresses(place: Place, info: ObjectInfo) -> pa.Table | None:
 
 def _understood(place: Place, info: ObjectInfo) -> pa.Table | None:
     if suffix(info.key) == ".parquet":
-        file = RangeFile(lambda start, end: patiently(lambda: place.fetch(start, end)), info.size)
-        if "uri" not in pq.read_schema(file).names:
+        file = pq.ParquetFile(open_patiently(place, info.size))
+        if "uri" not in file.schema_arrow.names:
             return None
-        file.seek(0)
-        table = pq.read_table(file, columns=[name for name in _LIST_COLUMNS if name in pq.read_schema(file).names])
+        table = file.read([name for name in _LIST_COLUMNS if name in file.schema_arrow.names])
     elif suffix(info.key) == ".csv":
         table = _read_csv(place)
     else:

@@ -1,6 +1,8 @@
 """Joins the stages on Ray Data, the only place where they meet: a configuration -> a published run.
 
 listing -> manifest -> worker (reader -> decode -> model) -> writer -> ledger -> publish
+
+What is written in which order is `commit.py`'s; here is who does the work.
 """
 
 from __future__ import annotations
@@ -13,16 +15,19 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from tlbatch import errors, ledger, publish, schema
+from tlbatch import commit, errors, ledger, schema
+from tlbatch.commit import Order
 from tlbatch.config import RunConfig, TrainConfig
 from tlbatch.errors import (
     BundleError,
@@ -32,10 +37,12 @@ from tlbatch.errors import (
     TlbatchError,
     trouble_is_the_stores,
 )
-from tlbatch.ledger import Lease, Run
+from tlbatch.lease import require_free
+from tlbatch.ledger import Published, Run
 from tlbatch.listing import Listing, Selection, list_store
 from tlbatch.model.bundle import Bundle, load_bundle
 from tlbatch.model.engines import choose
+from tlbatch.publish import Window, Written
 from tlbatch.session import ray_session
 from tlbatch.shards import IMAGE
 from tlbatch.storage import Place, hurrying, require_folder, resolve
@@ -50,6 +57,8 @@ _CPUS_PER_ACTOR = 4
 _WRITE_CPUS = 0.01
 _HEARTBEAT_SECONDS = 2.0
 _LISTING_SECONDS = 10.0
+#: Published files that are written at the same time, each by one CPU and in about a GB of memory.
+_FILES_AT_ONCE = 32
 #: Bytes of shards that one task reads; a shard is not cut.
 _SHARD_BYTES_PER_TASK = 64 * 1024 * 1024
 
@@ -64,26 +73,45 @@ class _Context:
     config: RunConfig
     bundle: Bundle
     output: Place
+    watch: Watcher | None
     listing: Listing | None
-    began: float = field(default_factory=time.monotonic)
+    published: Published
+    run_id: str = ""
     stop: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """The spec as it enters the fingerprint: the store's full address; the bundle's digest stands for its place."""
-        spec = self.config.spec.model_dump(mode="json", exclude={"bundle"})
-        return {**spec, "images": resolve(self.config.images).url, "engine": self.engine}
+    start_ray: Callable[[], None] = lambda: None
 
     @property
     def engine(self) -> str:
         """The engine that `auto` stands for; another one would give other last digits."""
         return choose(self.bundle, self.config.engine, gpu=bool(self.config.num_gpus))
 
-    def list(self) -> Listing:
-        """What the store holds, listed once a command."""
-        if self.listing is None:
+    def list(self, published: Published) -> Listing:
+        """What the store holds: listed once a command, and once more if another run published something meanwhile."""
+        if self.listing is None or self.published != published:
             self.listing = list_images(self.config, self.output, self.stop)
+            self.published = published
         return self.listing
+
+
+def _order(context: _Context) -> Order:
+    """What the command asks for: the store's full address; the bundle's digest, which stands for its place."""
+    config, bundle = context.config, context.bundle
+    spec = config.spec.model_dump(mode="json", exclude={"bundle"})
+    return Order(
+        spec={**spec, "images": resolve(config.images).url, "engine": context.engine},
+        bundle=bundle.digest,
+        base=bundle.base_digest,
+        predictions=config.predictions,
+        features=schema.features_schema(bundle.features_length, config.features_dtype) if config.features else None,
+        listing=context.list,
+        work=partial(_execute, context),
+        facts={
+            "resources": config.resources.model_dump(mode="json"),
+            "bundle_url": bundle.place.url,
+            "versions": {name: version(name) for name in ("keras", "openvino", "ray", "tensorflow", "tlbatch")},
+        },
+        each=partial(_on_ray, context),
+    )
 
 
 def list_images(config: RunConfig | TrainConfig, avoid: Place, stop: threading.Event | None = None) -> Listing:
@@ -136,44 +164,41 @@ def run(config: RunConfig, watch: Watcher | None = None, listing: Listing | None
     if config.predictions and not bundle.labels:
         raise BundleError(f"The bundle {bundle.place.url} has no head; use `tlbatch extract` with it, or train one.")
     bundle.require_whole()
-    context = _Context(config, bundle, resolve(config.output, config.storage_options), listing)
-    ledger.require_output(context.output, context.spec["images"])
-    ledger.require_free(context.output)
-    current = _unfinished(context)
-    run_id = current.run_id if current else (config.run_id or ledger.new_run_id())
+    output = resolve(config.output, config.storage_options)
+    context = _Context(config, bundle, output, watch, listing, ledger.read_latest(output))
+    order = _order(context)
+    ledger.require_output(output, order.spec["images"])
+    require_free(output)
+    current = commit.to_continue(output, order)
+    context.run_id = run_id = current.run_id if current else (config.run_id or ledger.new_run_id())
     try:
-        listed = _listed_while_ray_starts(context) if current is None else contextlib.nullcontext()
-        with listed, Lease(context.output, run_id) as lease:
-            return _run_with_lease(context, run_id, lease, watch)
+        with ray_session(config.address) as context.start_ray:
+            if current is None:
+                _list(context)
+            return commit.carry_out(output, order, run_id)
     except KeyboardInterrupt:
         raise InterruptedRunError(f"Run {run_id} was interrupted; run the same command again to continue it.") from None
     except OSError as error:
         raise _stopped(run_id, str(error)) from error
 
 
-@contextlib.contextmanager
-def _listed_while_ray_starts(context: _Context) -> Iterator[None]:
+def _list(context: _Context) -> None:
     """List the store before anything is written: one that cannot be listed leaves nothing behind.
 
     Ray starts meanwhile, in this thread, which it needs; but not where a table is published and there may be nothing to do.
     """
-    if ledger.read_latest(context.output):
-        context.list()
-        yield
+    if context.published:
+        context.list(context.published)
         return
     require_folder(resolve(context.config.images, context.config.storage_options))
-    with (
-        ThreadPoolExecutor(1, thread_name_prefix="tlbatch-listing") as beside,
-        ray_session(context.config.address) as start_ray,
-    ):
-        listing = beside.submit(context.list)
+    with ThreadPoolExecutor(1, thread_name_prefix="tlbatch-listing") as beside:
+        listing = beside.submit(context.list, context.published)
         try:
-            start_ray()
+            context.start_ray()
             listing.result()
         except BaseException:
             context.stop.set()  # Ctrl-C does not wait for a long listing
             raise
-        yield
 
 
 def _stopped(run_id: str, why: str) -> StoreUnavailableError:
@@ -182,79 +207,13 @@ def _stopped(run_id: str, why: str) -> StoreUnavailableError:
     )
 
 
-def _unfinished(context: _Context, *, tidy: bool = False) -> Run | None:
-    """The run to continue, if there is one; raises OutputError where it was begun with another spec or bundle.
-
-    One that died between the flip and its last step is published: it only wants to be tidied, which takes the lease.
-    """
-    current = ledger.unfinished_run(context.output)
-    if current is None:
-        return None
-    if current.run_id in [entry["run_id"] for entry in ledger.read_latest(context.output)]:
-        if tidy:
-            publish.tidy(current.place)
-        return None
-    ledger.require_same(current, context.spec, context.bundle.digest)
-    return current
-
-
-def _run_with_lease(context: _Context, run_id: str, lease: Lease, watch: Watcher | None) -> dict[str, Any]:
-    current = _unfinished(context, tidy=True)
-    if current is None:
-        done = _already_done(context)
-        if done is not None:
-            return done
-        current = _begin(context, run_id)
-    left, images_before = _left(current)
-    if left.num_rows:
-        _execute(context, current, left, watch)
-    return _publish(context, current, lease, images_before)
-
-
-def _already_done(context: _Context) -> dict[str, Any] | None:
-    """The report of the published run that is what was asked for, if there is one and no other run could do better."""
-    manifest_sha256 = schema.sha256(schema.to_parquet(context.list().manifest))
-    wanted = ledger.fingerprint(context.spec, context.bundle.digest, manifest_sha256)
-    published = {entry["run_id"] for entry in ledger.read_latest(context.output)}
-    for found in ledger.runs(context.output):
-        if found.run_id in published and found.fingerprint == wanted:
-            report = _read_report(found)
-            return None if report["failed_transient"] else {**report, "already_done": True}
-    return None
-
-
-def _read_report(run: Run) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads(run.place.join(schema.REPORT).read())
-    return report
-
-
-def _begin(context: _Context, run_id: str) -> Run:
-    listing = context.list()
-    facts = {
-        "spec": context.spec,
-        "resources": context.config.resources.model_dump(mode="json"),
-        "bundle": context.bundle.digest,
-        "bundle_url": context.bundle.place.url,
-        "skipped": listing.skipped,
-        "versions": {name: version(name) for name in ("keras", "openvino", "ray", "tensorflow", "tlbatch")},
-    }
-    return ledger.begin(context.output, run_id, listing.manifest, facts)
-
-
-def _left(run: Run) -> tuple[pa.Table, int]:
-    """The rows of the manifest that no receipt holds yet, each with its number; and how many images the receipts hold."""
-    numbered = run.manifest.append_column("row", pa.array(np.arange(run.manifest.num_rows), pa.int64()))
-    images = ledger.read_receipts(run).images(numbered.num_rows)
-    return numbered.filter(pa.array(images == 0)) if images.any() else numbered, int(images.sum())
-
-
-def _execute(context: _Context, run: Run, left: pa.Table, watch: Watcher | None) -> None:
+def _execute(context: _Context, run: Run, left: pa.Table) -> None:
     """Everything between manifest and receipts, on Ray Data."""
     import ray.data
 
     config = context.config
-    with ray_session(config.address) as start_ray, _heartbeat(run, watch):
-        start_ray()
+    context.start_ray()
+    with _heartbeat(run, context.watch):
         weights = _weights(left, config.rows_per_task)
         plan = _plan(config, int(weights.sum()))
         job = _job(context, run, plan, left["uri"][0].as_py())
@@ -272,10 +231,42 @@ def _execute(context: _Context, run: Run, left: pa.Table, watch: Watcher | None)
             num_cpus=plan.cpus,
             num_gpus=config.num_gpus,
         )
-        try:
+        with _said_in_one_sentence(run.run_id):
             dataset.write_datasink(PartsSink(run.staged), ray_remote_args={"num_cpus": _WRITE_CPUS})
-        except ray.exceptions.RayError as error:
-            raise _in_one_sentence(error, run.run_id) from error
+
+
+def _on_ray(context: _Context, function: Callable[[Window], Written], windows: Sequence[Window]) -> Iterator[Written]:
+    """`map` for the files of a table: many are written all over the cluster, one is written here."""
+    if len(windows) == 1:
+        yield from map(function, windows)
+        return
+    import ray
+
+    def write(window: Window) -> Written:
+        with trouble_is_the_stores():
+            return function(window)
+
+    context.start_ray()
+    task = ray.remote(num_cpus=1)(write)
+    waiting: deque[Any] = deque()
+    with _said_in_one_sentence(context.run_id):
+        for window in windows:
+            waiting.append(task.remote(window))
+            if len(waiting) == _FILES_AT_ONCE:
+                yield ray.get(waiting.popleft())
+        while waiting:
+            yield ray.get(waiting.popleft())
+
+
+@contextlib.contextmanager
+def _said_in_one_sentence(run_id: str) -> Iterator[None]:
+    """What Ray raises while the block runs, as an error of tlbatch's own."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        raise _in_one_sentence(error, run_id) from error
 
 
 def _in_one_sentence(error: Exception, run_id: str) -> TlbatchError:
@@ -424,34 +415,3 @@ def _heartbeat(run: Run, watch: Watcher | None) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-
-
-def _publish(context: _Context, run: Run, lease: Lease, images_before: int) -> dict[str, Any]:
-    config, bundle = context.config, context.bundle
-    receipts = ledger.read_receipts(run)
-    features = schema.features_schema(bundle.features_length, config.features_dtype) if config.features else None
-    tables = publish.Tables(run.run_id, bundle.digest, bundle.base_digest, config.predictions, features)
-    lease.require_held()
-    books = publish.write_tables(run.place, run.manifest, receipts, tables)
-    seconds = time.monotonic() - context.began
-    report = {
-        "run_id": run.run_id,
-        "output": context.output.url,
-        "objects": run.facts["objects"],
-        "listed": books.listed,
-        "predicted": books.predicted,
-        "failed": books.failed,
-        "skipped": run.facts["skipped"],
-        "seconds": round(seconds, 3),
-        "images_per_second": round((books.listed - images_before) / seconds, 2),
-        "bundle": bundle.digest,
-        "engine": context.engine,
-        "failed_by_kind": dict(books.failed_by_kind),
-        "failed_transient": books.transient,
-        "stage_seconds": receipts.seconds(),
-        "labels": dict(books.labels),
-        "manifest_sha256": run.facts["manifest_sha256"],
-        "files": dict(books.files),
-    }
-    publish.make_visible(context.output, run.place, run.run_id, report, lease.require_held)
-    return report

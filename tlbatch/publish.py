@@ -1,8 +1,7 @@
 """Stage 7: parts -> few large Parquet files, books balanced, and then the one moment in which the result becomes visible.
 
-The order is: data files, `report.json` with their digests, `latest.json`; then the staged parts are removed, and last
-comes `_SUCCESS`. A crash before the flip of `latest.json` leaves a run that the same command publishes again, with the same
-bytes; a crash after it, one that only wants tidying.
+Each file is made of its own rows of the manifest and nothing else, so files can be written in any order, on any machine,
+twice, by two publishers at once: their bytes are the same.
 """
 
 from __future__ import annotations
@@ -11,9 +10,11 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ import pyarrow.compute as pc
 
 from tlbatch import schema
 from tlbatch.errors import BooksError
-from tlbatch.ledger import Receipts
+from tlbatch.ledger import PARTS_AT_ONCE, Receipts, Run
 from tlbatch.schema import from_parquet, part_name, sha256, to_parquet
 from tlbatch.storage import Place
 
@@ -52,7 +53,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class Books:
-    """What publishing found and wrote: `files` is relative path -> {"sha256", "rows"}."""
+    """What publishing found and wrote: `files` is relative path -> sha256, rows, and which rows of the manifest it is of."""
 
     listed: int
     predicted: int
@@ -63,85 +64,150 @@ class Books:
     files: Mapping[str, Mapping[str, Any]]
 
 
-def write_tables(run: Place, manifest: pa.Table, receipts: Receipts, tables: Tables) -> Books:
+class Window(NamedTuple):
+    """Consecutive rows of the manifest that make up one file of each table, and the parts they are taken from."""
+
+    number: int
+    start: int
+    #: (n,) int: for each row the number of its part, a key of `parts`.
+    owner: np.ndarray
+    #: (n,) int: how many images each row's object holds.
+    images: np.ndarray
+    parts: Mapping[int, Mapping[str, Any]]
+
+    @property
+    def end(self) -> int:
+        """The first row behind it."""
+        return self.start + len(self.owner)
+
+
+class Written(NamedTuple):
+    """What one window became."""
+
+    predicted: int
+    kinds: Counter[str]
+    transient: int
+    labels: Counter[str]
+    files: dict[str, dict[str, Any]]
+
+    def with_next(self, other: Written) -> Written:
+        """Both together."""
+        return Written(
+            self.predicted + other.predicted,
+            self.kinds + other.kinds,
+            self.transient + other.transient,
+            self.labels + other.labels,
+            self.files | other.files,
+        )
+
+
+#: Applies a function to each window, in order, here or on other machines.
+Each = Callable[[Callable[[Window], Written], Sequence[Window]], Iterable[Written]]
+
+
+def write_tables(run: Run, receipts: Receipts, tables: Tables, each: Each = map) -> Books:
     """Write the published files of a run from its parts.
 
     Args:
-        run: the run's folder.
-        manifest: what was promised.
+        run: whose files they are.
         receipts: of its parts; an object that stands in two of them is taken from one.
         tables: which tables, and their constant columns.
+        each: how the files are spread over machines.
 
     Raises:
         BooksError: an image is in no part, or a part is not the one its receipt describes.
     """
-    kinds: Counter[str] = Counter()
-    labels: Counter[str] = Counter()
-    files: dict[str, dict[str, Any]] = {}
-    predicted = transient = 0
-    for number, outcome in enumerate(_windows(run, manifest, receipts, tables.rows_per_file)):
-        failed_here = pc.is_valid(outcome["kind"])
-        good, bad = outcome.filter(pc.invert(failed_here)), outcome.filter(failed_here)
-        predicted += good.num_rows
-        kinds.update(bad["kind"].to_pylist())
-        transient += pc.sum(bad["transient"]).as_py() or 0
-        if tables.predictions:
-            labels.update(dict(zip(*_count(good["label"]), strict=True)))
-        for folder, table in _shaped(good, bad, tables, first=number == 0):
-            data = to_parquet(table)
-            name = f"{folder}/{part_name(number)}"
-            run.join(folder, part_name(number)).write(data)
-            files[name] = {"sha256": sha256(data), "rows": table.num_rows}
-    listed = int(receipts.images(manifest.num_rows).sum())
-    if predicted + kinds.total() != listed:
-        raise BooksError(
-            f"{listed} images were listed, {predicted} predicted and {kinds.total()} failed; nothing is published."
-        )
-    return Books(listed, predicted, kinds.total(), dict(sorted(kinds.items())), transient, dict(sorted(labels.items())), files)
+    bare = Run(run.place, run.facts)  # without the manifest it may hold
+    total = Written(0, Counter(), 0, Counter(), {})
+    for written in each(partial(write_window, bare, tables), windows(receipts, run.manifest.num_rows, tables.rows_per_file)):
+        total = total.with_next(written)
+    listed = int(receipts.images(run.manifest.num_rows).sum())
+    failed = total.kinds.total()
+    if total.predicted + failed != listed:
+        raise BooksError(f"{listed} images were listed, {total.predicted} predicted and {failed} failed; nothing is published.")
+    kinds, labels = (dict(sorted(counts.items())) for counts in (total.kinds, total.labels))
+    return Books(listed, total.predicted, failed, kinds, total.transient, labels, total.files)
 
 
-def _count(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:
-    counted = pc.value_counts(column)
-    return counted.field("values").to_pylist(), counted.field("counts").to_pylist()
-
-
-def _windows(run: Place, manifest: pa.Table, receipts: Receipts, size: int) -> Iterator[pa.Table]:
-    """For each `size` images of the manifest their outcomes, sorted, each once, none missing; no object is cut in two."""
-    owner, images = receipts.owners(manifest.num_rows), receipts.images(manifest.num_rows)
-    if (owner < 0).any():
-        raise BooksError(f"{manifest['key'][int(np.argmin(owner))]} was listed and is in no part; nothing is published.")
+def windows(receipts: Receipts, rows: int, size: int) -> list[Window]:
+    """The manifest's rows, all of them in a part, cut after about every `size` images; no object is cut in two."""
+    owner, images = receipts.owners(rows), receipts.images(rows)
     window = (np.cumsum(images) - images) // size
-    starts = [0, *(np.flatnonzero(np.diff(window)) + 1).tolist(), manifest.num_rows]
-    for start, end in itertools.pairwise(starts):
-        parts = [_read_part(run, receipts.bodies[number], number) for number in np.unique(owner[start:end])]
-        outcome = pa.concat_tables(parts).sort_by([("row", "ascending"), ("index", "ascending")])
-        rows = outcome["row"].to_numpy()
-        mine = (rows >= start) & (rows < end)
-        mine[mine] = owner[rows[mine]] == outcome["part"].to_numpy()[mine]
-        outcome = outcome.filter(pa.array(mine)).drop_columns(["part"])
-        _require_whole(outcome, manifest, images, start, end)
-        yield outcome
+    starts = [0, *(np.flatnonzero(np.diff(window)) + 1).tolist(), rows]
+    return [
+        Window(
+            number,
+            start,
+            owner[start:end],
+            images[start:end],
+            {int(part): receipts.bodies[part] for part in np.unique(owner[start:end])},
+        )
+        for number, (start, end) in enumerate(itertools.pairwise(starts))
+    ]
 
 
-def _require_whole(outcome: pa.Table, manifest: pa.Table, images: np.ndarray, start: int, end: int) -> None:
-    """Every object from `start` to `end` is there with all its images, each once."""
+def write_window(run: Run, tables: Tables, window: Window) -> Written:
+    """Write the files of one window.
+
+    Raises:
+        BooksError: an image is in no part, or a part is not the one its receipt describes.
+    """
+    outcome = _outcome(run, window)
+    failed = pc.is_valid(outcome["kind"])
+    good, bad = outcome.filter(pc.invert(failed)), outcome.filter(failed)
+    files = {}
+    for folder, table in _shaped(good, bad, tables, first=window.number == 0):
+        data = to_parquet(table)
+        run.place.join(folder, part_name(window.number)).write(data)
+        facts = {"sha256": sha256(data), "rows": table.num_rows, "objects": [window.start, window.end]}
+        files[f"{folder}/{part_name(window.number)}"] = facts
+    return Written(
+        good.num_rows,
+        count(bad["kind"]),
+        pc.sum(bad["transient"]).as_py() or 0,
+        count(good["label"]) if tables.predictions else Counter(),
+        files,
+    )
+
+
+def count(column: pa.ChunkedArray) -> Counter[str]:
+    """How often each value stands in a column."""
+    counted = pc.value_counts(column)
+    return Counter(dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)))
+
+
+def _outcome(run: Run, window: Window) -> pa.Table:
+    """What became of each image of a window, sorted, each once, none missing."""
+    with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+        parts = list(pool.map(lambda part: _read_part(run, part[1], part[0]), window.parts.items()))
+    outcome = pa.concat_tables(parts).sort_by([("row", "ascending"), ("index", "ascending")])
     rows = outcome["row"].to_numpy()
-    found = np.bincount(rows - start, minlength=end - start)
-    wrong = np.flatnonzero(found != images[start:end])
+    mine = (rows >= window.start) & (rows < window.end)
+    mine[mine] = window.owner[rows[mine] - window.start] == outcome["part"].to_numpy()[mine]
+    outcome = outcome.filter(pa.array(mine)).drop_columns(["part"])
+    _require_whole(run, outcome, window)
+    return outcome
+
+
+def _require_whole(run: Run, outcome: pa.Table, window: Window) -> None:
+    """Every object of the window is there with all its images, each once."""
+    rows = outcome["row"].to_numpy() - window.start
+    found = np.bincount(rows, minlength=len(window.images))
+    wrong = np.flatnonzero(found != window.images)
     if len(wrong):
-        key = manifest["key"][start + int(wrong[0])]
+        key = run.manifest["key"][window.start + int(wrong[0])]
         raise BooksError(f"{key} was listed and is not whole in its part; nothing is published.")
     firsts = np.cumsum(found) - found
-    if (outcome["index"].to_numpy() != np.arange(len(rows)) - firsts[rows - start]).any():
+    if (outcome["index"].to_numpy() != np.arange(len(rows)) - firsts[rows]).any():
         raise BooksError("An image stands twice in a part, and another not at all; nothing is published.")
 
 
-def _read_part(run: Place, receipt: Mapping[str, Any], number: int) -> pa.Table:
-    data = run.join(schema.STAGED, receipt["part"]).read()
+def _read_part(run: Run, receipt: Mapping[str, Any], number: int) -> pa.Table:
+    data = run.staged.join(receipt["part"]).read()
     if sha256(data) != receipt["part_sha256"]:
         raise BooksError(
             f"The staged part {receipt['part']} differs from its receipt; nothing is published. "
-            f"Delete its receipt in {run.url}/{schema.STAGED} and run the same command again to redo its images."
+            f"Delete its receipt in {run.staged.url} and run the same command again to redo its images."
         )
     table = from_parquet(data)
     return table.append_column("part", pa.array(np.full(table.num_rows, number)))
@@ -168,31 +234,37 @@ def _with_constants(table: pa.Table, constants: Mapping[str, str], wanted: pa.Sc
     return pa.Table.from_arrays(columns, schema=wanted)
 
 
-def make_visible(output: Place, run: Place, run_id: str, report: Mapping[str, Any], still_mine: Callable[[], None]) -> None:
-    """Publish: the report, then `latest.json` by compare-and-swap.
+def make_visible(output: Place, run: Run, report: Mapping[str, Any], still_mine: Callable[[], None]) -> None:
+    """Publish: the report, then `latest.json` by compare-and-swap, the one moment in which the table changes.
 
     Args:
         output: the folder whose table this becomes.
-        run: the run's folder, its tables written.
-        run_id: its name.
+        run: the run, its tables written.
         report: what `report.json` says.
         still_mine: raises if the lease is no longer ours; asked right before the flip.
     """
-    data = json.dumps(report, indent=1).encode()
-    run.join(schema.REPORT).write(data)
-    entry = {"run_id": run_id, "report_sha256": sha256(data)}
-    pointer = {"schema_version": schema.SCHEMA_VERSION, "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    run.place.join(schema.REPORT).write(schema.seal(report))
     place = output.join(schema.LATEST)
     old = place.read() if place.exists() else None
+    pointer = {
+        "schema_version": schema.SCHEMA_VERSION,
+        "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "runs": [{"run_id": run.run_id, "books_sha256": books_digest(report)}],
+    }
     still_mine()
-    if not place.swap(schema.seal({**pointer, "runs": [entry]}), old):
+    if not place.swap(schema.seal(pointer), old):
         raise BooksError(
-            f"{place.url} was changed by somebody else while run {run_id} was publishing; run the same command again."
+            f"{place.url} was changed by somebody else while run {run.run_id} was publishing; run the same command again."
         )
-    tidy(run)
 
 
-def tidy(run: Place) -> None:
+def books_digest(report: Mapping[str, Any]) -> str:
+    """sha256 of what of a report follows from manifest and plan alone, whoever writes it, however long it took."""
+    names = ("listed", "predicted", "failed", "failed_by_kind", "labels", "manifest_sha256", "files")
+    return sha256(json.dumps({name: report[name] for name in names}, sort_keys=True).encode())
+
+
+def tidy(run: Run) -> None:
     """After the flip: remove what was staged for the run, then mark it as complete."""
-    run.join(schema.STAGED).delete()
-    run.join(schema.SUCCESS).write(b"")
+    run.staged.delete()
+    run.place.join(schema.SUCCESS).write(b"")

@@ -24,6 +24,7 @@ MANIFEST = "manifest.parquet"
 PROGRESS = "progress.json"
 BASE = "base"  # the bundle without a head that `extract --base` works with
 STAGED = "staged"
+PLAN = "plan"  # in staged/: which parts are published
 SUSPECTS = "suspects"  # in staged/: which image a worker is alone with, while the run looks for one that kills
 PART_SUFFIX, RECEIPT_SUFFIX = ".parquet", ".json"
 REPORT = "report.json"

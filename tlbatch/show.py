@@ -108,6 +108,20 @@ def show_status(result: Mapping[str, Any]) -> None:
         )
 
 
+def show_leftovers(result: Mapping[str, Any]) -> None:
+    """What nobody needs, the most first, and what to do about it."""
+    console = _console()
+    for one in sorted(result["leftovers"], key=lambda one: -one["bytes"]):
+        size = f"{one['objects']:>7,} objects {one['bytes'] / 1e6:>10,.1f} MB {one['hours']:>8,.1f} h"
+        console.print(f"{size}  {one['path']}: {one['why']}", soft_wrap=True)
+    if not result["leftovers"]:
+        console.print("Nothing to remove.")
+    elif result["removed"]:
+        console.print(f"Removed {result['bytes'] / 1e6:,.1f} MB.")
+    else:
+        console.print(f"{result['bytes'] / 1e6:,.1f} MB in all. Nothing was removed: say --remove for that.")
+
+
 def show_verification(result: Mapping[str, Any]) -> None:
     """Whether the books balance, or the first differences."""
     console = _console()

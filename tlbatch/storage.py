@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
 import fsspec
@@ -59,12 +59,24 @@ SECRET_WORDS = ("key", "secret", "token", "password", "credential", "sas")
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One object of a store: its full address, its path below the place that listed it, and what tells its version."""
+    """One object of a store: its full address, its path below the place that listed it, and what tells its version.
+
+    `written` is when, in seconds since the epoch by the store's clock; 0 where it does not say.
+    """
 
     uri: str
     key: str
     size: int
     etag: str
+    written: float = 0.0
+
+
+class Upload(NamedTuple):
+    """An object in parts that was begun and never became one; who keeps it is paid for it. `began` as `ObjectInfo.written`."""
+
+    key: str
+    began: float
+    number: str
 
 
 class Place(Protocol):
@@ -109,8 +121,20 @@ class Place(Protocol):
         A name that is no text (a local disk may have them) is null.
         """
 
+    def contents(self) -> Iterator[ObjectInfo]:
+        """Every object below this folder whatever its name, those of writes that were cut short among them."""
+
+    def uploads(self) -> Iterator[Upload]:
+        """Uploads in parts that were begun below this folder and are not ended."""
+
+    def abort(self, upload: Upload) -> None:
+        """Give up an upload that `uploads` named."""
+
     def delete(self) -> None:
         """Remove this object, or this folder with all below it. What does not exist is removed already."""
+
+    def remove(self, old: bytes) -> bool:
+        """Remove this object if it still holds `old`; False if it does not."""
 
     def exists(self) -> bool:
         """Whether there is an object here, or anything below."""
@@ -171,20 +195,21 @@ class LocalPlace:
         return data
 
     def info(self) -> ObjectInfo | None:
-        """Size and version of this file."""
+        """Size, version and time of this file."""
         try:
             found = self.path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         if not stat.S_ISREG(found.st_mode):
             return None
-        return ObjectInfo(self.url, self.path.name, found.st_size, _version(found))
+        return ObjectInfo(self.url, self.path.name, found.st_size, _version(found), found.st_mtime)
 
     def write(self, data: bytes) -> None:
         """Put a whole file: a temporary sibling, then a rename."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary_sibling(self.path, data) as temporary:
             os.replace(temporary, self.path)
+            _sync_folder(self.path.parent)
 
     def create(self, data: bytes) -> bool:
         """Put a whole file unless there is one: a hard link is made or refused at once."""
@@ -194,19 +219,36 @@ class LocalPlace:
                 os.link(temporary, self.path)
             except FileExistsError:
                 return False
+            _sync_folder(self.path.parent)
             return True
 
     def swap(self, data: bytes, old: bytes | None) -> bool:
         """Compare and replace while the folder is locked."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        folder = os.open(self.path.parent, os.O_RDONLY)
+        if old is None:
+            return self.create(data)
+        with self._held_by(old) as holds:
+            if holds:
+                self.write(data)
+            return holds
+
+    def remove(self, old: bytes) -> bool:
+        """Compare and remove while the folder is locked."""
+        with self._held_by(old) as holds:
+            if holds:
+                self.path.unlink()
+            return holds
+
+    @contextmanager
+    def _held_by(self, old: bytes) -> Iterator[bool]:
+        """Whether this file holds `old`. It stays so while the block runs: the folder is locked for all who ask like this."""
+        try:
+            folder = os.open(self.path.parent, os.O_RDONLY)
+        except FileNotFoundError:
+            yield False
+            return
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
-            current = self.path.read_bytes() if self.path.exists() else None
-            if current != old:
-                return False
-            self.write(data)
-            return True
+            yield self.path.exists() and self.path.read_bytes() == old
         finally:
             os.close(folder)
 
@@ -233,6 +275,23 @@ class LocalPlace:
             elif entry.is_file():
                 found_stat = entry.stat()
                 yield prefix + entry.name, found_stat.st_size, _version(found_stat)
+
+    def contents(self) -> Iterator[ObjectInfo]:
+        """Every file below this folder; links are not followed."""
+        for folder, _, names in os.walk(self.path):
+            for name in sorted(names):
+                path = Path(folder, name)
+                with contextlib.suppress(FileNotFoundError):
+                    found = path.stat(follow_symlinks=False)
+                    key = path.relative_to(self.path).as_posix()
+                    yield ObjectInfo(str(path), key, found.st_size, _version(found), found.st_mtime)
+
+    def uploads(self) -> Iterator[Upload]:
+        """None: a file that is being written is one of `contents`."""
+        yield from ()
+
+    def abort(self, upload: Upload) -> None:
+        """There is none."""
 
     def delete(self) -> None:
         """Remove this file or tree."""
@@ -276,10 +335,19 @@ def _is_text(key: str) -> bool:
     return True
 
 
+_TEMPORARY, _PROBE = ".tmp", ".probe-"
+
+
+def is_leftover(key: str) -> bool:
+    """Whether an object is one that only a write which was cut short leaves behind."""
+    name = key.rsplit("/", 1)[-1]
+    return (name.startswith(".") and name.endswith(_TEMPORARY)) or _PROBE in name
+
+
 @contextmanager
 def _temporary_sibling(path: Path, data: bytes) -> Iterator[str]:
     """A synced file beside `path` that holds `data`, gone afterwards unless it was renamed."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -289,6 +357,15 @@ def _temporary_sibling(path: Path, data: bytes) -> Iterator[str]:
         yield temporary
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Keep a new name through a loss of power: data first, receipt after, on the disk as well."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _read_umask() -> int:
@@ -333,6 +410,12 @@ class RemotePlace:
         bucket, _, key = self._path.partition("/")
         return bucket, key
 
+    @property
+    def _folder_key(self) -> str:
+        """What the keys below this place begin with."""
+        _, key = self._bucket_and_key
+        return key.rstrip("/") + "/" if key else ""
+
     def _fast(self, key: str) -> s3.Bucket | None:
         """The quick way to this place's objects, where there is one."""
         if not (self._is_s3 and s3.serves(self.options) and s3.can_name(key)):
@@ -365,7 +448,7 @@ class RemotePlace:
             return cast("bytes", self._fs.cat_file(self._path, start=start or None, end=end))
 
     def _get_s3(self, start: int, end: int | None, etag: str) -> bytes:
-        bucket, key, _ = self._fs.split_path(self._path)
+        bucket, key = self._bucket_and_key
         part = {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if start or end is not None else {}
         answer = self._fs.call_s3("get_object", Bucket=bucket, Key=key, IfMatch=f'"{etag}"', **part)
         return cast("bytes", fsspec.asyn.sync(self._fs.loop, answer["Body"].read))
@@ -378,16 +461,25 @@ class RemotePlace:
             return None
         if found["type"] != "file":
             return None
-        return ObjectInfo(self.url, self.url.rsplit("/", 1)[-1], int(found.get("size") or 0), _remote_version(found))
+        name = self.url.rsplit("/", 1)[-1]
+        return ObjectInfo(self.url, name, int(found.get("size") or 0), _remote_version(found), _written(found))
 
     def _listed_info(self) -> dict[str, Any]:
         """What a listing says of this object: that may be allowed where reading is not, and tells why if it is refused."""
-        bucket, key, _ = self._fs.split_path(self._path)
-        answer = self._ask(lambda: self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1))
-        for found in answer.get("Contents", ()):
-            if found["Key"] == key:
-                return {"type": "file", "size": found["Size"], "ETag": found["ETag"]}
-        raise FileNotFoundError(self.url)
+        _, key = self._bucket_and_key
+        found = self._first_below(key)
+        if found is None or found["Key"] != key:
+            raise FileNotFoundError(self.url)
+        return {"type": "file", "size": found["Size"], "ETag": found["ETag"], "LastModified": found["LastModified"]}
+
+    def _first_below(self, prefix: str) -> dict[str, Any] | None:
+        """The first object of the bucket whose key begins so, as S3 lists it.
+
+        Listing tells why it is refused; the HEAD that s3fs asks with has no body to say it in.
+        """
+        bucket, _ = self._bucket_and_key
+        answer = self._ask(lambda: self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1))
+        return next(iter(answer.get("Contents", ())), None)
 
     def write(self, data: bytes) -> None:
         """Put a whole object in one request."""
@@ -420,6 +512,16 @@ class RemotePlace:
         self.write(data)
         return True
 
+    def remove(self, old: bytes) -> bool:
+        """Compare, then remove; not at once, which few stores can."""
+        try:
+            if self.read() != old:
+                return False
+        except FileNotFoundError:
+            return False
+        self.delete()
+        return True
+
     @property
     def _conditional(self) -> bool:
         """Whether the store keeps conditions on a PUT; found out once a process and bucket, and said where it does not."""
@@ -435,7 +537,7 @@ class RemotePlace:
 
     def _keeps_conditions(self) -> bool:
         """Put an object that must not be there, twice: a store that takes the second one ignores the condition."""
-        probe = RemotePlace(f"{self.url}.probe-{secrets.token_hex(6)}", self.options)
+        probe = RemotePlace(f"{self.url}{_PROBE}{secrets.token_hex(6)}", self.options)
         try:
             return probe._put_if({"IfNoneMatch": "*"}, b"1") and not probe._put_if({"IfNoneMatch": "*"}, b"2")
         except RefusedError:
@@ -449,7 +551,7 @@ class RemotePlace:
         When the answer to a PUT is lost, the next attempt finds the condition broken, by ourselves. So what stands there
         decides: nobody else writes these bytes.
         """
-        bucket, key, _ = self._fs.split_path(self._path)
+        bucket, key = self._bucket_and_key
 
         def put() -> bool:
             try:
@@ -477,8 +579,7 @@ class RemotePlace:
 
     def walk(self) -> Iterator[pa.RecordBatch]:
         """Every object below this folder; on S3 page by page, several folders at once."""
-        _, key = self._bucket_and_key
-        root = key.rstrip("/") + "/" if key else ""
+        root = self._folder_key
         fast = self._fast(root)
         if fast is not None:
             with _as_oserror(self.url):
@@ -492,6 +593,37 @@ class RemotePlace:
         )
         yield from (_below(batch, start) for batch in _in_batches(rows))
 
+    def contents(self) -> Iterator[ObjectInfo]:
+        """Every object below this folder, as fsspec lists it."""
+        start = self._path.rstrip("/") + "/"
+        for path, found in self._ask(lambda: self._fs.find(self._path, detail=True)).items():
+            if path.startswith(start):
+                key = path.removeprefix(start)
+                size = int(found.get("size") or 0)
+                yield ObjectInfo(f"{self.url}/{key}", key, size, _remote_version(found), _written(found))
+
+    def uploads(self) -> Iterator[Upload]:
+        """What S3 lists of them; no other protocol tells."""
+        if not self._is_s3:
+            return
+        bucket, root = self._bucket_and_key[0], self._folder_key
+        page: dict[str, Any] = {}
+        while True:
+            asked = {"Bucket": bucket, "Prefix": root, **page}
+            answer = self._ask(partial(self._fs.call_s3, "list_multipart_uploads", **asked))
+            for one in answer.get("Uploads", ()):
+                if one["Key"].startswith(root):
+                    yield Upload(one["Key"].removeprefix(root), _seconds(one["Initiated"]), one["UploadId"])
+            if not answer.get("IsTruncated"):
+                return
+            page = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+
+    def abort(self, upload: Upload) -> None:
+        """Let the store forget its parts."""
+        bucket, key = self._bucket_and_key[0], self._folder_key + upload.key
+        with contextlib.suppress(FileNotFoundError):
+            self._ask(lambda: self._fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.number))
+
     def delete(self) -> None:
         """Remove this object or all below it."""
         with contextlib.suppress(FileNotFoundError):
@@ -504,14 +636,10 @@ class RemotePlace:
         return bool(self._ask(lambda: self._fs.exists(self._path)))
 
     def _anything_below(self) -> bool:
-        """Listing tells why it is refused; the HEAD that s3fs asks with has no body to say it in."""
-        bucket, key, _ = self._fs.split_path(self._path)
-        prefix = f"{key.rstrip('/')}/" if key else ""
         try:
-            answer = self._ask(lambda: self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1))
+            return self._first_below(self._folder_key) is not None
         except FileNotFoundError:
             return False
-        return bool(answer.get("Contents"))
 
     def lacks_bucket(self) -> str | None:
         """The name of this place's bucket, if it does not exist."""
@@ -541,6 +669,15 @@ def _below(listed: pa.RecordBatch, root: str) -> pa.RecordBatch:
     keys = pc.utf8_slice_codeunits(listed["key"], len(root))
     hidden = pc.match_substring_regex(keys, r"(^|/)\.|/$|^$")
     return listed.set_column(0, LISTED.field("key"), keys).filter(pc.invert(hidden))
+
+
+def _written(found: Mapping[str, Any]) -> float:
+    return _seconds(found.get("LastModified") or found.get("mtime") or found.get("created"))
+
+
+def _seconds(when: Any) -> float:
+    """A time as a store tells it, in seconds since the epoch; 0 where it does not."""
+    return float(when.timestamp()) if hasattr(when, "timestamp") else float(when or 0)
 
 
 def _remote_version(found: Mapping[str, Any]) -> str:
@@ -762,6 +899,11 @@ class RangeFile(io.RawIOBase):
         """Stop reading ahead."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         super().close()
+
+
+def open_patiently(place: Place, size: int) -> RangeFile:
+    """An object of so many bytes as a file that can seek; a store that does not answer is waited for at every piece."""
+    return RangeFile(lambda start, end: patiently(lambda: place.fetch(start, end)), size)
 
 
 def require_folder(place: Place) -> None:

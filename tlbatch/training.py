@@ -25,6 +25,7 @@ from tlbatch.config import ExtractConfig, Resources, RunConfig, TrainConfig
 from tlbatch.decode import Pixels
 from tlbatch.errors import BundleError, LabelsError, OutputError, WeightsError
 from tlbatch.labels import Labels, labels_from_folders, read_labels
+from tlbatch.lease import require_free
 from tlbatch.listing import Listing
 from tlbatch.model import bundle as bundles
 from tlbatch.model.bases import Base, find_base
@@ -123,7 +124,7 @@ def extract(config: ExtractConfig, watch: pipeline.Watcher | None = None) -> dic
         return pipeline.run(RunConfig(**settings), watch)
     output = resolve(config.output, config.storage_options)
     ledger.require_output(output, resolve(config.images).url)
-    ledger.require_free(output)
+    require_free(output)
     place = output.join(schema.BASE)
     base = find_base(config.base)
     size = config.size or base.size

@@ -1,0 +1,187 @@
+"""From what is asked for to a published table: the order of every write of a run, so that it can die between any two.
+
+`docs/protocol.md` tells what a death between each two of them leaves, and why the next run is right.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from tlbatch import ledger, publish, schema
+from tlbatch.lease import Lease
+from tlbatch.ledger import Published, Run
+from tlbatch.publish import Each, Tables
+from tlbatch.storage import Place
+
+log = logging.getLogger(__name__)
+
+
+class Listed(Protocol):
+    """A manifest, and how many objects of the store were passed over."""
+
+    @property
+    def manifest(self) -> pa.Table:
+        """As `schema.MANIFEST_SCHEMA`."""
+
+    @property
+    def skipped(self) -> int:
+        """How many."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be in an output, and who does the work."""
+
+    #: What changes the answer, `engine` included: with `bundle` and the manifest it is the fingerprint.
+    spec: Mapping[str, Any]
+    #: The bundle's digest.
+    bundle: str
+    #: The digest of its base.
+    base: str
+    predictions: bool
+    #: Schema of the features table; None where there is none.
+    features: pa.Schema | None
+    #: Given what is published, what the store holds, listed since then. Asked for only when it is needed, under the lease: an
+    #: older listing would take from the table what another run has added to it.
+    listing: Callable[[Published], Listed]
+    #: Stages the outcome of the given rows of the manifest, each with its number in a column `row`, in parts of the run.
+    work: Callable[[Run, pa.Table], None]
+    #: What else `run.json` says.
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    #: How published files are spread over machines.
+    each: Each = map
+    #: When the command began, by `time.monotonic`.
+    began: float = field(default_factory=time.monotonic)
+
+    def tables(self, run: Run) -> Tables:
+        """What a run of this order publishes."""
+        return Tables(run.run_id, self.bundle, self.base, self.predictions, self.features)
+
+
+def carry_out(output: Place, order: Order, run_id: str) -> dict[str, Any]:
+    """Bring an output to where the order is published: continue, begin, or find that it is done.
+
+    Args:
+        output: the folder.
+        order: what is to be in it.
+        run_id: the name of the run, should one be begun.
+
+    Returns:
+        What the run's `report.json` says; with `already_done` if nothing had to be.
+
+    Raises:
+        LeaseHeldError: somebody else is at work there.
+        OutputError: an unfinished run there is of another order.
+        BooksError: the images do not add up; nothing was published.
+    """
+    with Lease(output, run_id) as lease:
+        run = to_continue(output, order, tidy=True)
+        if run is None:
+            done = _already_done(output, order)
+            if done is not None:
+                return done
+            run = _begin(output, order, run_id, lease)
+        left, images_before = what_is_left(run)
+        if left.num_rows:
+            order.work(run, left)
+        return _publish(output, order, run, lease, images_before)
+
+
+def to_continue(output: Place, order: Order, *, tidy: bool = False) -> Run | None:
+    """The run to continue, if there is one.
+
+    One that died between the flip and its last step is published: it only wants to be tidied, which takes the lease.
+
+    Raises:
+        OutputError: it was begun with another spec or bundle.
+    """
+    current = ledger.unfinished_run(output)
+    if current is None:
+        return None
+    if current.run_id in [entry["run_id"] for entry in ledger.read_latest(output)]:
+        if tidy:
+            _tidy(current)
+        return None
+    ledger.require_same(current, order.spec, order.bundle)
+    return current
+
+
+def _already_done(output: Place, order: Order) -> dict[str, Any] | None:
+    """The report of the published run that is what was asked for, if there is one and no other run could do better."""
+    latest = ledger.read_latest(output)
+    if not latest:
+        return None
+    manifest_sha256 = schema.sha256(schema.to_parquet(order.listing(latest).manifest))
+    wanted = ledger.fingerprint(order.spec, order.bundle, manifest_sha256)
+    published = {entry["run_id"] for entry in latest}
+    for found in ledger.runs(output):
+        if found.run_id in published and found.fingerprint == wanted:
+            report = read_report(found)
+            return None if report["failed_transient"] else {**report, "already_done": True}
+    return None
+
+
+def read_report(run: Run) -> dict[str, Any]:
+    """What a run's `report.json` says.
+
+    Raises:
+        BooksError: it is damaged.
+    """
+    return ledger.read_sealed(run.place.join(schema.REPORT))
+
+
+def _begin(output: Place, order: Order, run_id: str, lease: Lease) -> Run:
+    listed = order.listing(ledger.read_latest(output))
+    facts = {"spec": order.spec, "bundle": order.bundle, "skipped": listed.skipped, **order.facts}
+    return ledger.begin(output, run_id, listed.manifest, facts, began=lease.since, still_mine=lease.require_held)
+
+
+def what_is_left(run: Run) -> tuple[pa.Table, int]:
+    """The rows of the manifest that no receipt holds yet, each with its number; and how many images the receipts hold."""
+    numbered = run.manifest.append_column("row", pa.array(np.arange(run.manifest.num_rows), pa.int64()))
+    images = ledger.read_receipts(run).images(numbered.num_rows)
+    return numbered.filter(pa.array(images == 0)) if images.any() else numbered, int(images.sum())
+
+
+def _publish(output: Place, order: Order, run: Run, lease: Lease, images_before: int) -> dict[str, Any]:
+    lease.require_held()
+    receipts = ledger.settle(run, ledger.read_receipts(run))
+    books = publish.write_tables(run, receipts, order.tables(run), order.each)
+    seconds = time.monotonic() - order.began
+    report = {
+        "run_id": run.run_id,
+        "output": output.url,
+        "objects": run.facts["objects"],
+        "listed": books.listed,
+        "predicted": books.predicted,
+        "failed": books.failed,
+        "skipped": run.facts["skipped"],
+        "seconds": round(seconds, 3),
+        "images_per_second": round((books.listed - images_before) / seconds, 2),
+        "bundle": order.bundle,
+        "engine": order.spec["engine"],
+        "failed_by_kind": dict(books.failed_by_kind),
+        "failed_transient": books.transient,
+        "stage_seconds": receipts.seconds(),
+        "labels": dict(books.labels),
+        "manifest_sha256": run.facts["manifest_sha256"],
+        "files": dict(books.files),
+    }
+    publish.make_visible(output, run, report, lease.require_held)
+    _tidy(run)
+    return report
+
+
+def _tidy(run: Run) -> None:
+    """Whatever happens here, the table is published: the next run tries again."""
+    try:
+        publish.tidy(run)
+    except OSError as error:
+        log.warning("run %s is published, but what it staged could not be removed: %s", run.run_id, error)
