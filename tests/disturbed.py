@@ -2,6 +2,7 @@
 
     python tests/disturbed.py OUTPUT kill=7 classify --images …       SIGKILL right before the 7th thing; 0 for never
     python tests/disturbed.py OUTPUT meet=FOLDER classify --images …  before the first thing, waits for the other in FOLDER
+    python tests/disturbed.py OUTPUT join=HOST:PORT classify …        not at all, but on a cluster that is on the loopback
 
 Things are counted as Python reports them to audit hooks: opening a file to write, renaming, linking, removing, making a
 folder. Those of `progress.json`, which a clock writes, are not counted. A process that is not killed says how many there were.
@@ -69,10 +70,19 @@ def meet(folder: str) -> Callable[[int], None]:
     return before
 
 
+def join(address: str) -> Callable[[int], None]:
+    """Use a cluster at 127.0.0.1, which Ray would look for at this machine's address in the network."""
+    from ray._private import services
+
+    os.environ["RAY_ADDRESS"] = address
+    services.get_node_ip_address = lambda *_: "127.0.0.1"
+    return lambda _: None
+
+
 def main() -> None:
     """Run the command."""
     how, value = sys.argv[2].split("=", 1)
-    counter = Counter(sys.argv[1], {"kill": kill, "meet": meet}[how](value))
+    counter = Counter(sys.argv[1], {"kill": kill, "meet": meet, "join": join}[how](value))
     sys.addaudithook(counter)
     sys.argv = ["tlbatch", *sys.argv[3:]]
     from tlbatch import cli

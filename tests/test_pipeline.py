@@ -456,12 +456,16 @@ def test_status_tells_each_run_and_who_is_at_work(reference, staged):
     assert (run["state"], run["predicted"], run["progress"]["listed"]) == ("unfinished", 60, 60)
 
 
-def test_verify_finds_one_flipped_bit_in_any_file(reference, tmp_path):
-    files = [path for path in sorted(reference.rglob("*")) if path.is_file() and path.name not in ("progress.json", "_SUCCESS")]
+@pytest.mark.parametrize("state", ["published", "unfinished"])
+def test_verify_finds_one_flipped_bit_in_any_file(state, reference, staged, tmp_path):
+    """Tables, report and pointer of a published run; parts, receipts and what they promise of one that is not."""
+    whole = {"published": reference, "unfinished": staged}[state]
+    files = [path for path in sorted(whole.rglob("*")) if path.is_file() and path.name not in ("progress.json", "_SUCCESS")]
+    assert state == "published" or len([path for path in files if path.parent.name == "staged"]) == 12
     random = np.random.default_rng(0)
     for number in range(200):
-        output = shutil.copytree(reference, tmp_path / str(number))
-        victim = output / files[number % len(files)].relative_to(reference)
+        output = shutil.copytree(whole, tmp_path / str(number))
+        victim = output / files[number % len(files)].relative_to(whole)
         data = bytearray(victim.read_bytes())
         data[random.integers(len(data))] ^= 1 << int(random.integers(8))
         victim.write_bytes(data)
