@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import NamedTuple
@@ -107,7 +108,15 @@ def trouble_is_the_stores() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreUnavailableError(f"{error}") from error
+        raise StoreUnavailableError(in_words(error)) from error
+
+
+def in_words(error: OSError) -> str:
+    """What the system or a store said: the folder and the reason, without numbers and the names of temporary files."""
+    if error.strerror is None:
+        return str(error)
+    where = f"{os.path.dirname(error.filename)}: " if isinstance(error.filename, str) else ""
+    return f"{where}{error.strerror}"
 
 
 class ErrorKind(StrEnum):

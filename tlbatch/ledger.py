@@ -191,6 +191,7 @@ def begin(
     place = output.join(schema.RUNS, run_id)
     if place.join(schema.RUN).exists():
         raise OutputError(f"run_id: {output.url} has a run {run_id!r} already; give another name, or none.")
+    place.join(schema.STAGED).delete()  # receipts of a run of this name whose `run.json` somebody removed
     data = to_parquet(manifest)
     manifest_sha256 = sha256(data)
     place.join(schema.MANIFEST).write(data)

@@ -179,7 +179,7 @@ def run(config: RunConfig, watch: Watcher | None = None, listing: Listing | None
     except KeyboardInterrupt:
         raise InterruptedRunError(f"Run {run_id} was interrupted; run the same command again to continue it.") from None
     except OSError as error:
-        raise _stopped(run_id, str(error)) from error
+        raise _stopped(run_id, errors.in_words(error)) from error
 
 
 def _list(context: _Context) -> None:
