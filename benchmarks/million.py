@@ -1,0 +1,123 @@
+"""A finished run of a million images: how long commands take that find nothing to do, and their memory as runs grow.
+
+    .venv/bin/python benchmarks/million.py [ROWS …]     100,000 and 1,000,000 by default
+
+The rows are made up; manifest, parts, receipts, published files and commands are tlbatch's own. None of the images exists, so a
+command that read one would not end well. The store is a list of addresses, so that no listing is in the seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from tlbatch import commit, ledger, pipeline, schema
+from tlbatch.config import RunConfig
+from tlbatch.model.bundle import load_bundle
+from tlbatch.storage import resolve
+from tlbatch.writer import stage_part
+
+TLBATCH = str(Path(sys.executable).parent / "tlbatch")
+ROWS_PER_PART = 512
+
+
+def main() -> None:
+    """Make an output of each size, then time the commands on it."""
+    sizes = [int(word.replace(",", "")) for word in sys.argv[1:]] or [100_000, 1_000_000]
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = _bundle(Path(folder))
+        print("| rows | command | seconds | peak memory, MiB |\n| ---: | --- | ---: | ---: |")
+        for rows in sizes:
+            _measure(Path(folder, str(rows)), bundle, rows)
+
+
+def _bundle(folder: Path) -> str:
+    """A real bundle, of a base that knows nothing."""
+    for label, color in (("dark", 40), ("light", 220)):
+        (folder / "few" / label).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (96, 96), (color, color, color + number)).save(folder / "few" / label / f"{number}.png")
+    bundle = str(folder / "bundle")
+    few = ["--images", str(folder / "few"), "--weights", "random", "--size", "96", "--set", "epochs=1"]
+    _run(["train", *few, "--bundle", bundle])
+    return bundle
+
+
+def _measure(folder: Path, bundle: str, rows: int) -> None:
+    folder.mkdir()
+    store = folder / "store.csv"
+    store.write_text("uri\n" + "".join(f"/nowhere/{row:09d}.jpg\n" for row in range(rows)))
+    output = folder / "out"
+    config = RunConfig(images=str(store), bundle=bundle, output=str(output))
+    context = pipeline._Context(config, load_bundle(bundle), resolve(str(output)), None, None, [])
+    order = replace(pipeline._order(context), work=_stage, each=map)
+    began = time.monotonic()
+    commit.carry_out(resolve(str(output)), order, "one")
+    print(f"| {rows:,} | (staged and published here) | {time.monotonic() - began:.1f} | |", flush=True)
+    same = ["classify", "--images", str(store), "--bundle", bundle, "--output", str(output)]
+    for name, words in (("classify again", same), ("status", ["status", str(output)]), ("verify", ["verify", str(output)])):
+        seconds, memory = _run(words)
+        print(f"| {rows:,} | {name} | {seconds:.1f} | {memory:,.0f} |", flush=True)
+
+
+def _stage(run: ledger.Run, left: pa.Table) -> None:
+    """Parts and receipts as actors write them."""
+    random = np.random.default_rng(0)
+    wanted = schema.outcome_schema(classified=True, features_length=None, features_dtype="float32")
+    for start in range(0, left.num_rows, ROWS_PER_PART):
+        rows = left.slice(start, ROWS_PER_PART)
+        count = rows.num_rows
+        first = random.random(count) / 2 + 0.5
+        columns = {
+            schema.IMAGES: [1] * count,
+            **{name: rows[name] for name in ("row", "uri", "etag", "key")},
+            "index": [0] * count,
+            "label": ["dark"] * count,
+            "score": first,
+            "top_labels": [["dark", "light"]] * count,
+            "top_scores": [[score, 1 - score] for score in first],
+            "abstained": [False] * count,
+            "width": [640] * count,
+            "height": [480] * count,
+            **{name: [0.001] * count for name in ("fetch_seconds", "decode_seconds", "predict_seconds")},
+        }
+        arrays = [
+            pa.array(columns[field.name], field.type)
+            if isinstance(columns.get(field.name), (list, np.ndarray))
+            else columns[field.name].combine_chunks().cast(field.type)
+            if field.name in columns
+            else pa.nulls(count, field.type)
+            for field in wanted
+        ]
+        stage_part(run.staged, pa.table(arrays, schema=wanted))
+
+
+#: A small process between: the peak of a process counts what it was forked from.
+_MEASURED = """
+import json, resource, subprocess, sys, time
+began = time.monotonic()
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+print(json.dumps([code, time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024]))
+"""
+
+
+def _run(words: list[str]) -> tuple[float, float]:
+    """Seconds and peak MiB of a command; of several processes, the largest."""
+    done = subprocess.run([sys.executable, "-c", _MEASURED, TLBATCH, *words], stdout=subprocess.PIPE, text=True, check=True)
+    code, seconds, memory = json.loads(done.stdout)
+    if code:
+        raise SystemExit(f"tlbatch {words[0]} ended with {code}")
+    return seconds, memory
+
+
+if __name__ == "__main__":
+    main()
