@@ -42,6 +42,7 @@ format: $(INSTALLED)  ## Put the code into its form
 bench: $(INSTALLED)  ## Measure, against peers, in one run; prints a table
 	$(BIN)/python benchmarks/head_training.py
 	$(BIN)/python benchmarks/stores.py
+	$(BIN)/python benchmarks/million.py
 
 lock: $(INSTALLED)  ## Pin and hash the requirements anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra demo --extra dev --universal --python-version 3.11 \

@@ -1,6 +1,6 @@
 """A finished run of a million images: how long commands take that find nothing to do, and their memory as runs grow.
 
-    .venv/bin/python benchmarks/million.py [ROWS …]     100,000 and 1,000,000 by default
+    .venv/bin/python benchmarks/million.py [ROWS …]     1,000,000 and 3,000,000 by default
 
 The rows are made up; manifest, parts, receipts, published files and commands are tlbatch's own. None of the images exists, so a
 command that read one would not end well. The store is a list of addresses, so that no listing is in the seconds.
@@ -32,7 +32,7 @@ ROWS_PER_PART = 512
 
 def main() -> None:
     """Make an output of each size, then time the commands on it."""
-    sizes = [int(word.replace(",", "")) for word in sys.argv[1:]] or [100_000, 1_000_000]
+    sizes = [int(word.replace(",", "")) for word in sys.argv[1:]] or [1_000_000, 3_000_000]
     with tempfile.TemporaryDirectory() as folder:
         bundle = _bundle(Path(folder))
         print("| rows | command | seconds | peak memory, MiB |\n| ---: | --- | ---: | ---: |")
