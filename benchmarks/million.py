@@ -90,15 +90,8 @@ def _stage(run: ledger.Run, left: pa.Table) -> None:
             "height": [480] * count,
             **{name: [0.001] * count for name in ("fetch_seconds", "decode_seconds", "predict_seconds")},
         }
-        arrays = [
-            pa.array(columns[field.name], field.type)
-            if isinstance(columns.get(field.name), (list, np.ndarray))
-            else columns[field.name].combine_chunks().cast(field.type)
-            if field.name in columns
-            else pa.nulls(count, field.type)
-            for field in wanted
-        ]
-        stage_part(run.staged, pa.table(arrays, schema=wanted))
+        filled = {field.name: columns.get(field.name, pa.nulls(count, field.type)) for field in wanted}
+        stage_part(run.staged, pa.table(filled, schema=wanted))
 
 
 #: A small process between: the peak of a process counts what it was forked from.

@@ -58,6 +58,12 @@ def tables(output: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("part-*.parquet")}
 
 
+def require_same(output: Path, files: dict[str, bytes]) -> None:
+    """What is published is whole, and byte for byte what an undisturbed run publishes."""
+    assert tables(output) == files
+    assert verify(str(output))["ok"]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(evening, bundle_url, tmp_path_factory) -> tuple[dict[str, bytes], int]:
     """What the command publishes when nobody kills it, and how many things it does to the output."""
@@ -107,8 +113,7 @@ def test_a_command_that_is_killed_anywhere_is_continued_by_the_same_one(number, 
     print(f"killed before thing {point} of about {things}: exit {killed}, {len(reading.saw)} reads")
     assert killed in (-9, 0), why  # the clock renews the lease: there may be one thing more or less
     assert again == 0, said
-    assert tables(output) == files
-    assert verify(str(output))["ok"]
+    require_same(output, files)
     assert reading.error is None
     assert set(reading.saw) <= {("old", 30), ("new", 45)}
     assert reading.saw == sorted(reading.saw, reverse=True), "once the new table was seen, the old one never came back"
@@ -150,8 +155,7 @@ def test_a_command_that_is_killed_at_any_moment_is_continued_by_the_same_one(see
     process.communicate()
     print(f"seed {seed}: killed after {moment:.2f} of {seconds:.2f} s, with {receipts(tmp_path / 'out')} of 15 receipts")
     require_published(started("kill=0", tmp_path / "out", store, bundle_url, 20))
-    assert tables(tmp_path / "out") == files
-    assert verify(str(tmp_path / "out"))["ok"]
+    require_same(tmp_path / "out", files)
 
 
 @pytest.mark.parametrize("seed", range(max(1, KILLS // 5)))
@@ -174,8 +178,7 @@ def test_workers_that_are_killed_are_replaced(seed, large, bundle_url, tmp_path)
     require_published(process)
     print(f"seed {seed}: killed {' and '.join(killed)}")
     assert killed
-    assert tables(tmp_path / "out") == files
-    assert verify(str(tmp_path / "out"))["ok"]
+    require_same(tmp_path / "out", files)
 
 
 def workers_of(pid: int) -> list[tuple[str, psutil.Process]]:
@@ -207,8 +210,7 @@ def test_a_node_that_is_lost_and_replaced(seed, large, bundle_url, tmp_path):
     finally:
         cluster.shutdown()
     print(f"seed {seed}: a node lost with {there} of 15 receipts")
-    assert tables(tmp_path / "out") == files
-    assert verify(str(tmp_path / "out"))["ok"]
+    require_same(tmp_path / "out", files)
 
 
 @pytest.mark.parametrize("number", range(KILLS))
@@ -223,7 +225,6 @@ def test_of_two_commands_one_wins(number, evening, undisturbed, bundle_url, tmp_
     assert sorted(code for code, _ in both) == [0, 4], both
     (said,) = [said for code, said in both if code == 4]
     print(f"race {number}: {said.splitlines()[0]}")
-    assert tables(output) == files
-    assert verify(str(output))["ok"]
+    require_same(output, files)
     assert reading.error is None
     assert set(reading.saw) <= {("old", 30), ("new", 45)}
