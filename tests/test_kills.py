@@ -144,16 +144,28 @@ def receipts(output: Path) -> int:
     return len(list(output.glob("runs/new/staged/*.json")))
 
 
-@pytest.mark.parametrize("seed", range(max(1, KILLS // 3)))
+def await_receipts(process: subprocess.Popen[str], output: Path, wanted: int) -> None:
+    """Until so many parts are staged, or the command has ended."""
+    while receipts(output) < wanted and process.poll() is None:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("seed", range(max(2, KILLS // 3)))
 def test_a_command_that_is_killed_at_any_moment_is_continued_by_the_same_one(seed, large, bundle_url, tmp_path):
     store, files, seconds = large
-    moment = random.Random(seed).uniform(0.0, seconds)
+    chance = random.Random(seed)
+    began = time.monotonic()
     process = started("kill=0", tmp_path / "out", store, bundle_url, 20)
-    with contextlib.suppress(subprocess.TimeoutExpired):  # it may be faster than the one that was measured
-        process.communicate(timeout=moment)
+    if seed % 2:  # most of so small a run is its start: every other one dies while parts are written
+        await_receipts(process, tmp_path / "out", chance.randrange(1, 15))
+        time.sleep(chance.uniform(0.0, 0.2))
+    else:
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it may be faster than the one that was measured
+            process.communicate(timeout=chance.uniform(0.0, seconds))
     process.kill()
     process.communicate()
-    print(f"seed {seed}: killed after {moment:.2f} of {seconds:.2f} s, with {receipts(tmp_path / 'out')} of 15 receipts")
+    moment, there = time.monotonic() - began, receipts(tmp_path / "out")
+    print(f"seed {seed}: killed after {moment:.2f} of {seconds:.2f} s, with {there} of 15 receipts")
     require_published(started("kill=0", tmp_path / "out", store, bundle_url, 20))
     require_same(tmp_path / "out", files)
 
@@ -166,9 +178,7 @@ def test_workers_that_are_killed_are_replaced(seed, large, bundle_url, tmp_path)
     process = started("kill=0", tmp_path / "out", store, bundle_url, 20)
     killed: list[str] = []
     while len(killed) < 2 and process.poll() is None:
-        wanted = chance.choice([0, 2, 5])
-        while receipts(tmp_path / "out") < wanted and process.poll() is None:
-            time.sleep(0.01)
+        await_receipts(process, tmp_path / "out", chance.choice([0, 2, 5]))
         time.sleep(chance.uniform(0.0, 1.0))
         workers = workers_of(process.pid)
         if workers:
@@ -200,9 +210,7 @@ def test_a_node_that_is_lost_and_replaced(seed, large, bundle_url, tmp_path):
     try:
         nodes = [cluster.add_node(**each) for _ in range(2)]
         process = started(f"join={cluster.address}", tmp_path / "out", store, bundle_url, 20)
-        wanted = random.Random(seed).randrange(1, 10)
-        while receipts(tmp_path / "out") < wanted and process.poll() is None:
-            time.sleep(0.01)
+        await_receipts(process, tmp_path / "out", random.Random(seed).randrange(1, 10))
         there = receipts(tmp_path / "out")
         cluster.remove_node(nodes[seed % 2], allow_graceful=False)
         cluster.add_node(**each)
