@@ -31,7 +31,7 @@ ALLOWED = {
     "guard": GROUND,
     "worker": GROUND | {"reader", "decode", "model", "guard"},
     "session": GROUND,
-    "pipeline": GROUND | STAGES | {"commit", "lease", "ledger", "publish", "config", "session", "worker"},
+    "pipeline": GROUND | STAGES | {"commit", "lease", "ledger", "publish", "config", "session", "worker", "report"},
     "training": GROUND | STAGES | {"lease", "ledger", "config", "labels", "report", "session", "pipeline"},
     "show": GROUND,
     "api": GROUND | {"config", "pipeline", "training"},

@@ -60,7 +60,10 @@ def test_the_report_holds_the_contracts_keys(reference):
     )
     assert set(wanted.split()) <= set(report)
     assert (report["listed"], report["predicted"], report["failed"], report["engine"]) == (60, 60, 0, "openvino")
-    assert set(report["stage_seconds"]) == {"fetch", "decode", "predict", "write"}
+    assert set(report["stage_seconds"]) == {"list", "fetch", "decode", "predict", "write"}
+    assert min(report["stage_seconds"].values()) > 0
+    assert report["bottleneck"]["stage"] == "start", "sixty small images are no work"
+    assert 0 < report["bottleneck"]["busy"] < 0.5
 
 
 def test_the_folder_is_the_designs(reference):
@@ -222,7 +225,7 @@ def test_a_run_continues_with_what_is_left(staged, reference, store, bundle_url,
     left = commit.what_is_left
     monkeypatch.setattr(commit, "what_is_left", lambda run: read.append(left(run)) or read[-1])
     report = classify(store, bundle_url, staged)
-    assert [(table.num_rows, before) for table, before in read] == [(20, 40)]
+    assert [(table.num_rows, before.images(60).sum()) for table, before in read] == [(20, 40)]
     assert report["run_id"] == RUN_ID
     assert published_bytes(staged) == published_bytes(reference)
 

@@ -174,7 +174,7 @@ class Nights(RuleBasedStateMachine):
         def listing(published: ledger.Published) -> Listing:
             if published != listed["published"]:
                 listed["objects"] = self.objects
-            return Listing(manifest(listed["objects"]), 0)
+            return Listing(manifest(listed["objects"]), 0, 0.0)
 
         order = Order(
             spec={"images": "/store", "engine": "openvino"},

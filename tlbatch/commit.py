@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from tlbatch import ledger, publish, schema
 from tlbatch.lease import Lease
-from tlbatch.ledger import Published, Run
+from tlbatch.ledger import Published, Receipts, Run
 from tlbatch.publish import Each, Tables
 from tlbatch.storage import Place
 
@@ -33,6 +33,10 @@ class Listed(Protocol):
     @property
     def skipped(self) -> int:
         """How many."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it took to list."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Order:
     facts: Mapping[str, Any] = field(default_factory=dict)
     #: How published files are spread over machines.
     each: Each = map
+    #: Given the seconds in each stage of what this command did, and its own: which one it waited for; None if nothing was done.
+    bottleneck: Callable[[Mapping[str, float], float], Mapping[str, Any] | None] = lambda _stages, _seconds: None
     #: When the command began, by `time.monotonic`.
     began: float = field(default_factory=time.monotonic)
 
@@ -88,10 +94,10 @@ def carry_out(output: Place, order: Order, run_id: str) -> dict[str, Any]:
             if done is not None:
                 return done
             run = _begin(output, order, run_id, lease)
-        left, images_before = what_is_left(run)
+        left, before = what_is_left(run)
         if left.num_rows:
             order.work(run, left)
-        return _publish(output, order, run, lease, images_before)
+        return _publish(output, order, run, lease, before)
 
 
 def to_continue(output: Place, order: Order, *, tidy: bool = False) -> Run | None:
@@ -139,22 +145,27 @@ def read_report(run: Run) -> dict[str, Any]:
 
 def _begin(output: Place, order: Order, run_id: str, lease: Lease) -> Run:
     listed = order.listing(ledger.read_latest(output))
-    facts = {"spec": order.spec, "bundle": order.bundle, "skipped": listed.skipped, **order.facts}
+    found = {"skipped": listed.skipped, "list_seconds": round(listed.seconds, 3)}
+    facts = {"spec": order.spec, "bundle": order.bundle, **found, **order.facts}
     return ledger.begin(output, run_id, listed.manifest, facts, began=lease.since, still_mine=lease.require_held)
 
 
-def what_is_left(run: Run) -> tuple[pa.Table, int]:
-    """The rows of the manifest that no receipt holds yet, each with its number; and how many images the receipts hold."""
+def what_is_left(run: Run) -> tuple[pa.Table, Receipts]:
+    """The rows of the manifest that no receipt holds yet, each with its number; and the receipts."""
     numbered = run.manifest.append_column("row", pa.array(np.arange(run.manifest.num_rows), pa.int64()))
-    images = ledger.read_receipts(run).images(numbered.num_rows)
-    return numbered.filter(pa.array(images == 0)) if images.any() else numbered, int(images.sum())
+    receipts = ledger.read_receipts(run)
+    images = receipts.images(numbered.num_rows)
+    return numbered.filter(pa.array(images == 0)) if images.any() else numbered, receipts
 
 
-def _publish(output: Place, order: Order, run: Run, lease: Lease, images_before: int) -> dict[str, Any]:
+def _publish(output: Place, order: Order, run: Run, lease: Lease, before: Receipts) -> dict[str, Any]:
     lease.require_held()
     receipts = ledger.settle(run, ledger.read_receipts(run))
     books = publish.write_tables(run, receipts, order.tables(run), order.each)
     seconds = time.monotonic() - order.began
+    images_before = int(before.images(run.manifest.num_rows).sum())
+    stages, stages_before = receipts.seconds(), before.seconds()
+    spent = {stage: taken - stages_before.get(stage, 0.0) for stage, taken in stages.items()}
     report = {
         "run_id": run.run_id,
         "output": output.url,
@@ -169,7 +180,8 @@ def _publish(output: Place, order: Order, run: Run, lease: Lease, images_before:
         "engine": order.spec["engine"],
         "failed_by_kind": dict(books.failed_by_kind),
         "failed_transient": books.transient,
-        "stage_seconds": receipts.seconds(),
+        "stage_seconds": {"list": run.facts["list_seconds"], **stages},
+        "bottleneck": order.bottleneck(spent, seconds),
         "labels": dict(books.labels),
         "manifest_sha256": run.facts["manifest_sha256"],
         "files": dict(books.files),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,10 +33,11 @@ _LIST_COLUMNS = ("uri", "key", "size", "etag")
 
 @dataclass(frozen=True)
 class Listing:
-    """What a store holds: the manifest, and how many objects were passed over."""
+    """What a store holds: the manifest, how many objects were passed over, and how many seconds it took to find out."""
 
     manifest: pa.Table
     skipped: int
+    seconds: float
 
 
 class Selection:
@@ -104,6 +106,7 @@ def list_store(
     Raises:
         StoreError: the store does not exist, may not be read, or holds no image.
     """
+    began = time.monotonic()
     passed: Counter[str] = Counter()
     try:
         require_folder(store)
@@ -117,7 +120,7 @@ def list_store(
         raise StoreError(f"The store {store.url} holds no image to classify{_what_else(passed)}.")
     order = pc.sort_indices(manifest["key"])
     manifest = manifest.take(order if max_images is None else order[:max_images])
-    return Listing(manifest.combine_chunks(), passed.total())
+    return Listing(manifest.combine_chunks(), passed.total(), time.monotonic() - began)
 
 
 #: uri, key, size, etag.

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tlbatch import commit, errors, ledger, schema
 from tlbatch.commit import Order
@@ -43,6 +44,7 @@ from tlbatch.listing import Listing, Selection, list_store
 from tlbatch.model.bundle import Bundle, load_bundle
 from tlbatch.model.engines import choose
 from tlbatch.publish import Window, Written
+from tlbatch.report.bottleneck import bottleneck
 from tlbatch.session import ray_session
 from tlbatch.shards import IMAGE
 from tlbatch.storage import Place, hurrying, require_folder, resolve
@@ -55,6 +57,8 @@ log = logging.getLogger(__name__)
 _CPUS_PER_ACTOR = 4
 #: A write task mostly waits for the store; it must find room beside actors that hold every CPU.
 _WRITE_CPUS = 0.01
+#: Blocks that an actor has at a time: while the last images of one are predicted, the first of the next are on their way.
+_BLOCKS_AT_ONCE = 2
 _HEARTBEAT_SECONDS = 2.0
 _LISTING_SECONDS = 10.0
 #: Published files that are written at the same time, each by one CPU and in about a GB of memory.
@@ -79,6 +83,8 @@ class _Context:
     run_id: str = ""
     stop: threading.Event = field(default_factory=threading.Event)
     start_ray: Callable[[], None] = lambda: None
+    #: How much of each stage can be under way at once; None until something is.
+    lanes: Mapping[str, int] | None = None
 
     @property
     def engine(self) -> str:
@@ -91,6 +97,13 @@ class _Context:
             self.listing = list_images(self.config, self.output, self.stop)
             self.published = published
         return self.listing
+
+    def bottleneck(self, stage_seconds: Mapping[str, float], seconds: float) -> dict[str, Any] | None:
+        """What the command waited for, if it classified anything."""
+        if self.lanes is None:
+            return None
+        listed = self.listing.seconds if self.listing else 0.0
+        return bottleneck({"list": listed, **stage_seconds}, self.lanes, seconds, gpu=bool(self.config.num_gpus))
 
 
 def _order(context: _Context) -> Order:
@@ -111,6 +124,7 @@ def _order(context: _Context) -> Order:
             "versions": {name: version(name) for name in ("keras", "openvino", "ray", "tensorflow", "tlbatch")},
         },
         each=partial(_on_ray, context),
+        bottleneck=context.bottleneck,
     )
 
 
@@ -217,6 +231,7 @@ def _execute(context: _Context, run: Run, left: pa.Table) -> None:
         weights = _weights(left, config.rows_per_task)
         plan = _plan(config, int(weights.sum()))
         job = _job(context, run, plan, left["uri"][0].as_py())
+        context.lanes = _lanes(job, plan, left)
         _suspects(run).delete()  # those of an earlier command died with it, whatever they were alone with
         dataset = ray.data.from_arrow(_blocks(left, weights, plan.rows_per_task)).map_batches(
             _Actor,
@@ -224,9 +239,8 @@ def _execute(context: _Context, run: Run, left: pa.Table) -> None:
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            # Two blocks at a time: while the last images of one are predicted, the first of the next are on their way.
             compute=ray.data.ActorPoolStrategy(
-                size=plan.actors, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+                size=plan.actors, max_concurrent_calls_per_actor=_BLOCKS_AT_ONCE, enable_true_multi_threading=True
             ),
             num_cpus=plan.cpus,
             num_gpus=config.num_gpus,
@@ -305,6 +319,18 @@ def _job(context: _Context, run: Run, plan: Plan, left_uri: str) -> Job:
     )
 
 
+def _lanes(job: Job, plan: Plan, rows: pa.Table) -> dict[str, int]:
+    """How much of each stage can be under way at once over all actors. The members of a shard are read one after the other."""
+    only_images = pc.all(pc.equal(rows["format"], IMAGE)).as_py()
+    each = {
+        "fetch": job.requests if only_images else _BLOCKS_AT_ONCE,
+        "decode": job.threads,
+        "predict": 1,
+        "write": _BLOCKS_AT_ONCE,
+    }
+    return {"list": 1, **{stage: lanes * plan.actors for stage, lanes in each.items()}}
+
+
 def _suspects(run: Run) -> Place:
     return run.place.join(schema.STAGED, schema.SUSPECTS)
 
@@ -341,8 +367,8 @@ def _fit(node: Mapping[str, float], cpus: int, gpus: float) -> int:
 def _weights(rows: pa.Table, per_task: int) -> np.ndarray:
     """(n,) int: how many images' worth of work each object is. A shard counts by its bytes, as a whole task if nobody knows."""
     bytes_an_image = max(1, _SHARD_BYTES_PER_TASK // per_task)
-    sizes = pa.compute.fill_null(rows["size"], 0).to_numpy()
-    is_image = pa.compute.equal(rows["format"], IMAGE).to_numpy()
+    sizes = pc.fill_null(rows["size"], 0).to_numpy()
+    is_image = pc.equal(rows["format"], IMAGE).to_numpy()
     return np.where(is_image, 1, np.where(sizes > 0, np.maximum(1, sizes // bytes_an_image), per_task))
 
 

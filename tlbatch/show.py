@@ -58,6 +58,9 @@ def show_run(result: Mapping[str, Any]) -> None:
     console.print(
         f"{result['seconds']:,.1f} s, {result['images_per_second']:,.0f} images/s; worker seconds: {stages}", soft_wrap=True
     )
+    found = result.get("bottleneck")
+    if found:
+        console.print(f"Bottleneck: {found['stage']}, busy {found['busy']:.0%} of the time: {found['remedy']}", soft_wrap=True)
     console.print(f"{result['output']}/runs/{result['run_id']}", soft_wrap=True)
 
 

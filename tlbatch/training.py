@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -216,7 +216,7 @@ def _find_labelled(config: TrainConfig) -> _Labelled:
     _require_enough(Counter(by_key.values()), labels)
     parts = _parts_of(labels, set(names))
     split_of = parts and {key: parts[name] for key, name in zip(by_key, names, strict=True)}
-    return _Labelled(Listing(chosen, listing.skipped), by_key, split_of)
+    return _Labelled(replace(listing, manifest=chosen), by_key, split_of)
 
 
 def _parts_of(labels: Labels, there: Collection[str]) -> dict[str, str] | None:

@@ -60,6 +60,11 @@ class Job:
     features_dtype: str | None
     suspects_url: str
 
+    @property
+    def requests(self) -> int:
+        """Images that one actor reads at once. What a local disk holds is read where it is decoded."""
+        return _REQUESTS_PER_CPU * self.threads if self.remote else self.threads
+
 
 class Fetched(NamedTuple):
     """One image that was read, and the seconds it took."""
@@ -103,16 +108,15 @@ class Classifier:
         self._engine_lock = threading.Lock()
         self._careful_lock = threading.Lock()
         self._switch = DeadMansSwitch(max(_LEAST_PATIENCE, _PATIENCE_IN_BATCHES * self._seconds_a_batch()))
-        requests = _REQUESTS_PER_CPU * job.threads if job.remote else job.threads
-        self._ahead = max(self._batch * 3, requests)
+        self._ahead = max(self._batch * 3, job.requests)
         self._reader = Reader(
             job.storage_options,
-            requests=requests,
+            requests=job.requests,
             image_field=job.image_field,
             max_bytes=job.max_bytes,
         )
-        # A remote store is waited for, by many threads; what a local disk holds is read where it is decoded.
-        self._fetchers = ThreadPoolExecutor(requests, thread_name_prefix="tlbatch-fetch") if job.remote else None
+        # A remote store is waited for, by many threads.
+        self._fetchers = ThreadPoolExecutor(job.requests, thread_name_prefix="tlbatch-fetch") if job.remote else None
         self._decoders = ThreadPoolExecutor(job.threads, thread_name_prefix="tlbatch-decode")
 
     def _seconds_a_batch(self) -> float:
