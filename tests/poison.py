@@ -1,4 +1,4 @@
-"""Makes certain images lethal to the worker that decodes them: a decoder with a bug, as Ray's workers would meet it."""
+"""Makes certain images lethal to the worker that decodes or predicts them: a bug in C, as Ray's workers would meet it."""
 
 import os
 import time
@@ -6,6 +6,8 @@ import time
 from tlbatch import decode, guard, worker
 
 KILLS, HANGS = b"KILLS-ITS-WORKER", b"HANGS-ITS-WORKER"
+#: A picture of this one colour is the model's end.
+POISON = (1, 2, 3)
 
 
 def install() -> None:
@@ -22,3 +24,11 @@ def install() -> None:
         return harmless(data, size, **limits)
 
     decode.decode = lethal
+    predict = worker._predict
+
+    def lethal_model(engine, pixels):
+        if (pixels == POISON).all(axis=(1, 2, 3)).any():
+            os._exit(139)
+        return predict(engine, pixels)
+
+    worker._predict = lethal_model

@@ -8,7 +8,8 @@ import time
 
 import pytest
 from conftest import ROOT, encoded, noisy, write_store
-from poison import HANGS, KILLS
+from PIL import Image
+from poison import HANGS, KILLS, POISON
 
 from tlbatch.errors import ErrorKind
 from tlbatch.guard import DEATHS, Suspects
@@ -55,12 +56,21 @@ def test_the_switch_leaves_a_busy_process_alone():
     assert done.stdout == "done\n"
 
 
-def test_lethal_images_are_recorded_and_every_other_is_predicted(tmp_path, bundle_url):
-    """A Ray of its own, whose workers die of two images and hang on a third."""
+@pytest.mark.parametrize(
+    ("plan", "lethal"),
+    [
+        ("fused", {"red/kills1.jpg": KILLS, "blue/kills2.jpg": KILLS, "green/hangs.jpg": HANGS}),
+        ("split", {"red/kills1.jpg": KILLS, "blue/one_colour.png": None}),
+    ],
+)
+def test_lethal_images_are_recorded_and_every_other_is_predicted(tmp_path, bundle_url, plan, lethal):
+    """A Ray of its own, whose workers die of some images while decoding, of one while predicting, and hang on another."""
     store = write_store(tmp_path / "store", 10)
-    good = encoded(noisy((200, 40, 40), 1))
-    for name, mark in (("red/kills1.jpg", KILLS), ("blue/kills2.jpg", KILLS), ("green/hangs.jpg", HANGS)):
-        (store / name).write_bytes(good + mark)
+    for name, mark in lethal.items():
+        if mark:
+            (store / name).write_bytes(encoded(noisy((200, 40, 40), 1)) + mark)
+        else:
+            Image.new("RGB", (64, 64), POISON).save(store / name)
     code = f"""
 import json, ray, sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
@@ -68,17 +78,21 @@ import poison, tlbatch
 from tlbatch import guard
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
          runtime_env={{"worker_process_setup_hook": "poison.install", "env_vars": {{"PYTHONPATH": {str(ROOT / "tests")!r}}}}})
-report = tlbatch.classify(images={str(store)!r}, bundle={bundle_url!r}, output={str(tmp_path / "out")!r}, rows_per_task=16)
+report = tlbatch.classify(images={str(store)!r}, bundle={bundle_url!r}, output={str(tmp_path / "out")!r},
+                          rows_per_task=16, plan={plan!r})
 print(json.dumps(report))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
-    assert (report["listed"], report["predicted"], report["failed_by_kind"]) == (33, 30, {"worker_lost": 3})
+    assert (report["listed"], report["predicted"], report["failed_by_kind"]) == (
+        30 + len(lethal),
+        30,
+        {"worker_lost": len(lethal)},
+    )
     import tlbatch
 
     errors = tlbatch.read_errors(str(tmp_path / "out")).set_index("key")
-    assert sorted(errors.index) == ["blue/kills2.jpg", "green/hangs.jpg", "red/kills1.jpg"]
-    assert set(errors["stage"]) == {"decode"}
+    assert errors["stage"].to_dict() == {key: "decode" if mark else "predict" for key, mark in lethal.items()}
     assert set(errors["attempts"]) == {DEATHS}
     assert tlbatch.verify(str(tmp_path / "out"))["ok"]

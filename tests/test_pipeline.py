@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,11 +110,42 @@ def test_scores_through_ray_are_those_of_the_engine_alone_to_the_bit(reference, 
 
 
 @pytest.mark.parametrize(
-    "settings", [{"batch_size": 3, "rows_per_task": 7}, {"num_cpus": 1, "concurrency": 2, "rows_per_task": 20}]
+    "settings",
+    [
+        {"batch_size": 3, "rows_per_task": 7},
+        {"num_cpus": 1, "concurrency": 2, "rows_per_task": 20},
+        {"plan": "split", "rows_per_task": 13},
+    ],
 )
 def test_the_same_inputs_give_the_same_bytes_whatever_the_resources(reference, store, bundle_url, tmp_path, settings):
     classify(store, bundle_url, tmp_path / "out", run_id=RUN_ID, **settings)
     assert published_bytes(tmp_path / "out") == published_bytes(reference)
+
+
+def test_where_ray_counts_a_gpu(reference, store, bundle_url, tmp_path):
+    """A Ray of its own that believes in a GPU: actors are placed on it, and its absence is noticed."""
+    code = f"""
+import ray, tlbatch
+from tlbatch.errors import ConfigError
+ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+def classify(name, **settings):
+    return tlbatch.classify(images={str(store)!r}, bundle={bundle_url!r}, output={str(tmp_path)!r} + "/" + name,
+                            run_id={RUN_ID!r}, rows_per_task=16, **settings)
+classify("placed", engine="openvino", num_gpus=0.5)
+print(classify("auto")["engine"])
+try:
+    classify("refused", num_gpus=1)
+except ConfigError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    assert published_bytes(tmp_path / "placed") == published_bytes(tmp_path / "auto") == published_bytes(reference)
+    assert "openvino" in done.stdout.splitlines()
+    assert "a GPU is reserved, but TensorFlow sees none there" in done.stdout
+    assert "there are GPUs, but TensorFlow does not see them" in done.stderr
+    placed = json.loads((tmp_path / "placed" / "runs" / RUN_ID / "run.json").read_text())
+    assert placed["resources"]["num_gpus"] == 0.5
 
 
 def test_a_second_run_does_nothing(reference, store, bundle_url, monkeypatch):
@@ -134,7 +167,8 @@ BROKEN = {
 STRANGE = ["a b c.jpg", "100% #1?x=y&z.jpg", "🐱 кот/猫.jpg", "a::b.jpg", "quote'\".jpg", "new\nline.jpg", "..jpg", "x.JPEG"]
 
 
-def test_broken_images_end_in_errors_and_cost_no_other(tmp_path, bundle_url):
+@pytest.mark.parametrize("plan", ["fused", "split"])
+def test_broken_images_end_in_errors_and_cost_no_other(tmp_path, bundle_url, plan):
     store = write_store(tmp_path / "store", 5)
     for key, (data, _, _) in BROKEN.items():
         (store / key).write_bytes(data)
@@ -142,7 +176,7 @@ def test_broken_images_end_in_errors_and_cost_no_other(tmp_path, bundle_url):
         (store / key).parent.mkdir(parents=True, exist_ok=True)
         (store / key).write_bytes(encoded(noisy(COLORS["green"], number)))
     (store / "readme.txt").write_bytes(b"not listed")
-    report = classify(store, bundle_url, tmp_path / "out", rows_per_task=4)
+    report = classify(store, bundle_url, tmp_path / "out", rows_per_task=4, plan=plan)
     strange = [key for key in STRANGE if not key.startswith(".")]
     assert report["listed"] == 15 + len(BROKEN) + len(strange)
     assert (report["predicted"], report["failed"], report["skipped"]) == (15 + len(strange), len(BROKEN), 1)

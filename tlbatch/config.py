@@ -65,9 +65,14 @@ class Resources(_Strict):
 
     storage_options: StorageOptions = Field({}, description="fsspec's options for every URL: endpoint, region; no secrets.")
     address: str | None = Field(None, description="Ray cluster to use; by default the one this runs on, or this machine.")
-    num_cpus: Count | None = Field(None, description="CPUs of one actor.")
-    num_gpus: Annotated[float, Field(ge=0)] | None = Field(None, description="GPUs of one actor, or a fraction of one.")
-    concurrency: Count | None = Field(None, description="The most actors at work at once.")
+    plan: Literal["auto", "fused", "split"] = Field(
+        "auto", description="fused: one actor reads, decodes and predicts; split: some decode for others, as suits GPUs."
+    )
+    num_cpus: Count | None = Field(None, description="CPUs of one actor that decodes.")
+    num_gpus: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="GPUs of one actor that predicts, or a fraction of one."
+    )
+    concurrency: Count | None = Field(None, description="The most actors that predict at once.")
     batch_size: Count | None = Field(None, description="Images the model takes at once.")
     rows_per_task: Count = Field(512, description="Images of one task, and of one staged part.")
 

@@ -8,10 +8,8 @@ What is written in which order is `commit.py`'s; here is who does the work.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import logging
-import math
 import re
 import threading
 import time
@@ -21,18 +19,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tlbatch import commit, errors, ledger, schema
 from tlbatch.commit import Order
 from tlbatch.config import RunConfig, TrainConfig
 from tlbatch.errors import (
     BundleError,
-    ConfigError,
     InterruptedRunError,
     StoreUnavailableError,
     TlbatchError,
@@ -42,29 +37,21 @@ from tlbatch.lease import require_free
 from tlbatch.ledger import Published, Run
 from tlbatch.listing import Listing, Selection, list_store
 from tlbatch.model.bundle import Bundle, load_bundle
-from tlbatch.model.engines import choose
+from tlbatch.model.engines import choose, gpus_of_this_process
+from tlbatch.plan import BLOCKS_AT_ONCE, WRITE_CPUS, Plan, blocks_of, lanes_of, plan_for, weights_of
 from tlbatch.publish import Window, Written
 from tlbatch.report.bottleneck import bottleneck
-from tlbatch.session import ray_session
-from tlbatch.shards import IMAGE
+from tlbatch.session import gpus_that_work, ray_session
 from tlbatch.storage import Place, hurrying, require_folder, resolve
-from tlbatch.worker import Classifier, Job
+from tlbatch.worker import Job, Worker
 from tlbatch.writer import PartsSink
 
 log = logging.getLogger(__name__)
 
-#: CPUs of one actor where nobody says otherwise: beyond, Python's lock holds the decoding threads back.
-_CPUS_PER_ACTOR = 4
-#: A write task mostly waits for the store; it must find room beside actors that hold every CPU.
-_WRITE_CPUS = 0.01
-#: Blocks that an actor has at a time: while the last images of one are predicted, the first of the next are on their way.
-_BLOCKS_AT_ONCE = 2
 _HEARTBEAT_SECONDS = 2.0
 _LISTING_SECONDS = 10.0
 #: Published files that are written at the same time, each by one CPU and in about a GB of memory.
 _FILES_AT_ONCE = 32
-#: Bytes of shards that one task reads; a shard is not cut.
-_SHARD_BYTES_PER_TASK = 64 * 1024 * 1024
 
 #: Called every few seconds with the numbers of `progress.json`.
 Watcher = Callable[[Mapping[str, Any]], None]
@@ -111,7 +98,7 @@ def _order(context: _Context) -> Order:
     config, bundle = context.config, context.bundle
     spec = config.spec.model_dump(mode="json", exclude={"bundle"})
     return Order(
-        spec={**spec, "images": resolve(config.images).url, "engine": context.engine},
+        spec={**spec, "images": resolve(config.images).url, "engine": context.engine, "gpu": bool(config.num_gpus)},
         bundle=bundle.digest,
         base=bundle.base_digest,
         predictions=config.predictions,
@@ -178,18 +165,25 @@ def run(config: RunConfig, watch: Watcher | None = None, listing: Listing | None
     if config.predictions and not bundle.labels:
         raise BundleError(f"The bundle {bundle.place.url} has no head; use `tlbatch extract` with it, or train one.")
     bundle.require_whole()
-    output = resolve(config.output, config.storage_options)
-    context = _Context(config, bundle, output, watch, listing, ledger.read_latest(output))
+    with ray_session(config.address) as start_ray:
+        if config.num_gpus is None:
+            auto = config.engine != "openvino" and gpus_that_work(start_ray, config.address, gpus_of_this_process)
+            config = config.model_copy(update={"num_gpus": float(auto)})
+        output = resolve(config.output, config.storage_options)
+        return _run(_Context(config, bundle, output, watch, listing, ledger.read_latest(output), start_ray=start_ray))
+
+
+def _run(context: _Context) -> dict[str, Any]:
+    config, output = context.config, context.output
     order = _order(context)
     ledger.require_output(output, order.spec["images"])
     require_free(output)
     current = commit.to_continue(output, order)
     context.run_id = run_id = current.run_id if current else (config.run_id or ledger.new_run_id())
     try:
-        with ray_session(config.address) as context.start_ray:
-            if current is None:
-                _list(context)
-            return commit.carry_out(output, order, run_id)
+        if current is None:
+            _list(context)
+        return commit.carry_out(output, order, run_id)
     except KeyboardInterrupt:
         raise InterruptedRunError(f"Run {run_id} was interrupted; run the same command again to continue it.") from None
     except OSError as error:
@@ -228,25 +222,31 @@ def _execute(context: _Context, run: Run, left: pa.Table) -> None:
     config = context.config
     context.start_ray()
     with _heartbeat(run, context.watch):
-        weights = _weights(left, config.rows_per_task)
-        plan = _plan(config, int(weights.sum()))
+        weights = weights_of(left, config.rows_per_task)
+        plan = plan_for(config, int(weights.sum()), [node["Resources"] for node in ray.nodes() if node["Alive"]])
         job = _job(context, run, plan, left["uri"][0].as_py())
-        context.lanes = _lanes(job, plan, left)
+        context.lanes = lanes_of(job, plan, left)
         _suspects(run).delete()  # those of an earlier command died with it, whatever they were alone with
-        dataset = ray.data.from_arrow(_blocks(left, weights, plan.rows_per_task)).map_batches(
-            _Actor,
-            fn_constructor_args=(job,),
-            batch_size=None,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            compute=ray.data.ActorPoolStrategy(
-                size=plan.actors, max_concurrent_calls_per_actor=_BLOCKS_AT_ONCE, enable_true_multi_threading=True
-            ),
-            num_cpus=plan.cpus,
-            num_gpus=config.num_gpus,
-        )
+        dataset = ray.data.from_arrow(blocks_of(left, weights, plan.rows_per_task))
+        for kind, pool in plan.pools:
+            # What `map_batches` calls, which refuses whole blocks as batches where a GPU is asked for.
+            dataset = dataset.map_batches_internal(
+                _Actor,
+                fn_constructor_args=(kind, job),
+                batch_size=None,
+                batch_format="pyarrow",
+                zero_copy_batch=True,
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=pool.least,
+                    max_size=pool.actors,
+                    max_concurrent_calls_per_actor=BLOCKS_AT_ONCE,
+                    enable_true_multi_threading=True,
+                ),
+                num_cpus=pool.cpus,
+                num_gpus=pool.gpus or None,
+            )
         with _said_in_one_sentence(run.run_id):
-            dataset.write_datasink(PartsSink(run.staged), ray_remote_args={"num_cpus": _WRITE_CPUS})
+            dataset.write_datasink(PartsSink(run.staged), ray_remote_args={"num_cpus": WRITE_CPUS})
 
 
 def _on_ray(context: _Context, function: Callable[[Window], Written], windows: Sequence[Window]) -> Iterator[Written]:
@@ -305,7 +305,8 @@ def _job(context: _Context, run: Run, plan: Plan, left_uri: str) -> Job:
         bundle_url=context.bundle.place.url,
         storage_options=config.storage_options,
         engine=context.engine,
-        threads=plan.threads,
+        decode_threads=plan.decode_threads,
+        predict_threads=plan.predict_threads,
         gpu=bool(config.num_gpus),
         batch_size=config.batch_size,
         remote="://" in left_uri,
@@ -319,81 +320,22 @@ def _job(context: _Context, run: Run, plan: Plan, left_uri: str) -> Job:
     )
 
 
-def _lanes(job: Job, plan: Plan, rows: pa.Table) -> dict[str, int]:
-    """How much of each stage can be under way at once over all actors. The members of a shard are read one after the other."""
-    only_images = pc.all(pc.equal(rows["format"], IMAGE)).as_py()
-    each = {
-        "fetch": job.requests if only_images else _BLOCKS_AT_ONCE,
-        "decode": job.threads,
-        "predict": 1,
-        "write": _BLOCKS_AT_ONCE,
-    }
-    return {"list": 1, **{stage: lanes * plan.actors for stage, lanes in each.items()}}
-
-
 def _suspects(run: Run) -> Place:
     return run.place.join(schema.STAGED, schema.SUSPECTS)
 
 
-class _Actor(Classifier):
-    """The classifier as an actor of Ray, which starts it again when it died."""
+class _Actor:
+    """One of `worker.py`'s as an actor of Ray, which starts it again when it died."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, kind: type[Worker], job: Job) -> None:
         import ray
 
         with trouble_is_the_stores():
-            super().__init__(job, after_a_death=bool(ray.get_runtime_context().was_current_actor_reconstructed))
+            self._worker = kind(job, after_a_death=bool(ray.get_runtime_context().was_current_actor_reconstructed))
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
+    def __call__(self, block: pa.Table) -> pa.Table:
         with trouble_is_the_stores():
-            return super().__call__(rows)
-
-
-class Plan(NamedTuple):
-    """How the work is cut: CPUs an actor reserves, threads it uses, the most actors, images a task."""
-
-    cpus: float
-    threads: int
-    actors: int
-    rows_per_task: int
-
-
-def _fit(node: Mapping[str, float], cpus: int, gpus: float) -> int:
-    """How many actors a machine holds."""
-    by_cpu = int(node.get("CPU", 0)) // cpus
-    return min(by_cpu, int(node.get("GPU", 0) / gpus)) if gpus else by_cpu
-
-
-def _weights(rows: pa.Table, per_task: int) -> np.ndarray:
-    """(n,) int: how many images' worth of work each object is. A shard counts by its bytes, as a whole task if nobody knows."""
-    bytes_an_image = max(1, _SHARD_BYTES_PER_TASK // per_task)
-    sizes = pc.fill_null(rows["size"], 0).to_numpy()
-    is_image = pc.equal(rows["format"], IMAGE).to_numpy()
-    return np.where(is_image, 1, np.where(sizes > 0, np.maximum(1, sizes // bytes_an_image), per_task))
-
-
-def _blocks(rows: pa.Table, weights: np.ndarray, per_task: int) -> list[pa.Table]:
-    """Consecutive rows of about `per_task` images' worth of work; an object is in one block."""
-    task = (np.cumsum(weights) - weights) // per_task
-    starts = [0, *(np.flatnonzero(np.diff(task)) + 1).tolist(), rows.num_rows]
-    return [rows.slice(start, end - start) for start, end in itertools.pairwise(starts)]
-
-
-def _plan(config: RunConfig, images: int) -> Plan:
-    """Sizes that follow from the cluster and from how much there is to do; what the configuration says goes first."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    threads = config.num_cpus or min(_CPUS_PER_ACTOR, max(1, *(int(node.get("CPU", 0)) for node in nodes)))
-    fit = sum(_fit(node, threads, config.num_gpus or 0) for node in nodes)
-    if not fit:
-        largest = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-        asked = f"{threads} CPUs and {config.num_gpus or 0:g} GPUs"
-        raise ConfigError(f"num_cpus, num_gpus: one actor asks for {asked}, and no machine has them ({largest}).")
-    actors = min(fit, config.concurrency or fit)
-    per_task = max(1, min(config.rows_per_task, math.ceil(images / (2 * actors))))
-    # The last hundredth stays free for a write task, or none could run beside actors that fill the machine.
-    return Plan(threads - _WRITE_CPUS, threads, min(actors, math.ceil(images / per_task)), per_task)
+            return self._worker(block)
 
 
 @contextlib.contextmanager

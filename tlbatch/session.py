@@ -69,6 +69,29 @@ def ray_session(address: str | None = None) -> Iterator[Callable[[], None]]:
         ray.shutdown()
 
 
+def gpus_that_work(start: Callable[[], None], address: str | None, probe: Callable[[], int]) -> bool:
+    """Whether the cluster, or this machine, has GPUs that a worker can use.
+
+    Args:
+        start: what `ray_session` gave; a Ray on this machine is only started where there is a GPU.
+        address: the cluster.
+        probe: runs on one of the GPUs and says how many it sees.
+    """
+    import ray
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    here = not (ray.is_initialized() or address or os.environ.get("RAY_ADDRESS"))
+    if here and not get_accelerator_manager_for_resource("GPU").get_current_node_num_accelerators():
+        return False
+    start()
+    if not ray.cluster_resources().get("GPU"):
+        return False
+    if ray.get(ray.remote(num_gpus=1, num_cpus=0)(probe).remote()):
+        return True
+    log.warning("there are GPUs, but TensorFlow does not see them there; install tlbatch[gpu]. The CPUs do the work.")
+    return False
+
+
 def _start(where: dict[str, Any]) -> None:
     import ray
 

@@ -1,7 +1,8 @@
-"""The actor of the CPU plan: manifest rows -> outcome rows; reads, decodes and predicts in one place.
+"""The actors: manifest rows -> attempts (`Decoder`) -> outcomes (`Predictor`), or both in one (`Classifier`).
 
-While the model works on one batch, threads fetch and decode the next ones, so that of an image only its result ever
-crosses Ray's object store. Rows in = rows out: an image that fails passes through with its reason.
+On CPUs one actor does both: while the model works on one batch, threads fetch and decode the next ones, so that of an image
+only its result ever crosses Ray's object store. Beside a GPU many CPUs decode for it, and blocks of uint8 pixels cross over.
+Rows in = rows out: an image that fails passes through with its reason.
 """
 
 from __future__ import annotations
@@ -9,21 +10,22 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from tlbatch import decode, schema
+from tlbatch import decode
+from tlbatch.blocks import Attempt, Classified, Outcomes, attempts_from_table, attempts_to_table
 from tlbatch.decode import Pixels
 from tlbatch.errors import ErrorKind, Failure
 from tlbatch.guard import DeadMansSwitch, Suspects
-from tlbatch.model.bundle import load_bundle
+from tlbatch.model.bundle import Bundle, load_bundle
 from tlbatch.model.engines import Engine, Outputs, load_engine
 from tlbatch.reader import Reader
 from tlbatch.shards import IMAGE, Member
@@ -48,7 +50,8 @@ class Job:
     bundle_url: str
     storage_options: Mapping[str, Any]
     engine: str
-    threads: int
+    decode_threads: int
+    predict_threads: int
     gpu: bool
     batch_size: int | None
     remote: bool
@@ -63,7 +66,7 @@ class Job:
     @property
     def requests(self) -> int:
         """Images that one actor reads at once. What a local disk holds is read where it is decoded."""
-        return _REQUESTS_PER_CPU * self.threads if self.remote else self.threads
+        return _REQUESTS_PER_CPU * self.decode_threads if self.remote else self.decode_threads
 
 
 class Fetched(NamedTuple):
@@ -73,66 +76,48 @@ class Fetched(NamedTuple):
     seconds: float
 
 
-class Attempt(NamedTuple):
-    """One image on its way: whose it is, its pixels or a failure, and the seconds spent on it."""
+class _Careful:
+    """Whether a block is taken image by image: a worker died over one of the first, and nobody knows of which image."""
 
-    row: Mapping[str, Any]
-    member: Member
-    outcome: Pixels | Failure
-    fetch_seconds: float
-    decode_seconds: float
+    def __init__(self, *, after_a_death: bool) -> None:
+        self._calls = _CAREFUL_CALLS if after_a_death else 0
+        self._lock = threading.Lock()
 
-
-class Classified(NamedTuple):
-    """One image after the model: a failure, or features and, with a head, scores."""
-
-    attempt: Attempt
-    failure: Failure | None
-    features: np.ndarray | None
-    scores: np.ndarray | None
-    predict_seconds: float
+    def work(self, carefully: Callable[[], pa.Table], freely: Callable[[], pa.Table]) -> pa.Table:
+        """Do one block's work in one of two ways; the careful one by one thread at a time."""
+        with self._lock:
+            if self._calls:
+                self._calls -= 1
+                return carefully()
+        return freely()
 
 
-class Classifier:
-    """The actor: manifest rows -> outcome rows, none lost whatever the images are. Several threads may call it at once."""
+class Decoder:
+    """Manifest rows -> attempts, none lost whatever the images are. Several threads may call it at once."""
 
-    def __init__(self, job: Job, *, after_a_death: bool = False) -> None:
-        decode.prepare_process()
+    def __init__(self, job: Job, bundle: Bundle, ahead: int, switch: DeadMansSwitch) -> None:
         self._suspects = Suspects(resolve(job.suspects_url, job.storage_options))
-        self._careful_calls = _CAREFUL_CALLS if after_a_death else 0
-        self._job = job
-        self._bundle = load_bundle(job.bundle_url, job.storage_options)
-        self._engine = load_engine(self._bundle, job.engine, threads=job.threads, gpu=job.gpu, batch_size=job.batch_size)
-        self._labels = np.array(self._bundle.labels)
-        self._batch = self._engine.batch_size * 2
-        self._engine_lock = threading.Lock()
-        self._careful_lock = threading.Lock()
-        self._switch = DeadMansSwitch(max(_LEAST_PATIENCE, _PATIENCE_IN_BATCHES * self._seconds_a_batch()))
-        self._ahead = max(self._batch * 3, job.requests)
-        self._reader = Reader(
-            job.storage_options,
-            requests=job.requests,
-            image_field=job.image_field,
-            max_bytes=job.max_bytes,
-        )
+        self._size, self._max_pixels = bundle.size, job.max_pixels
+        self._switch = switch
+        requests = job.requests
+        self._depth = max(ahead, requests)
+        self._reader = Reader(job.storage_options, requests=requests, image_field=job.image_field, max_bytes=job.max_bytes)
         # A remote store is waited for, by many threads.
-        self._fetchers = ThreadPoolExecutor(job.requests, thread_name_prefix="tlbatch-fetch") if job.remote else None
-        self._decoders = ThreadPoolExecutor(job.threads, thread_name_prefix="tlbatch-decode")
+        self._fetchers = ThreadPoolExecutor(requests, thread_name_prefix="tlbatch-fetch") if job.remote else None
+        self._decoders = ThreadPoolExecutor(job.decode_threads, thread_name_prefix="tlbatch-decode")
 
-    def _seconds_a_batch(self) -> float:
-        began = time.perf_counter()
-        self._engine.predict(np.zeros((self._batch, *self._bundle.size, 3), np.uint8))
-        return time.perf_counter() - began
+    def attempts(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Attempt]:
+        """The images of the rows, in order; while the caller works on one, the next ones are read and decoded."""
+        return _ahead(self._decoders, self._work(rows), self._depth)
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """One block: while the model works on one batch, the next ones are read and decoded."""
-        with self._careful_lock:
-            if self._careful_calls:
-                self._careful_calls -= 1
-                return self._to_table([one for row in rows.to_pylist() for one in self._alone(row)])
-        attempts = _ahead(self._decoders, self._work(rows.to_pylist()), self._ahead)
-        batches = [self._classify(batch) for batch in _batched(attempts, self._batch)]
-        return self._to_table([outcome for batch in batches for outcome in batch])
+    def alone(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Attempt]:
+        """The same, one by one, each marked while this worker is alone with it."""
+        for row in rows:
+            if row["format"] == IMAGE:
+                work = partial(self._fetch_and_decode, row, partial(self._fetch, row))
+                yield self._alone(row, 0, row["key"], work)
+            else:
+                yield from self._members_alone(row)
 
     def _work(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, Callable[[], Attempt]]]:
         """What decoding threads do, with the bytes it holds: images, loose or out of shards that are read here."""
@@ -149,35 +134,25 @@ class Classifier:
                 yield 0 if isinstance(member.data, Failure) else len(member.data), partial(self._decode, row, read)
                 began = time.perf_counter()
 
-    def _classify(self, batch: list[Attempt]) -> list[Classified]:
-        with self._engine_lock, self._switch.watching():
-            return _classify_batch(self._engine, batch)
-
-    def _alone(self, row: Mapping[str, Any]) -> Iterator[Classified]:
-        """An object's images, one by one: a worker died, and nobody knows yet of which."""
-        if row["format"] == IMAGE:
-            yield self._classified_alone(row, 0, row["key"], lambda: self._fetch_and_decode(row, partial(self._fetch, row)))
-            return
+    def _members_alone(self, row: Mapping[str, Any]) -> Iterator[Attempt]:
         members = self._reader.members(row)
         for index in itertools.count():
             condemned = self._suspects.condemn(row["row"], index)
             if condemned is not None and condemned.stage == "read":
-                yield _passed_over(row, index, row["key"], condemned)
+                yield Attempt(row, index, row["key"], condemned)
                 return
             with self._suspects.alone_with(row["row"], index, "read"):
                 member = next(members, None)
             if member is None:
                 return
-            yield self._classified_alone(row, index, member.key, partial(self._decode, row, Fetched(member, 0.0)))
+            yield self._alone(row, index, member.key, partial(self._decode, row, Fetched(member, 0.0)))
 
-    def _classified_alone(self, row: Mapping[str, Any], index: int, key: str, work: Callable[[], Attempt]) -> Classified:
+    def _alone(self, row: Mapping[str, Any], index: int, key: str, work: Callable[[], Attempt]) -> Attempt:
         condemned = self._suspects.condemn(row["row"], index)
         if condemned is not None:
-            return _passed_over(row, index, key, condemned)
+            return Attempt(row, index, key, condemned)
         with self._suspects.alone_with(row["row"], index, "decode"):
-            attempt = work()
-        with self._suspects.alone_with(row["row"], index, "predict"):
-            return self._classify([attempt])[0]
+            return work()
 
     def _fetch(self, row: Mapping[str, Any]) -> Fetched:
         began = time.perf_counter()
@@ -188,67 +163,119 @@ class Classifier:
         return self._decode(row, fetch())
 
     def _decode(self, row: Mapping[str, Any], fetched: Fetched) -> Attempt:
-        member = fetched.member
-        if isinstance(member.data, Failure):
-            return Attempt(row, member, member.data, fetched.seconds, 0.0)
+        index, key, data = fetched.member.index, fetched.member.key, fetched.member.data
+        if isinstance(data, Failure):
+            return Attempt(row, index, key, data, fetched.seconds)
         began = time.perf_counter()
         with self._switch.watching():
-            pixels = decode.decode(member.data, self._bundle.size, max_pixels=self._job.max_pixels)
-        bare = Member(member.index, member.key, b"")  # the bytes are not needed any more
-        return Attempt(row, bare, pixels, fetched.seconds, time.perf_counter() - began)
+            pixels = decode.decode(data, self._size, max_pixels=self._max_pixels)
+        return Attempt(row, index, key, pixels, fetched.seconds, time.perf_counter() - began)
 
-    def _to_table(self, classified: list[Classified]) -> pa.Table:
-        rows = [one.attempt.row for one in classified]
-        members = [one.attempt.member for one in classified]
-        failures = [one.failure for one in classified]
-        pixels = [one.attempt.outcome if isinstance(one.attempt.outcome, Pixels) else None for one in classified]
-        held = Counter(row["row"] for row in rows)
-        columns: dict[str, Any] = {
-            schema.IMAGES: [held[row["row"]] for row in rows],
-            **{name: [row[name] for row in rows] for name in ("row", "uri", "etag")},
-            "key": [member.key for member in members],
-            "index": [member.index for member in members],
-            "stage": [failure and failure.stage for failure in failures],
-            "kind": [failure and str(failure.kind) for failure in failures],
-            "message": [failure and failure.message for failure in failures],
-            "attempts": [failure and failure.attempts for failure in failures],
-            "transient": [failure.transient if failure else None for failure in failures],
-            "width": [image and image.width for image in pixels],
-            "height": [image and image.height for image in pixels],
-            "fetch_seconds": [one.attempt.fetch_seconds for one in classified],
-            "decode_seconds": [one.attempt.decode_seconds for one in classified],
-            "predict_seconds": [one.predict_seconds for one in classified],
-        }
-        wanted = schema.outcome_schema(
-            classified=self._job.predictions,
-            features_length=self._bundle.features_length if self._job.features_dtype else None,
-            features_dtype=self._job.features_dtype or "float32",
+
+class Predictor:
+    """Attempts -> outcomes, batch by batch; the model is one thread's at a time."""
+
+    def __init__(self, job: Job, bundle: Bundle) -> None:
+        self._suspects = Suspects(resolve(job.suspects_url, job.storage_options))
+        self._engine = load_engine(bundle, job.engine, threads=job.predict_threads, gpu=job.gpu, batch_size=job.batch_size)
+        self._lock = threading.Lock()
+        self.batch = self._engine.batch_size * 2
+        began = time.perf_counter()
+        self._engine.predict(np.zeros((self.batch, *bundle.size, 3), np.uint8))
+        self.switch = DeadMansSwitch(max(_LEAST_PATIENCE, _PATIENCE_IN_BATCHES * (time.perf_counter() - began)))
+        self.outcomes = Outcomes(
+            labels=np.array(bundle.labels),
+            abstain_threshold=bundle.abstain_threshold,
+            top_k=job.top_k,
+            predictions=job.predictions,
+            features_length=bundle.features_length,
+            features_dtype=job.features_dtype,
         )
-        if self._job.predictions:
-            columns |= self._answers([one.scores for one in classified])
-        if self._job.features_dtype:
-            columns["features"] = _vectors([one.features for one in classified], wanted.field("features").type)
-        return pa.table({name: columns[name] for name in wanted.names}, schema=wanted)
 
-    def _answers(self, scores: list[Any]) -> dict[str, list[Any]]:
-        """label, score and their like for each image, best first; equal scores keep the labels' order."""
-        orders = [None if one is None else np.argsort(-one, kind="stable")[: self._job.top_k] for one in scores]
-        names = [None if order is None else self._labels[order].tolist() for order in orders]
-        values = [None if order is None else one[order].tolist() for order, one in zip(orders, scores, strict=True)]
-        top = [value and value[0] for value in values]
-        threshold = self._bundle.abstain_threshold
-        return {
-            "label": [name and name[0] for name in names],
-            "score": top,
-            "top_labels": names,
-            "top_scores": values,
-            "abstained": [None if score is None else threshold is not None and score < threshold for score in top],
-        }
+    def table(self, attempts: Iterable[Attempt]) -> pa.Table:
+        """Outcomes of attempts, in order."""
+        batches = [self._classify(batch) for batch in _batched(attempts, self.batch)]
+        return self.outcomes.to_table([outcome for batch in batches for outcome in batch])
+
+    def table_alone(self, attempts: Iterable[Attempt]) -> pa.Table:
+        """The same, one by one, each marked while this worker is alone with it."""
+        return self.outcomes.to_table([self._alone(attempt) for attempt in attempts])
+
+    def _alone(self, attempt: Attempt) -> Classified:
+        if isinstance(attempt.outcome, Failure):
+            return Classified(attempt, attempt.outcome)
+        condemned = self._suspects.condemn(attempt.row["row"], attempt.index)
+        if condemned is not None:
+            return Classified(attempt, condemned)
+        with self._suspects.alone_with(attempt.row["row"], attempt.index, "predict"):
+            return self._classify([attempt])[0]
+
+    def _classify(self, batch: list[Attempt]) -> list[Classified]:
+        with self._lock, self.switch.watching():
+            return _classify_batch(self._engine, batch)
 
 
-def _passed_over(row: Mapping[str, Any], index: int, key: str, reason: Failure) -> Classified:
-    """An image that is not tried again."""
-    return Classified(Attempt(row, Member(index, key, reason), reason, 0.0, 0.0), reason, None, None, 0.0)
+class Worker(Protocol):
+    """What Ray starts as an actor: a block in, a block out, one row or more for each."""
+
+    def __init__(self, job: Job, *, after_a_death: bool = False) -> None: ...
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """One block's work."""
+
+
+class Classifier:
+    """The fused actor: manifest rows -> outcome rows."""
+
+    def __init__(self, job: Job, *, after_a_death: bool = False) -> None:
+        decode.prepare_process()
+        bundle = load_bundle(job.bundle_url, job.storage_options)
+        self._predictor = Predictor(job, bundle)
+        ahead = 3 * self._predictor.batch
+        self._decoder = Decoder(job, bundle, ahead, self._predictor.switch)
+        self._careful = _Careful(after_a_death=after_a_death)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """One block: while the model works on one batch, the next ones are read and decoded."""
+        rows = block.to_pylist()
+        return self._careful.work(
+            lambda: self._predictor.table_alone(self._decoder.alone(rows)),
+            lambda: self._predictor.table(self._decoder.attempts(rows)),
+        )
+
+
+class DecodingActor:
+    """The first actor of the split plan: manifest rows -> blocks of pixels."""
+
+    def __init__(self, job: Job, *, after_a_death: bool = False) -> None:
+        decode.prepare_process()
+        bundle = load_bundle(job.bundle_url, job.storage_options)
+        self._size = bundle.size
+        self._decoder = Decoder(job, bundle, 2 * job.decode_threads, DeadMansSwitch(_LEAST_PATIENCE))
+        self._careful = _Careful(after_a_death=after_a_death)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """One block of images, read and decoded."""
+        rows = block.to_pylist()
+        return self._careful.work(
+            lambda: attempts_to_table(list(self._decoder.alone(rows)), self._size),
+            lambda: attempts_to_table(list(self._decoder.attempts(rows)), self._size),
+        )
+
+
+class PredictingActor:
+    """The second actor of the split plan: blocks of pixels -> outcome rows."""
+
+    def __init__(self, job: Job, *, after_a_death: bool = False) -> None:
+        bundle = load_bundle(job.bundle_url, job.storage_options)
+        self._size = bundle.size
+        self._predictor = Predictor(job, bundle)
+        self._careful = _Careful(after_a_death=after_a_death)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """One block through the model."""
+        attempts = attempts_from_table(block, self._size)
+        return self._careful.work(lambda: self._predictor.table_alone(attempts), lambda: self._predictor.table(attempts))
 
 
 def _classify_batch(engine: Engine, attempts: list[Attempt]) -> list[Classified]:
@@ -260,11 +287,11 @@ def _classify_batch(engine: Engine, attempts: list[Attempt]) -> list[Classified]
     classified = []
     for one in attempts:
         if isinstance(one.outcome, Failure):
-            classified.append(Classified(one, one.outcome, None, None, 0.0))
+            classified.append(Classified(one, one.outcome))
             continue
         answer = next(given)
         if isinstance(answer, Failure):
-            classified.append(Classified(one, answer, None, None, share))
+            classified.append(Classified(one, answer, predict_seconds=share))
         else:
             classified.append(Classified(one, None, *answer, share))
     return classified
@@ -286,15 +313,6 @@ def _one_output(outputs: Outputs, number: int) -> tuple[np.ndarray, np.ndarray |
     if not np.isfinite(outputs.features[number] if scores is None else scores).all():
         return Failure("predict", ErrorKind.PREDICT_FAILED, "the model gave numbers that are not finite")
     return outputs.features[number], scores
-
-
-def _vectors(features: list[np.ndarray | None], kind: pa.FixedSizeListType) -> pa.Array:
-    """Vectors, None where an image failed, as a fixed-size list column without a Python object a number."""
-    dtype = kind.value_type.to_pandas_dtype()
-    nothing = np.zeros(kind.list_size, dtype)
-    flat = np.concatenate([nothing if one is None else one.astype(dtype) for one in features])
-    missing = pa.array([one is None for one in features])
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), type=kind, mask=missing)
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Iterable[tuple[int, Callable[[], Attempt]]], depth: int) -> Iterator[Attempt]:

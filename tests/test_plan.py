@@ -1,0 +1,71 @@
+"""Cluster and amount of work -> actors."""
+
+import pyarrow as pa
+import pytest
+
+from tlbatch.config import RunConfig
+from tlbatch.errors import ConfigError
+from tlbatch.plan import blocks_of, plan_for, weights_of
+from tlbatch.worker import Classifier, DecodingActor, PredictingActor
+
+LAPTOP = [{"CPU": 2.0}]
+FARM = [{"CPU": 16.0}] * 3
+GPUS = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 32.0}]
+
+
+def plan(nodes, images=1_000_000, **settings):
+    return plan_for(RunConfig(images="a", bundle="b", output="c", **settings), images, nodes)
+
+
+def pools(found):
+    return [(kind, round(pool.cpus, 3), pool.gpus, pool.least, pool.actors) for kind, pool in found.pools]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "settings", "expected", "threads"),
+    [
+        (LAPTOP, {}, [(Classifier, 1.99, 0, 1, 1)], (2, 2)),
+        (FARM, {}, [(Classifier, 3.99, 0, 12, 12)], (4, 4)),
+        (FARM, {"num_cpus": 8, "concurrency": 5}, [(Classifier, 7.99, 0, 5, 5)], (8, 8)),
+        (FARM, {"plan": "split"}, [(DecodingActor, 1.995, 0, 12, 12), (PredictingActor, 1.995, 0, 12, 12)], (2, 2)),
+        (
+            LAPTOP,
+            {"plan": "split", "num_cpus": 1},
+            [(DecodingActor, 0.495, 0, 2, 2), (PredictingActor, 0.495, 0, 2, 2)],
+            (1, 1),
+        ),
+        (GPUS, {"num_gpus": 1}, [(DecodingActor, 3.99, 0, 14, 14), (PredictingActor, 0, 1, 1, 3)], (4, 1)),
+        (GPUS, {"num_gpus": 0.5}, [(DecodingActor, 3.99, 0, 14, 14), (PredictingActor, 0, 0.5, 1, 6)], (4, 1)),
+        (GPUS, {"num_gpus": 2, "concurrency": 4}, [(DecodingActor, 3.99, 0, 14, 14), (PredictingActor, 0, 2, 1, 1)], (4, 1)),
+        (GPUS, {"num_gpus": 1, "plan": "fused"}, [(Classifier, 3.99, 1, 3, 3)], (4, 4)),
+    ],
+)
+def test_actors_follow_from_the_machines(nodes, settings, expected, threads):
+    found = plan(nodes, **settings)
+    assert pools(found) == expected
+    assert (found.decode_threads, found.predict_threads) == threads
+    assert found.rows_per_task == 512
+
+
+@pytest.mark.parametrize("settings", [{}, {"plan": "split"}, {"num_gpus": 1}, {"num_gpus": 1, "plan": "fused"}])
+@pytest.mark.parametrize("images", [1, 5, 100, 3_000])
+def test_little_work_is_shared_out_and_no_actor_is_without_any(images, settings):
+    found = plan(GPUS, images, **settings)
+    tasks = -(-images // found.rows_per_task)
+    assert all(1 <= pool.least <= pool.actors <= tasks for _, pool in found.pools)
+
+
+def test_what_no_machine_has_is_a_sentence():
+    with pytest.raises(ConfigError, match=r"asks for 2 CPUs and 1 GPUs, and no machine has them \(2 CPUs and 0 GPUs\)"):
+        plan(LAPTOP, num_gpus=1)
+
+
+def test_an_object_is_in_one_block_and_a_shard_counts_by_its_bytes():
+    rows = pa.table(
+        {"format": ["image", "tar", "image", "image", "tar", "image"], "size": pa.array([1, 2**30, 1, 1, None, 1], pa.int64())}
+    )
+    weights = weights_of(rows, 64)
+    assert weights.tolist() == [1, 1024, 1, 1, 64, 1]
+    blocks = blocks_of(rows, weights, 64)
+    assert [block.num_rows for block in blocks] == [2, 3, 1]
+    assert pa.concat_tables(blocks).equals(rows)

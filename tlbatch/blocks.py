@@ -1,0 +1,140 @@
+"""What travels between the actors and to the writer, as Arrow: attempts with their pixels, and outcomes.
+
+Rows in = rows out: an image that failed is a row with its reason. Where decoding and predicting are done by one actor, only
+outcomes ever become Arrow; nothing larger than the resized uint8 pixels does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from tlbatch import schema
+from tlbatch.decode import Pixels
+from tlbatch.errors import ErrorKind, Failure
+from tlbatch.schema import Size
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One image on its way: its object's row of the manifest, its name, its pixels or a failure, the seconds spent on it."""
+
+    row: Mapping[str, Any]
+    index: int
+    key: str
+    outcome: Pixels | Failure
+    fetch_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+class Classified(NamedTuple):
+    """One image after the model: a failure, or features and, with a head, scores."""
+
+    attempt: Attempt
+    failure: Failure | None
+    features: np.ndarray | None = None
+    scores: np.ndarray | None = None
+    predict_seconds: float = 0.0
+
+
+def attempts_to_table(attempts: Sequence[Attempt], size: Size) -> pa.Table:
+    """Attempts as a block; `pixels` holds height x width x 3 bytes, null where an image failed."""
+    arrays = [one.outcome.array if isinstance(one.outcome, Pixels) else None for one in attempts]
+    flat = np.empty((len(arrays), *size, 3), np.uint8)
+    for place, array in zip(flat, arrays, strict=True):
+        place[...] = 0 if array is None else array
+    length = flat[0].nbytes if len(flat) else 3 * size[0] * size[1]
+    missing = pa.array([array is None for array in arrays], pa.bool_())
+    values = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), length, mask=missing)
+    failures = [one.outcome if isinstance(one.outcome, Failure) else None for one in attempts]
+    return pa.table(_named(attempts, failures) | {"pixels": values})
+
+
+def attempts_from_table(table: pa.Table, size: Size) -> list[Attempt]:
+    """The inverse of `attempts_to_table`; the pixels are views of the block."""
+    column = table["pixels"].combine_chunks()
+    flat = column.values.to_numpy().reshape(-1, *size, 3)[column.offset :]
+    attempts = []
+    for number, row in enumerate(table.drop_columns(["pixels"]).to_pylist()):
+        if row["kind"] is None:
+            outcome: Pixels | Failure = Pixels(flat[number], row["width"], row["height"])
+        else:
+            outcome = Failure(row["stage"], ErrorKind(row["kind"]), row["message"], row["attempts"])
+        attempts.append(Attempt(row, row["index"], row["key"], outcome, row["fetch_seconds"], row["decode_seconds"]))
+    return attempts
+
+
+def _named(attempts: Sequence[Attempt], failures: Sequence[Failure | None]) -> dict[str, Any]:
+    """The columns that attempts and outcomes share."""
+    held = Counter(one.row["row"] for one in attempts)
+    pixels = [one.outcome if isinstance(one.outcome, Pixels) else None for one in attempts]
+    return {
+        schema.IMAGES: [held[one.row["row"]] for one in attempts],
+        **{name: [one.row[name] for one in attempts] for name in ("row", "uri", "etag")},
+        "key": [one.key for one in attempts],
+        "index": [one.index for one in attempts],
+        "stage": [failure and failure.stage for failure in failures],
+        "kind": [failure and str(failure.kind) for failure in failures],
+        "message": [failure and failure.message for failure in failures],
+        "attempts": [failure and failure.attempts for failure in failures],
+        "transient": [failure.transient if failure else None for failure in failures],
+        "width": [image and image.width for image in pixels],
+        "height": [image and image.height for image in pixels],
+        "fetch_seconds": [one.fetch_seconds for one in attempts],
+        "decode_seconds": [one.decode_seconds for one in attempts],
+    }
+
+
+class Outcomes(NamedTuple):
+    """What a run wants to know of each image, as a table of `schema.outcome_schema`."""
+
+    labels: np.ndarray
+    abstain_threshold: float | None
+    top_k: int
+    predictions: bool
+    features_length: int
+    features_dtype: str | None
+
+    def to_table(self, classified: Sequence[Classified]) -> pa.Table:
+        """One row an image, in the same order."""
+        columns = _named([one.attempt for one in classified], [one.failure for one in classified])
+        columns["predict_seconds"] = [one.predict_seconds for one in classified]
+        wanted = schema.outcome_schema(
+            classified=self.predictions,
+            features_length=self.features_length if self.features_dtype else None,
+            features_dtype=self.features_dtype or "float32",
+        )
+        if self.predictions:
+            columns |= self._answers([one.scores for one in classified])
+        if self.features_dtype:
+            columns["features"] = _vectors([one.features for one in classified], wanted.field("features").type)
+        return pa.table({name: columns[name] for name in wanted.names}, schema=wanted)
+
+    def _answers(self, scores: list[Any]) -> dict[str, list[Any]]:
+        """label, score and their like for each image, best first; equal scores keep the labels' order."""
+        orders = [None if one is None else np.argsort(-one, kind="stable")[: self.top_k] for one in scores]
+        names = [None if order is None else self.labels[order].tolist() for order in orders]
+        values = [None if order is None else one[order].tolist() for order, one in zip(orders, scores, strict=True)]
+        top = [value and value[0] for value in values]
+        threshold = self.abstain_threshold
+        return {
+            "label": [name and name[0] for name in names],
+            "score": top,
+            "top_labels": names,
+            "top_scores": values,
+            "abstained": [None if score is None else threshold is not None and score < threshold for score in top],
+        }
+
+
+def _vectors(features: list[np.ndarray | None], kind: pa.FixedSizeListType) -> pa.Array:
+    """Vectors, None where an image failed, as a fixed-size list column without a Python object a number."""
+    dtype = kind.value_type.to_pandas_dtype()
+    nothing = np.zeros(kind.list_size, dtype)
+    flat = np.concatenate([nothing if one is None else one.astype(dtype) for one in features])
+    missing = pa.array([one is None for one in features])
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), type=kind, mask=missing)

@@ -1,0 +1,117 @@
+"""How the work is cut: which actors, how many of them, what each takes. Pure: cluster and amount of work -> sizes.
+
+Fused, one actor reads, decodes and predicts. Split, some read and decode for others that predict: a GPU is fed by many CPUs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tlbatch.config import RunConfig
+from tlbatch.errors import ConfigError
+from tlbatch.shards import IMAGE
+from tlbatch.worker import Classifier, DecodingActor, Job, PredictingActor, Worker
+
+#: CPUs of one actor where nobody says otherwise: beyond, Python's lock holds the decoding threads back.
+_CPUS_PER_ACTOR = 4
+#: A write task mostly waits for the store; it must find room beside actors that hold every CPU.
+WRITE_CPUS = 0.01
+#: Blocks that an actor has at a time: while the last images of one are predicted, the first of the next are on their way.
+BLOCKS_AT_ONCE = 2
+#: Bytes of shards that one task reads; a shard is not cut.
+_SHARD_BYTES_PER_TASK = 64 * 1024 * 1024
+
+
+class Pool(NamedTuple):
+    """Actors of one kind: what each reserves, the fewest and the most of them."""
+
+    cpus: float
+    gpus: float
+    least: int
+    actors: int
+
+
+class Plan(NamedTuple):
+    """How the work is cut: who does it, in turn, the threads an actor uses, images a task."""
+
+    pools: list[tuple[type[Worker], Pool]]
+    decode_threads: int
+    predict_threads: int
+    rows_per_task: int
+
+
+def plan_for(config: RunConfig, images: int, nodes: Sequence[Mapping[str, float]]) -> Plan:
+    """Sizes that follow from the cluster and from how much there is to do; what the configuration says goes first.
+
+    Args:
+        config: its `plan`, `num_cpus`, `num_gpus`, `concurrency` and `rows_per_task`.
+        images: how many images' worth of work there is.
+        nodes: for each machine what it has, as Ray names it: "CPU", "GPU".
+
+    Raises:
+        ConfigError: one actor asks for more than any machine has.
+    """
+    gpus = config.num_gpus or 0
+    cpus = config.num_cpus or min(_CPUS_PER_ACTOR, max(1, *(int(node.get("CPU", 0)) for node in nodes)))
+    split = config.plan == "split" or (config.plan == "auto" and gpus > 0)
+    decoders = _fit(nodes, cpus, 0)
+    predictors = _fit(nodes, 0 if split else cpus, gpus) if gpus else decoders
+    if not (decoders and predictors):
+        largest = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        asked = f"{cpus} CPUs and {gpus:g} GPUs"
+        raise ConfigError(f"num_cpus, num_gpus: one actor asks for {asked}, and no machine has them ({largest}).")
+    predictors = min(predictors, config.concurrency or predictors)
+    workers = decoders if split and gpus else predictors
+    per_task = max(1, min(config.rows_per_task, math.ceil(images / (2 * workers))))
+    tasks = math.ceil(images / per_task)
+    decoders, predictors = min(decoders, tasks), min(predictors, tasks)
+    # The last hundredth stays free for a write task, or none could run beside actors that fill the machine.
+    whole, half = cpus - WRITE_CPUS, (cpus - WRITE_CPUS) / 2
+    if not split:
+        return Plan([(Classifier, Pool(whole, gpus, predictors, predictors))], cpus, cpus, per_task)
+    if gpus:  # what predicts waits for its GPU: the CPUs are the decoders'
+        decode, predict = Pool(whole, 0, decoders, decoders), Pool(0, gpus, 1, predictors)
+        return Plan([(DecodingActor, decode), (PredictingActor, predict)], cpus, 1, per_task)
+    each = Pool(half, 0, predictors, predictors)
+    return Plan([(DecodingActor, each), (PredictingActor, each)], max(1, cpus // 2), max(1, cpus - cpus // 2), per_task)
+
+
+def _fit(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
+    """How many actors the machines hold."""
+    asked = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
+    return sum(min(int(node.get(name, 0) / amount) for name, amount in asked.items()) for node in nodes)
+
+
+def weights_of(rows: pa.Table, per_task: int) -> np.ndarray:
+    """(n,) int: how many images' worth of work each object is. A shard counts by its bytes, as a whole task if nobody knows."""
+    bytes_an_image = max(1, _SHARD_BYTES_PER_TASK // per_task)
+    sizes = pc.fill_null(rows["size"], 0).to_numpy()
+    is_image = pc.equal(rows["format"], IMAGE).to_numpy()
+    return np.where(is_image, 1, np.where(sizes > 0, np.maximum(1, sizes // bytes_an_image), per_task))
+
+
+def blocks_of(rows: pa.Table, weights: np.ndarray, per_task: int) -> list[pa.Table]:
+    """Consecutive rows of about `per_task` images' worth of work; an object is in one block."""
+    task = (np.cumsum(weights) - weights) // per_task
+    starts = [0, *(np.flatnonzero(np.diff(task)) + 1).tolist(), rows.num_rows]
+    return [rows.slice(start, end - start) for start, end in itertools.pairwise(starts)]
+
+
+def lanes_of(job: Job, plan: Plan, rows: pa.Table) -> dict[str, int]:
+    """How much of each stage can be under way at once over all actors. The members of a shard are read one after the other."""
+    only_images = pc.all(pc.equal(rows["format"], IMAGE)).as_py()
+    readers, predictors = plan.pools[0][1].actors, plan.pools[-1][1].actors
+    return {
+        "list": 1,
+        "fetch": readers * (job.requests if only_images else BLOCKS_AT_ONCE),
+        "decode": readers * job.decode_threads,
+        "predict": predictors,
+        "write": predictors * BLOCKS_AT_ONCE,
+    }
