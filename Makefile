@@ -39,7 +39,9 @@ format: $(INSTALLED)  ## Put the code into its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)  ## Measure, against peers, in one run; prints a table
+bench: $(INSTALLED)  ## Measure, against peers, in one run; prints tables (hours; peers go into .venv-peers)
+	$(BIN)/python benchmarks/compare.py
+	$(BIN)/python benchmarks/models.py
 	$(BIN)/python benchmarks/head_training.py
 	$(BIN)/python benchmarks/stores.py
 	$(BIN)/python benchmarks/million.py
@@ -49,4 +51,4 @@ lock: $(INSTALLED)  ## Pin and hash the requirements anew from pyproject.toml
 		--generate-hashes --no-emit-index-url --quiet --output-file .ci/requirements.txt
 
 clean:  ## Remove what make made
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache tlbatch-demo
+	rm -rf .venv .venv-peers .mypy_cache .pytest_cache .ruff_cache tlbatch-demo

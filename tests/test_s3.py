@@ -281,7 +281,8 @@ def test_shards_on_s3_survive_bad_minutes(faulty, bucket):
     assert sum(count for name, count in proxy.counts().items() if name.startswith("fault")) > 3
 
 
-def test_a_store_that_is_down_ends_the_run_and_not_its_images(bucket, s3_server):
+def test_a_store_that_is_down_ends_the_run_and_not_its_images(bucket, s3_server, monkeypatch):
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 1.0)  # of the last question, whether the store is there at all
     fill(bucket, 1)
     row = list_store(bucket, Selection()).manifest.to_pylist()[0]
     reader = Reader(options("http://127.0.0.1:9"), patience=Patience(deadline=1.0))
