@@ -19,6 +19,9 @@ from tlbatch.decode import Pixels
 from tlbatch.errors import ErrorKind, Failure
 from tlbatch.schema import Size
 
+#: The columns of an image of which nothing is known yet.
+_NEITHER = schema.outcome_schema(classified=False, features_length=None, features_dtype="float32")
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -52,7 +55,9 @@ def attempts_to_table(attempts: Sequence[Attempt], size: Size) -> pa.Table:
     missing = pa.array([array is None for array in arrays], pa.bool_())
     values = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), length, mask=missing)
     failures = [one.outcome if isinstance(one.outcome, Failure) else None for one in attempts]
-    return pa.table(_named(attempts, failures) | {"pixels": values})
+    columns = _named(attempts, failures) | {"pixels": values}
+    fields = [field for field in _NEITHER if field.name in columns]
+    return pa.table(columns, schema=pa.schema([*fields, pa.field("pixels", values.type)]))
 
 
 def attempts_from_table(table: pa.Table, size: Size) -> list[Attempt]:
