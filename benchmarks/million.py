@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,8 +59,9 @@ def _measure(folder: Path, bundle: str, rows: int) -> None:
     store.write_text("uri\n" + "".join(f"/nowhere/{row:09d}.jpg\n" for row in range(rows)))
     output = folder / "out"
     config = RunConfig(images=str(store), bundle=bundle, output=str(output))
-    context = pipeline._Context(config, load_bundle(bundle), resolve(str(output)), None, None, [])
-    order = replace(pipeline._order(context), work=_stage, each=map)
+    table = pipeline._Table(config, load_bundle(bundle), resolve(str(output)))
+    order = pipeline._order(pipeline._Pass([table], table.output, None, None, published={table.output.url: []}), table)
+    order = replace(order, work=_stage, each=map)
     began = time.monotonic()
     commit.carry_out(resolve(str(output)), order, "one")
     print(f"| {rows:,} | (staged and published here) | {time.monotonic() - began:.1f} | |", flush=True)
@@ -69,7 +71,7 @@ def _measure(folder: Path, bundle: str, rows: int) -> None:
         print(f"| {rows:,} | {name} | {seconds:.1f} | {memory:,.0f} |", flush=True)
 
 
-def _stage(run: ledger.Run, left: pa.Table) -> None:
+def _stage(runs: Sequence[ledger.Run], left: pa.Table) -> None:
     """Parts and receipts as actors write them."""
     random = np.random.default_rng(0)
     wanted = schema.outcome_schema(classified=True, features_length=None, features_dtype="float32")
@@ -91,7 +93,7 @@ def _stage(run: ledger.Run, left: pa.Table) -> None:
             **{name: [0.001] * count for name in ("fetch_seconds", "decode_seconds", "predict_seconds")},
         }
         filled = {field.name: columns.get(field.name, pa.nulls(count, field.type)) for field in wanted}
-        stage_part(run.staged, pa.table(filled, schema=wanted))
+        stage_part(runs[0].staged, pa.table(filled, schema=wanted))
 
 
 #: A small process between: the peak of a process counts what it was forked from.

@@ -26,9 +26,9 @@ def install() -> None:
     decode.decode = lethal
     predict = worker._predict
 
-    def lethal_model(engine, pixels):
+    def lethal_model(engine, pixels, *limits):
         if (pixels == POISON).all(axis=(1, 2, 3)).any():
             os._exit(139)
-        return predict(engine, pixels)
+        return predict(engine, pixels, *limits)
 
     worker._predict = lethal_model

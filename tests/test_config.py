@@ -66,7 +66,13 @@ def test_a_missing_file_is_named(tmp_path):
 def test_spec_and_resources_share_no_field_and_are_all_of_a_run():
     spec, resources = set(Spec.model_fields), set(Resources.model_fields)
     assert not spec & resources
-    assert set(RunConfig.model_fields) - spec - resources == {"output", "max_failed_ratio", "run_id"}
+    assert set(RunConfig.model_fields) - spec - resources == {
+        "output",
+        "other_bundles",
+        "max_failed_ratio",
+        "run_id",
+        "promote_if",
+    }
 
 
 def test_every_field_says_what_it_is():

@@ -10,8 +10,11 @@ PACKAGE = ROOT / "tlbatch"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 STAGES = {"listing", "reader", "decode", "model", "writer"}
+VERBS = {"config", "extraction", "importing", "pipeline", "rescoring", "reviewing", "training"}
 #: Who may import whom, besides the standard library and others' packages. A room's name stands for all in it.
 GROUND = {"errors", "schema", "storage", "shards", "quiet"}
+#: What a verb needs that puts stages together on Ray Data.
+JOINS = GROUND | {"commit", "config", "execution", "lease", "ledger", "model", "report", "session"}
 ALLOWED = {
     "errors": set(),
     "schema": set(),
@@ -27,18 +30,25 @@ ALLOWED = {
     "publish": GROUND | {"ledger"},
     "commit": GROUND | {"lease", "ledger", "publish"},
     "cleanup": GROUND | {"lease", "ledger"},
-    "report": GROUND | {"commit", "lease", "ledger", "publish", "labels"},
+    "report": GROUND | {"commit", "features", "lease", "ledger", "publish", "labels"},
     "guard": GROUND,
     "blocks": GROUND | {"decode"},
     "worker": GROUND | {"blocks", "reader", "decode", "model", "guard"},
     "session": GROUND,
-    "plan": GROUND | {"config", "worker"},
-    "pipeline": GROUND | STAGES | {"plan"} | {"commit", "lease", "ledger", "publish", "config", "session", "worker", "report"},
-    "training": GROUND | STAGES | {"lease", "ledger", "config", "labels", "report", "session", "pipeline"},
+    "execution": GROUND | {"ledger", "publish", "writer"},
+    "plan": GROUND | {"config", "worker", "execution"},
+    "pipeline": JOINS | {"listing", "plan", "worker"},
+    "features": GROUND | {"ledger"},
+    "rescoring": JOINS | {"blocks", "features"},
+    "extraction": GROUND | {"config", "decode", "execution", "lease", "ledger", "model", "pipeline"},
+    "importing": GROUND | {"config", "labels", "model", "report"},
+    "reviewing": GROUND | {"config", "decode", "features", "labels", "ledger", "reader", "report"},
+    "training": GROUND
+    | {"config", "execution", "extraction", "features", "labels", "listing", "model", "pipeline", "report", "session"},
     "show": GROUND,
-    "api": GROUND | {"config", "pipeline", "training"},
+    "api": GROUND | VERBS,
     "demo": GROUND | {"config", "pipeline", "training", "report", "show", "model"},
-    "cli": GROUND | {"config", "pipeline", "training", "report", "show", "demo", "cleanup"},
+    "cli": GROUND | VERBS | {"report", "show", "demo", "cleanup"},
     "__init__": GROUND | {"api", "cleanup", "model", "report"},
     "__main__": {"cli"},
 }
@@ -46,7 +56,7 @@ ONLY_IN = {
     "fsspec": {"storage", "s3"},
     "s3fs": {"storage", "s3"},
     "obstore": {"s3"},
-    "ray": {"pipeline", "session", "writer"},
+    "ray": {"execution", "session", "writer"},
     "tensorflow": {"model"},
     "keras": {"model", "training"},  # training names Keras in types only
     "openvino": {"model"},

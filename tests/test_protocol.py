@@ -271,14 +271,14 @@ class Nights(RuleBasedStateMachine):
         assert verify(self.output.url)["ok"], verify(self.output.url)["differences"]
 
 
-def stage(run: ledger.Run, left: pa.Table, unlucky: int | None) -> None:
+def stage(runs: list[ledger.Run], left: pa.Table, unlucky: int | None) -> None:
     """The work of a driver's actors: parts of two rows. An unlucky image is a row in errors, and fails for now only."""
     rows = left["row"].to_pylist()
     for start in range(0, len(rows), ROWS_PER_PART):
         part = rows[start : start + ROWS_PER_PART]
         table = outcome(part, (unlucky,) if unlucky in part else ())
         number = table.column_names.index("transient")
-        stage_part(run.staged, table.set_column(number, "transient", pc.if_else(pc.is_valid(table["kind"]), False, None)))
+        stage_part(runs[0].staged, table.set_column(number, "transient", pc.if_else(pc.is_valid(table["kind"]), False, None)))
 
 
 def keys_of(run: Path) -> list[str]:

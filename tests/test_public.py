@@ -8,7 +8,10 @@ import tlbatch
 
 
 def test_the_public_names_are_these():
-    names = "TlbatchError classify evaluate extract gc load_bundle read_errors read_predictions status train verify"
+    names = (
+        "TlbatchError classify compare evaluate export_model extract gc import_model load_bundle read_errors read_predictions "
+        "rescore review status train verify"
+    )
     assert tlbatch.__all__ == names.split() == dir(tlbatch)
 
 

@@ -13,10 +13,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tlbatch.api import classify, extract, train
+    from tlbatch.api import classify, export_model, extract, import_model, rescore, review, train
     from tlbatch.cleanup import gc
     from tlbatch.errors import TlbatchError
     from tlbatch.model.bundle import load_bundle
+    from tlbatch.report.compare import compare
     from tlbatch.report.evaluate import evaluate
     from tlbatch.report.folder import status
     from tlbatch.report.table import read_errors, read_predictions
@@ -25,12 +26,17 @@ if TYPE_CHECKING:
 _HOME = {
     "TlbatchError": "tlbatch.errors",
     "classify": "tlbatch.api",
+    "compare": "tlbatch.report.compare",
     "evaluate": "tlbatch.report.evaluate",
+    "export_model": "tlbatch.api",
     "extract": "tlbatch.api",
     "gc": "tlbatch.cleanup",
+    "import_model": "tlbatch.api",
     "load_bundle": "tlbatch.model.bundle",
     "read_errors": "tlbatch.report.table",
     "read_predictions": "tlbatch.report.table",
+    "rescore": "tlbatch.api",
+    "review": "tlbatch.api",
     "status": "tlbatch.report.folder",
     "train": "tlbatch.api",
     "verify": "tlbatch.report.verify",
@@ -39,12 +45,17 @@ _HOME = {
 __all__ = [
     "TlbatchError",
     "classify",
+    "compare",
     "evaluate",
+    "export_model",
     "extract",
     "gc",
+    "import_model",
     "load_bundle",
     "read_errors",
     "read_predictions",
+    "rescore",
+    "review",
     "status",
     "train",
     "verify",

@@ -95,13 +95,51 @@ def _named(attempts: Sequence[Attempt], failures: Sequence[Failure | None]) -> d
     }
 
 
+class Answers(NamedTuple):
+    """How scores become what the table says: the classes, and what is said of an image that no class fits.
+
+    Attributes:
+        labels: the classes, in the order of the scores.
+        top_k: how many of them `top_labels` names.
+        abstain_threshold: a best score below it is no answer; None: every one is.
+        label_thresholds: of a bundle whose images have any number of labels, from which score on each is given.
+    """
+
+    labels: Sequence[str]
+    top_k: int
+    abstain_threshold: float | None = None
+    label_thresholds: Sequence[float] | None = None
+
+    def columns(self, scores: np.ndarray) -> dict[str, pa.Array]:
+        """label, score and their like of (n, C) scores, best first; equal scores keep the classes' order.
+
+        Where an image may have any number of labels, `top_labels` are those it is given.
+        """
+        labels = pa.array(self.labels, pa.string())
+        order = np.argsort(-scores, axis=1, kind="stable")
+        values = np.take_along_axis(scores, order, axis=1)
+        named = np.broadcast_to(np.arange(order.shape[1]) < self.top_k, order.shape)
+        least = -np.inf if self.abstain_threshold is None else self.abstain_threshold
+        abstained = np.asarray(values[:, 0] < least)
+        if self.label_thresholds is not None:
+            named = values >= np.asarray(self.label_thresholds, scores.dtype)[order]
+            abstained = ~np.asarray(named.any(axis=1))
+        ends = np.concatenate([[0], np.cumsum(named.sum(axis=1))]).astype(np.int32)
+        of_type = dict(schema.CLASSIFIED)
+        return {
+            "label": labels.take(pa.array(order[:, 0])),
+            "score": pa.array(values[:, 0], pa.float32()),
+            "top_labels": pa.ListArray.from_arrays(ends, labels.take(pa.array(order[named])), of_type["top_labels"]),
+            "top_scores": pa.ListArray.from_arrays(ends, pa.array(values[named], pa.float32()), of_type["top_scores"]),
+            "abstained": pa.array(abstained),
+        }
+
+
 class Outcomes(NamedTuple):
     """What a run wants to know of each image, as a table of `schema.outcome_schema`."""
 
-    labels: np.ndarray
-    abstain_threshold: float | None
-    top_k: int
-    predictions: bool
+    #: None where nothing is predicted.
+    answers: Answers | None
     features_length: int
     features_dtype: str | None
 
@@ -110,30 +148,24 @@ class Outcomes(NamedTuple):
         columns = _named([one.attempt for one in classified], [one.failure for one in classified])
         columns["predict_seconds"] = [one.predict_seconds for one in classified]
         wanted = schema.outcome_schema(
-            classified=self.predictions,
+            classified=self.answers is not None,
             features_length=self.features_length if self.features_dtype else None,
             features_dtype=self.features_dtype or "float32",
         )
-        if self.predictions:
-            columns |= self._answers([one.scores for one in classified])
+        if self.answers is not None:
+            columns |= _where_there(self.answers, [one.scores for one in classified])
         if self.features_dtype:
             columns["features"] = _vectors([one.features for one in classified], wanted.field("features").type)
         return pa.table({name: columns[name] for name in wanted.names}, schema=wanted)
 
-    def _answers(self, scores: list[Any]) -> dict[str, list[Any]]:
-        """label, score and their like for each image, best first; equal scores keep the labels' order."""
-        orders = [None if one is None else np.argsort(-one, kind="stable")[: self.top_k] for one in scores]
-        names = [None if order is None else self.labels[order].tolist() for order in orders]
-        values = [None if order is None else one[order].tolist() for order, one in zip(orders, scores, strict=True)]
-        top = [value and value[0] for value in values]
-        threshold = self.abstain_threshold
-        return {
-            "label": [name and name[0] for name in names],
-            "score": top,
-            "top_labels": names,
-            "top_scores": values,
-            "abstained": [None if score is None else threshold is not None and score < threshold for score in top],
-        }
+
+def _where_there(answers: Answers, scores: list[Any]) -> dict[str, pa.Array]:
+    """The columns of the answers, null where an image has no scores."""
+    there = [one for one in scores if one is not None]
+    columns = answers.columns(np.stack(there) if there else np.empty((0, len(answers.labels)), np.float32))
+    numbers = iter(range(len(there)))
+    places = pa.array([None if one is None else next(numbers) for one in scores], pa.int64())
+    return {name: column.take(places) for name, column in columns.items()}
 
 
 def _vectors(features: list[np.ndarray | None], kind: pa.FixedSizeListType) -> pa.Array:

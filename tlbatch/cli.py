@@ -55,11 +55,16 @@ Folder = Annotated[str, typer.Argument(metavar="URL", help="An output folder.", 
 @app.command()
 def train(  # noqa: PLR0913, PLR0917 - one parameter a flag
     images: Images = None,
-    labels: Annotated[str | None, typer.Option(help="CSV or Parquet with key and label; else one folder a class.")] = None,
+    features: Annotated[str | None, typer.Option(help="Train on the features of this run instead of on images.")] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option(help="CSV or Parquet with key and label; repeatable, later ones count. Else folders.")
+    ] = None,
     format_: Format = None,
     base: Base = None,
     size: Size = None,
     weights: Weights = None,
+    multi_label: Annotated[bool | None, typer.Option("--multi-label", help="An image may have any number of labels.")] = None,
+    precision: Annotated[float | None, typer.Option(help="Abstain so that so many of the answers are right: 0.95.")] = None,
     bundle: Annotated[str | None, typer.Option(help="Folder or URL the trained bundle goes to.")] = None,
     config: ConfigFile = None,
     set_: Assignments = None,
@@ -71,11 +76,14 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter a flag
 
     flags = {
         "images": images,
+        "features": features,
         "labels": labels,
         "format": format_,
         "base": base,
         "size": size,
         "weights": weights,
+        "multi_label": multi_label,
+        "precision": precision,
         "bundle": bundle,
     }
     _prepare(verbose)
@@ -91,7 +99,9 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter a flag
 @app.command()
 def classify(  # noqa: PLR0913, PLR0917 - one parameter a flag
     images: Images = None,
-    bundle: UsedBundle = None,
+    bundle: Annotated[
+        list[str] | None, typer.Option(help="Folder or URL of the trained bundle; several of one base share a pass.")
+    ] = None,
     output: Output = None,
     features: Annotated[bool | None, typer.Option("--features", help="Write the features as well.")] = None,
     format_: Format = None,
@@ -99,6 +109,9 @@ def classify(  # noqa: PLR0913, PLR0917 - one parameter a flag
     exclude: Exclude = None,
     max_images: MaxImages = None,
     engine: Engine = None,
+    promote_if: Annotated[
+        str | None, typer.Option(metavar="CONDITION", help="Publish only if it holds: psi<0.2 and agreement>0.9")
+    ] = None,
     config: ConfigFile = None,
     set_: Assignments = None,
     json_: AsJson = False,
@@ -109,7 +122,7 @@ def classify(  # noqa: PLR0913, PLR0917 - one parameter a flag
 
     flags = {
         "images": images,
-        "bundle": bundle,
+        "bundle": bundle or None,
         "output": output,
         "features": features,
         "format": format_,
@@ -117,6 +130,7 @@ def classify(  # noqa: PLR0913, PLR0917 - one parameter a flag
         "exclude": exclude,
         "max_images": max_images,
         "engine": engine,
+        "promote_if": promote_if,
     }
     _prepare(verbose)
     settings = load(RunConfig, flags, config, set_ or ())
@@ -165,13 +179,79 @@ def extract(  # noqa: PLR0913, PLR0917 - one parameter a flag
     }
     _prepare(verbose)
     settings = load(ExtractConfig, flags, config, set_ or ())
-    from tlbatch import training
+    from tlbatch import extraction
     from tlbatch.show import show_run, watching
 
     with watching("extracting", json_) as watch:
-        result = training.extract(settings, watch)
+        result = extraction.extract(settings, watch)
     _print(result, json_, show_run)
     _require_few_failed(result, settings.max_failed_ratio)
+
+
+@app.command()
+def rescore(
+    features: Annotated[str | None, typer.Option(help="Folder or URL of an output, or of one run, with features.")] = None,
+    bundle: UsedBundle = None,
+    output: Output = None,
+    config: ConfigFile = None,
+    set_: Assignments = None,
+    json_: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Give stored features the predictions of another head; no image is read."""
+    from tlbatch.config import RescoreConfig, load
+
+    _prepare(verbose)
+    settings = load(RescoreConfig, {"features": features, "bundle": bundle, "output": output}, config, set_ or ())
+    from tlbatch import rescoring
+    from tlbatch.show import show_run, watching
+
+    with watching("rescoring", json_) as watch:
+        result = rescoring.run(settings, watch)
+    _print(result, json_, show_run)
+    _require_few_failed(result, settings.max_failed_ratio)
+
+
+@app.command("import")
+def import_(
+    model: Annotated[str | None, typer.Argument(help="A .keras or .h5 file with a whole model.", show_default=False)] = None,
+    labels: Annotated[str | None, typer.Option(help="Its classes in order: lines of text, CSV, Parquet or JSON.")] = None,
+    scale: Annotated[str | None, typer.Option(help="Scale of its pixels: [-1,1], [0,1], raw, caffe or torch.")] = None,
+    size: Size = None,
+    bundle: Annotated[str | None, typer.Option(help="Folder or URL the bundle goes to.")] = None,
+    config: ConfigFile = None,
+    set_: Assignments = None,
+    json_: AsJson = False,
+) -> None:
+    """Make a bundle of a Keras classifier that was trained elsewhere."""
+    from tlbatch.config import ImportConfig, load
+
+    _prepare(verbose=False)
+    flags = {"model": model, "labels": labels, "scale": scale, "size": size, "bundle": bundle}
+    settings = load(ImportConfig, flags, config, set_ or ())
+    from tlbatch import importing
+    from tlbatch.show import show_import
+
+    _print(importing.import_model(settings), json_, show_import)
+
+
+@app.command()
+def export(
+    bundle: UsedBundle = None,
+    model: Annotated[str | None, typer.Option(help="The .keras file to write.")] = None,
+    config: ConfigFile = None,
+    set_: Assignments = None,
+    json_: AsJson = False,
+) -> None:
+    """Write a bundle's model as a plain Keras model, from uint8 pixels to scores."""
+    from tlbatch.config import ExportConfig, load
+
+    _prepare(verbose=False)
+    settings = load(ExportConfig, {"bundle": bundle, "model": model}, config, set_ or ())
+    from tlbatch import importing
+    from tlbatch.show import show_export
+
+    _print(importing.export_model(settings), json_, show_export)
 
 
 @app.command()
@@ -196,6 +276,48 @@ def evaluate(
         settings.output, settings.labels, split=settings.split, storage_options=settings.storage_options
     )
     _print(result, json_, show_metrics)
+
+
+@app.command()
+def compare(
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="A run's folder, or an output.", show_default=False)],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="The run to hold against it.", show_default=False)],
+    config: ConfigFile = None,
+    set_: Assignments = None,
+    json_: AsJson = False,
+) -> None:
+    """Hold two runs against each other: agreement, what moved, and drift."""
+    from tlbatch.config import FolderConfig, load
+
+    _prepare(verbose=False)
+    settings = load(FolderConfig, {"output": run_a}, config, set_ or ())
+    from tlbatch.report.compare import compare as hold
+    from tlbatch.show import show_comparison
+
+    _print(hold(settings.output, run_b, storage_options=settings.storage_options), json_, show_comparison)
+
+
+@app.command()
+def review(
+    url: Folder,
+    budget: Annotated[int | None, typer.Option(help="How many images to look at; 200 by default.")] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option(help="A labels file whose images are not chosen again; repeatable.")
+    ] = None,
+    to: Annotated[str | None, typer.Option(help="Folder for the contact sheet and the labels file; review by default.")] = None,
+    config: ConfigFile = None,
+    set_: Assignments = None,
+    json_: AsJson = False,
+) -> None:
+    """Choose the images a person should look at; write a contact sheet and a labels file to fill in."""
+    from tlbatch.config import ReviewConfig, load
+
+    _prepare(verbose=False)
+    settings = load(ReviewConfig, {"output": url, "budget": budget, "labels": labels or None, "to": to}, config, set_ or ())
+    from tlbatch import reviewing
+    from tlbatch.show import show_review
+
+    _print(reviewing.review(settings), json_, show_review)
 
 
 @app.command()

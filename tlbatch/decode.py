@@ -114,6 +114,18 @@ def decode(data: bytes, size: Size, *, max_pixels: int = 100_000_000) -> Pixels 
         return _broken(error)
 
 
+def thumbnail(data: bytes, *, side: int = 224, max_pixels: int = 100_000_000) -> bytes | Failure:
+    """A small JPEG of an image, as a person sees it, its longer side at most `side` pixels; a Failure as `decode` gives it."""
+    whole = decode(data, (side, side), max_pixels=max_pixels)
+    if isinstance(whole, Failure):
+        return whole
+    scale = side / max(whole.width, whole.height)
+    shape = (max(1, round(whole.width * scale)), max(1, round(whole.height * scale)))
+    buffer = io.BytesIO()
+    Image.fromarray(whole.array).resize(shape, Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
 def _decode(data: bytes, size: Size, max_pixels: int) -> Pixels | Failure:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size

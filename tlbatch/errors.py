@@ -9,6 +9,7 @@
     │   ├── BundleError             a folder that is no bundle, or not the one it says it is
     │   └── OutputError             an output folder that belongs to something else
     ├── BooksError                  a run whose rows do not add up
+    ├── NotPromotedError            a run that is not what `promote_if` asks for; it is kept, the table is as it was
     └── UnfinishedError             exit code 4: run the same command again to continue
         ├── InterruptedRunError     Ctrl-C or SIGTERM
         ├── LeaseHeldError          another run is at work on this output
@@ -66,6 +67,10 @@ class OutputError(UsageError):
 
 class BooksError(TlbatchError):
     """Listed, predicted and failed images do not add up; nothing is published."""
+
+
+class NotPromotedError(TlbatchError):
+    """A run is complete and is not published, because a condition does not hold."""
 
 
 class UnfinishedError(TlbatchError):

@@ -1,7 +1,9 @@
-"""A labels file, or folders named after classes -> pairs of an image's name and its label."""
+"""Labels files, or folders named after classes -> pairs of an image's name and its label."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -11,10 +13,16 @@ from tlbatch.errors import LabelsError
 from tlbatch.schema import from_parquet
 from tlbatch.storage import Place
 
+#: In a file whose images may have several labels: this one has none of them.
+NO_LABEL = "-"
+
 
 @dataclass(frozen=True)
 class Labels:
-    """Labelled images: `column` is the manifest's column the names are of (key or uri), `splits` the file's own parts."""
+    """Labelled images: `column` is the manifest's column the names are of (key or uri), `splits` the file's own parts.
+
+    Where an image may have several labels, its name is in several pairs.
+    """
 
     column: str
     pairs: tuple[tuple[str, str], ...]
@@ -32,8 +40,34 @@ class Labels:
         return Labels(self.column, kept, None, self.source)
 
 
-def read_labels(place: Place) -> Labels:
+def read_all_labels(places: Iterable[Place], *, many: bool = False) -> Labels:
+    """Read several files as one: what a later file says of an image counts, so corrections are another file.
+
+    Raises:
+        LabelsError: as `read_labels`; or one file names keys and another uris.
+    """
+    files = [read_labels(place, many=many) for place in places]
+    if len({file.column for file in files}) > 1:
+        raise LabelsError(
+            f"The labels files {' and '.join(file.source for file in files)} name keys and uris; use one of them."
+        )
+    last = {name: number for number, file in enumerate(files) for name, _ in file.pairs}
+    kept = [
+        (pair, file.splits[at] if file.splits else None)
+        for number, file in enumerate(files)
+        for at, pair in enumerate(file.pairs)
+        if last[pair[0]] == number
+    ]
+    splits = tuple(split for _, split in kept) if any(file.splits for file in files) else None
+    return Labels(files[0].column, tuple(pair for pair, _ in kept), splits, ", ".join(file.source for file in files))
+
+
+def read_labels(place: Place, *, many: bool = False) -> Labels:
     """Read a CSV or Parquet file with `key` (or `uri`), `label` and, if it likes, `split`.
+
+    Args:
+        place: the file.
+        many: an image may have several labels, in as many rows, or none of them, written `-`.
 
     Raises:
         LabelsError: it is missing, cannot be understood, lacks a column, or gives one image two labels.
@@ -49,7 +83,7 @@ def read_labels(place: Place) -> Labels:
     if not table.num_rows:
         raise LabelsError(f"The labels file {place.url} has no row with a label.")
     pairs = tuple(zip(table[column].to_pylist(), table["label"].to_pylist(), strict=True))
-    if len(dict(pairs)) != len(set(pairs)):
+    if not many and len(dict(pairs)) != len(set(pairs)):
         name = next(name for name, label in pairs if dict(pairs)[name] != label)
         raise LabelsError(f"The labels file {place.url} gives {name!r} two labels.")
     splits: tuple[str | None, ...] | None = tuple(table["split"].to_pylist()) if "split" in table.column_names else None
@@ -80,6 +114,41 @@ def _read_table(place: Place) -> pa.Table:
     for name in wanted:
         table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
     return table
+
+
+def read_classes(place: Place) -> list[str]:
+    """The classes of a model in the order of its outputs: lines of text, a CSV or Parquet with `label`, or JSON.
+
+    JSON may be a list, or an object from name to number, as Keras's generators have it in `class_indices`.
+
+    Raises:
+        LabelsError: it is missing, cannot be understood, or names a class twice.
+    """
+    if place.url.endswith((".csv", ".parquet")):
+        table = _read_table(place)
+        if "label" not in table.column_names:
+            raise LabelsError(f"The labels file {place.url} has no column label; it has {', '.join(table.column_names)}.")
+        classes = table["label"].to_pylist()
+    else:
+        classes = _classes_of_text(place)
+    twice = next((name for name in classes if classes.count(name) > 1), None)
+    if twice is not None or len(classes) < 2 or not all(isinstance(name, str) and name for name in classes):
+        found = f"it has {twice!r} twice" if twice is not None else f"it has {len(classes)} names"
+        raise LabelsError(f"The labels file {place.url} must name each class of the model once, at least two: {found}.")
+    return list(classes)
+
+
+def _classes_of_text(place: Place) -> list[str]:
+    try:
+        text = place.read().decode()
+        if not place.url.endswith(".json"):
+            return [line.strip() for line in text.splitlines() if line.strip()]
+        found = json.loads(text)
+        return sorted(found, key=found.__getitem__) if isinstance(found, dict) else list(found)
+    except (FileNotFoundError, IsADirectoryError):
+        raise LabelsError(f"There is no labels file at {place.url}.") from None
+    except (ValueError, TypeError) as error:
+        raise LabelsError(f"The labels file {place.url} cannot be understood: {error}.") from None
 
 
 def labels_from_folders(keys: list[str], store: str) -> Labels:

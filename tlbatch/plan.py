@@ -16,26 +16,14 @@ import pyarrow.compute as pc
 
 from tlbatch.config import RunConfig
 from tlbatch.errors import ConfigError
+from tlbatch.execution import BLOCKS_AT_ONCE, WRITE_CPUS, Pool, Worker
 from tlbatch.shards import IMAGE
-from tlbatch.worker import Classifier, DecodingActor, Job, PredictingActor, Worker
+from tlbatch.worker import Classifier, DecodingActor, Job, PredictingActor
 
 #: CPUs of one actor where nobody says otherwise: beyond, Python's lock holds the decoding threads back.
 _CPUS_PER_ACTOR = 4
-#: A write task mostly waits for the store; it must find room beside actors that hold every CPU.
-WRITE_CPUS = 0.01
-#: Blocks that an actor has at a time: while the last images of one are predicted, the first of the next are on their way.
-BLOCKS_AT_ONCE = 2
 #: Bytes of shards that one task reads; a shard is not cut.
 _SHARD_BYTES_PER_TASK = 64 * 1024 * 1024
-
-
-class Pool(NamedTuple):
-    """Actors of one kind: what each reserves, the fewest and the most of them."""
-
-    cpus: float
-    gpus: float
-    least: int
-    actors: int
 
 
 class Plan(NamedTuple):

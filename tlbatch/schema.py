@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SCHEMA_VERSION = 1
+#: 2: the features have the width and height of their image, so that a table made of them has them too.
+SCHEMA_VERSION = 2
 
 LATEST = "latest.json"
 LEASE = "lease.json"
@@ -29,6 +30,7 @@ SUSPECTS = "suspects"  # in staged/: which image a worker is alone with, while t
 PART_SUFFIX, RECEIPT_SUFFIX = ".parquet", ".json"
 REPORT = "report.json"
 SUCCESS = "_SUCCESS"
+KEPT_BACK = "_KEPT_BACK"  # beside _SUCCESS: complete, and not published because of `promote_if`
 
 #: Height and width, in this order, as Keras has them.
 Size = tuple[int, int]
@@ -108,6 +110,8 @@ def features_schema(length: int, dtype: str) -> pa.Schema:
             ("features", pa.list_(pa.field("element", value), length)),
             ("base", pa.string()),
             ("run_id", pa.string()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
         ]
     )
 
@@ -129,7 +133,8 @@ _OUTCOME: list[tuple[str, pa.DataType]] = [
     ("height", pa.int32()),
 ]
 
-_CLASSIFIED: list[tuple[str, pa.DataType]] = [
+#: What the head says of an image.
+CLASSIFIED: list[tuple[str, pa.DataType]] = [
     ("label", pa.string()),
     ("score", pa.float32()),
     ("top_labels", _list_of(pa.string())),
@@ -140,6 +145,9 @@ _CLASSIFIED: list[tuple[str, pa.DataType]] = [
 #: How many images this one's object holds: by it the writer knows that it has all of them. Never published.
 IMAGES = "images"
 
+#: Which of a run's tables a row is for, where one pass over the images fills several. Never published.
+TABLE = "table"
+
 #: Seconds this image cost in each stage; predict is its share of a batch. Summed into the receipt, never published.
 TIMINGS = ("fetch", "decode", "predict")
 
@@ -148,7 +156,7 @@ def outcome_schema(*, classified: bool, features_length: int | None, features_dt
     """Schema of the rows between the model and the writer, with the columns this run asked for."""
     fields = list(_OUTCOME)
     if classified:
-        fields += _CLASSIFIED
+        fields += CLASSIFIED
     if features_length is not None:
         fields.append(("features", features_schema(features_length, features_dtype).field("features").type))
     fields.append((IMAGES, pa.int32()))

@@ -79,6 +79,50 @@ def show_training(result: Mapping[str, Any]) -> None:
     console.print(result["bundle"], soft_wrap=True)
 
 
+def show_comparison(result: Mapping[str, Any]) -> None:
+    """Agreement, drift, what moved and the most changed images."""
+    console = _console()
+    console.print(
+        f"{result['images']:,} images in both, {result['only_a']:,} only in the first, "
+        f"{result['only_b']:,} only in the second; {result['agreement']:.2%} have the same label",
+        soft_wrap=True,
+    )
+    indices = ", ".join(f"{name.removeprefix('psi_')} {value:.4f}" for name, value in result.items() if name.startswith("psi_"))
+    console.print(f"Population stability index: {indices}", soft_wrap=True)
+    for one in result["moved"]:
+        console.print(f"  {one['images']:>9,} {one['from']} -> {one['to']}", soft_wrap=True)
+    for one in result["most_changed"]:
+        console.print(f"  {one['key']}: {one['from']} {one['score_a']:.3f} -> {one['to']} {one['score_b']:.3f}", soft_wrap=True)
+
+
+def show_review(result: Mapping[str, Any]) -> None:
+    """How many images were chosen for what, and where to look at them."""
+    console = _console()
+    console.print(f"{result['images']:,} images: " + ", ".join(f"{count:,} {why}" for why, count in result["why"].items()))
+    if result["near_duplicates"] is None:
+        console.print("Near-duplicates cannot be told: the output has no features (`classify --features` writes them)")
+    else:
+        console.print(f"{result['near_duplicates']:,} near-duplicates left out")
+    console.print(f"Look at {result['sheet']} and save what you see, or fill in {result['labels']}", soft_wrap=True)
+
+
+def show_import(result: Mapping[str, Any]) -> None:
+    """What was made of a model."""
+    console = _console()
+    split = "base and head" if result["split"] else "one piece: its graph does not show where a head begins"
+    console.print(
+        f"{len(result['labels'])} classes at {result['size']} pixels, {split}; scores off by at most {result['off']:.1g}",
+        soft_wrap=True,
+    )
+    console.print(result["bundle"], soft_wrap=True)
+
+
+def show_export(result: Mapping[str, Any]) -> None:
+    """Where the model is."""
+    console = _console()
+    console.print(f"{result['model']}: uint8 RGB pixels -> scores of {', '.join(result['labels'])}", soft_wrap=True)
+
+
 def show_metrics(metrics: Mapping[str, Any]) -> None:
     """Accuracy, each class, and the confusion matrix."""
     console = _console()
@@ -86,15 +130,15 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
     for name in ("failed", "missing", "abstained"):
         if metrics.get(name):
             console.print(f"  {metrics[name]:,} {name}")
-    table = Table(
-        "class", "precision", "recall", "F1", "images", title="Rows are the truth, the last columns what the model said"
-    )
-    for label in metrics["labels"]:
+    title = "Rows are the truth, the last columns what the model said" if metrics["confusion"] else None
+    table = Table("class", "precision", "recall", "F1", "images", title=title)
+    for label in metrics["labels"] if metrics["confusion"] else ():
         table.add_column(label, justify="right")
     for number, label in enumerate(metrics["labels"]):
         facts = metrics["by_class"][label]
         numbers = [f"{facts[name]:.3f}" for name in ("precision", "recall", "f1")]
-        table.add_row(label, *numbers, f"{facts['images']:,}", *(f"{count:,}" for count in metrics["confusion"][number]))
+        counts = metrics["confusion"][number] if metrics["confusion"] else ()
+        table.add_row(label, *numbers, f"{facts['images']:,}", *(f"{count:,}" for count in counts))
     console.print(table)
 
 

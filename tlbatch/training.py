@@ -1,7 +1,8 @@
-"""Labelled images -> a bundle: features of the frozen base through the pipeline, a head trained on them, both stacked.
+"""Labelled images, or their stored features -> a bundle: a head trained on the features of a frozen base, both stacked.
 
 Because the base is frozen, an image's features are the same in every epoch. They are computed once, by the same actors that
-classify later; training the head on them is the same mathematics as `model.fit` on the stacked model.
+classify later, or looked up in a run that has written them; training the head on them is the same mathematics as `model.fit`
+on the stacked model.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import io
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,19 +21,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from tlbatch import decode, ledger, pipeline, schema
-from tlbatch.config import ExtractConfig, Resources, RunConfig, TrainConfig
-from tlbatch.decode import Pixels
-from tlbatch.errors import BundleError, LabelsError, OutputError, WeightsError
-from tlbatch.labels import Labels, labels_from_folders, read_labels
-from tlbatch.lease import require_free
+from tlbatch import pipeline, schema
+from tlbatch.config import Resources, RunConfig, TrainConfig
+from tlbatch.errors import LabelsError
+from tlbatch.execution import Watcher
+from tlbatch.extraction import freeze_named, probe_pixels, read_weights
+from tlbatch.features import FeatureRun, find_features, look_up, matrix
+from tlbatch.labels import NO_LABEL, Labels, labels_from_folders, read_all_labels
 from tlbatch.listing import Listing
 from tlbatch.model import bundle as bundles
-from tlbatch.model.bases import Base, find_base
-from tlbatch.model.bundle import Frozen, Trained, freeze, save_bundle
-from tlbatch.model.head import HeadTraining, Part, train_head
+from tlbatch.model.bases import find_base
+from tlbatch.model.bundle import Frozen, Trained, load_bundle, require_bundle_place, save_bundle, thaw
+from tlbatch.model.head import HeadTraining, Part, Reading, make_honest, scores_of, train_head
 from tlbatch.report.card import make_card
-from tlbatch.report.evaluate import measure
+from tlbatch.report.evaluate import measure, measure_many
 from tlbatch.report.table import read_errors, read_run_table
 from tlbatch.session import ray_session
 from tlbatch.shards import IMAGE
@@ -50,52 +52,52 @@ _MOST_WARNINGS = 5
 _WORK = ".training"
 
 
-def train(config: TrainConfig, watch: pipeline.Watcher | None = None) -> dict[str, Any]:
+def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
     """Train a head on a frozen base and save both as a bundle.
 
     Args:
-        config: the images, their labels, the base and how to train.
+        config: the images or their features, their labels, the base and how to train.
         watch: called every few seconds with the counts of images whose features are known.
 
     Returns:
         `bundle` (its URL), `digest`, `base`, `labels`, `images` in each part, `failed` labelled images, `accuracy` and
-        `metrics` on the test part, `epochs`, `seconds`.
+        `metrics` on the test part, `calibration`, `epochs`, `images_read`, `seconds`.
 
     Raises:
-        UsageError: base, weights, labels or images cannot be used; nothing was written.
+        UsageError: base, weights, labels, images or features cannot be used; nothing was written.
         UnfinishedError: it was interrupted; the same command starts it anew.
     """
     began = time.monotonic()
-    base = find_base(config.base)
-    size = config.size or base.size
+    find_base(config.base)
     place = resolve(config.bundle, config.storage_options)
-    _require_bundle_place(place)
-    weights = _read_weights(config)
-    labelled = _find_labelled(config)
-    how = HeadTraining(config.epochs, config.patience, learning_rate=config.learning_rate, seed=config.seed)
-    # Ray must start and end in this thread, and takes seconds for either; Keras works beside it.
-    with ThreadPoolExecutor(1, thread_name_prefix="tlbatch-keras") as keras_thread:
-        building = keras_thread.submit(freeze, base, size, _told(config.weights), weights)
-        with ray_session(config.address) as start_ray:
-            start_ray()
-            frozen = building.result()
-            features = _extract(config, frozen, labelled, place, watch)
-            parts, split = _split(features, config)
-            fitting = keras_thread.submit(train_head, parts["train"], parts["validation"], len(features.labels), how)
-        head, history = fitting.result()
-    metrics = _measure(head, parts["test"], features.labels)
+    require_bundle_place(place)
+    how = HeadTraining(
+        config.epochs,
+        config.patience,
+        learning_rate=config.learning_rate,
+        seed=config.seed,
+        class_weight=config.class_weight,
+    )
+    made = _from_features(config, how) if config.features else _from_images(config, how, place, watch)
+    features, parts = made.features, made.parts
+    reading = make_honest(made.head, parts["validation"], parts["test"], config.precision)
+    metrics = _measure(made.head, parts["test"], features.labels, reading)
     training = {
         **asdict(how),
         "images": {name: len(part.classes) for name, part in parts.items()},
         "failed": features.failed,
-        "epochs": len(history["loss"]),
-        "validation_accuracy": history["val_accuracy"][int(np.argmin(history["val_loss"]))],
-        "history": history,
+        "epochs": len(made.history["loss"]),
+        "validation_accuracy": made.history["val_accuracy"][int(np.argmin(made.history["val_loss"]))],
+        **reading.facts,
+        "history": made.history,
     }
-    title = f"{', '.join(features.labels[:4])}{' …' if len(features.labels) > 4 else ''}: {base.name} at {size} pixels"
-    extra = {bundles.CARD: make_card(title, training, metrics), bundles.SPLIT: split}
-    trained = Trained(head, features.labels, metrics, training)
-    saved = save_bundle(place, frozen, trained, features.probes, extra)
+    base = made.frozen.base
+    title = (
+        f"{', '.join(features.labels[:4])}{' …' if len(features.labels) > 4 else ''}: {base.name} at {made.frozen.size} pixels"
+    )
+    extra = {bundles.CARD: make_card(title, training, metrics), bundles.SPLIT: made.split}
+    trained = Trained(made.head, features.labels, metrics, training, reading.abstain_threshold, reading.label_thresholds)
+    saved = save_bundle(place, made.frozen, trained, features.probes, extra)
     return {
         "bundle": saved.place.url,
         "digest": saved.digest,
@@ -103,74 +105,62 @@ def train(config: TrainConfig, watch: pipeline.Watcher | None = None) -> dict[st
         "labels": list(features.labels),
         "images": training["images"],
         "failed": features.failed,
+        "images_read": features.images_read,
         "accuracy": metrics["accuracy"],
         "metrics": metrics,
+        "calibration": dict(reading.facts),
         "epochs": training["epochs"],
         "seconds": round(time.monotonic() - began, 3),
     }
 
 
-def extract(config: ExtractConfig, watch: pipeline.Watcher | None = None) -> dict[str, Any]:
-    """Write the features of every image of a store, of a bundle's base or of a base that is named.
+@dataclass(frozen=True)
+class _Made:
+    """A base, the features it gave, how they were split, and the head trained on them."""
 
-    A named base is saved as a bundle without a head in the output's folder `base`, where all workers reach it and a second
-    command finds it.
+    frozen: Frozen
+    features: _Features
+    parts: Mapping[str, Part]
+    split: bytes
+    head: keras.Model
+    history: Mapping[str, Sequence[float]]
 
-    Returns:
-        The run's report, as `pipeline.run` gives it.
+
+def _from_images(config: TrainConfig, how: HeadTraining, place: Place, watch: Watcher | None) -> _Made:
+    """Run the base over the labelled images and train on what it gives.
+
+    Ray must start and end in this thread, and takes seconds for either; Keras works beside it.
     """
-    settings = {name: getattr(config, name) for name in RunConfig.model_fields}
-    if config.bundle:
-        return pipeline.run(RunConfig(**settings), watch)
-    output = resolve(config.output, config.storage_options)
-    ledger.require_output(output, resolve(config.images).url)
-    require_free(output)
-    place = output.join(schema.BASE)
-    base = find_base(config.base)
-    size = config.size or base.size
-    listing = None
-    if not place.join(bundles.BUNDLE).exists():
-        weights = _read_weights(config)
-        listing = pipeline.list_images(config, output)
-        frozen = freeze(base, size, _told(config.weights), weights)
-        save_bundle(place, frozen, None, _probe_pixels(config, size, listing.manifest))
-    _require_same_base(bundles.load_bundle(place.url, config.storage_options), base, size, _told(config.weights))
-    return pipeline.run(RunConfig(**{**settings, "bundle": place.url}), watch, listing)
+    weights = read_weights(config)
+    labelled = _find_labelled(config)
+    with ThreadPoolExecutor(1, thread_name_prefix="tlbatch-keras") as keras_thread:
+        building = keras_thread.submit(freeze_named, config, weights)
+        with ray_session(config.address) as start_ray:
+            start_ray()
+            frozen = building.result()
+            features = _extract(config, frozen, labelled, place, watch)
+            parts, split = _split(features, config)
+            fitting = keras_thread.submit(train_head, parts["train"], parts["validation"], len(features.labels), how)
+        return _Made(frozen, features, parts, split, *fitting.result())
 
 
-def _told(weights: str) -> str:
-    """Where weights came from as the bundle tells it: without the query of a URL, which may be a signature."""
-    return weights.split("?", maxsplit=1)[0] if "://" in weights else weights
+def _from_features(config: TrainConfig, how: HeadTraining) -> _Made:
+    """Look up the features of the labelled images and train on them. Nothing is distributed: a head is small."""
+    source = find_features(config.features or "", config.storage_options)
+    frozen, base = _base_of(config, source)
+    features = _looked_up(config, source, base)
+    parts, split = _split(features, config)
+    return _Made(frozen, features, parts, split, *train_head(parts["train"], parts["validation"], len(features.labels), how))
 
 
-def _require_same_base(bundle: bundles.Bundle, base: Base, size: int, weights: str) -> None:
-    facts = bundle.facts["base"]
-    was, asked = (facts["name"], bundle.size[0], facts["weights"]), (base.name, size, weights)
-    if was != asked:
-        raise OutputError(
-            f"The output belongs to another base: it was begun with {was[0]} at {was[1]} pixels, weights {was[2]}, and "
-            f"{asked[0]} at {asked[1]} pixels, weights {asked[2]}, is asked for; choose another --output."
-        )
-
-
-def _require_bundle_place(place: Place) -> None:
-    strange = [name for name in place.names() if name not in bundles.NAMES and not name.startswith(".")]
-    if strange:
-        raise BundleError(f"{place.url} holds more than a bundle ({strange[0]}, …); choose another folder for --bundle.")
-
-
-def _read_weights(config: TrainConfig | ExtractConfig) -> str | bytes:
-    if config.weights in ("imagenet", "random"):
-        return config.weights
-    if not config.weights.endswith((".h5", ".keras")):
-        raise WeightsError(f"weights: {config.weights!r} is neither imagenet nor random nor a .h5, .weights.h5 or .keras file.")
-    place = resolve(config.weights, config.storage_options)
-    try:
-        return place.read()
-    except (FileNotFoundError, IsADirectoryError):
-        raise WeightsError(f"weights: there is no file {place.url}.") from None
-    except PermissionError as error:
-        raise WeightsError(f"weights: {place.url} may not be read: {error}.") from None
+def _base_of(config: TrainConfig, source: FeatureRun) -> tuple[Frozen, bundles.Bundle]:
+    """The base that gave the features: the one the run worked with. One that the configuration names must be the same."""
+    if config.model_fields_set & {"base", "size", "weights"}:
+        named = freeze_named(config, read_weights(config))
+        source.require_base(named.digest, f"{named.base.name} at {named.size} pixels with weights {named.weights}")
+    bundle = load_bundle(source.run.facts["bundle_url"], config.storage_options)
+    source.require_base(bundle.base_digest, f"the bundle {bundle.place.url}")
+    return thaw(bundle), bundle
 
 
 @dataclass(frozen=True)
@@ -178,8 +168,21 @@ class _Labelled:
     """What is read of a store, and the labels of its images by key."""
 
     listing: Listing
-    label_of: Mapping[str, str]
+    labels_of: Mapping[str, tuple[str, ...]]
     split_of: Mapping[str, str] | None
+
+
+def _labels_by_name(config: TrainConfig, keys: Sequence[str], where: str) -> tuple[Labels, dict[str, tuple[str, ...]]]:
+    """The labels, and those of each name; from files, or from the folders of the keys."""
+    if not config.labels:
+        labels = labels_from_folders(list(keys), where)
+    else:
+        places = [resolve(url, config.storage_options) for url in config.labels]
+        labels = read_all_labels(places, many=config.multi_label)
+    found: dict[str, tuple[str, ...]] = {}
+    for name, label in labels.pairs:
+        found[name] = (*found.get(name, ()), *(() if config.multi_label and label == NO_LABEL else (label,)))
+    return labels, found
 
 
 def _find_labelled(config: TrainConfig) -> _Labelled:
@@ -190,33 +193,33 @@ def _find_labelled(config: TrainConfig) -> _Labelled:
     """
     store = resolve(config.images, config.storage_options)
     listing = pipeline.list_images(config, resolve(config.bundle, config.storage_options))
-    if config.labels is None and IMAGE not in listing.manifest["format"].to_pylist():
+    if not config.labels and IMAGE not in listing.manifest["format"].to_pylist():
         raise LabelsError(f"labels: {store.url} holds its images in shards, which have no class folders; give --labels.")
-    if config.labels is None:
-        labels = labels_from_folders(listing.manifest["key"].to_pylist(), store.url)
-    else:
-        labels = read_labels(resolve(config.labels, config.storage_options))
-    label_of = dict(labels.pairs)
+    labels, labels_of = _labels_by_name(config, listing.manifest["key"].to_pylist(), store.url)
     is_shard = pa.compute.not_equal(listing.manifest["format"], IMAGE)
     if pa.compute.any(is_shard).as_py():
         # Whose images a shard holds is known once it is read, so all of it is read.
         if labels.column != "key":
             raise LabelsError(f"The labels file {labels.source} names uris; images in shards are told apart by their key.")
-        return _Labelled(listing, label_of, _parts_of(labels, label_of))
-    chosen = listing.manifest.filter(pa.compute.is_in(listing.manifest[labels.column], pa.array(label_of, pa.string())))
-    if not chosen.num_rows:
-        raise LabelsError(
-            f"No label of {labels.source} belongs to an image of {store.url}: its first {labels.column} is "
-            f"{labels.pairs[0][0]!r}, the store's {listing.manifest[labels.column][0].as_py()!r}."
-        )
-    if chosen.num_rows < len(label_of):
-        log.warning("%d labels belong to no image of %s", len(label_of) - chosen.num_rows, store.url)
+        return _Labelled(listing, labels_of, _parts_of(labels, labels_of))
+    chosen = listing.manifest.filter(pa.compute.is_in(listing.manifest[labels.column], pa.array(labels_of, pa.string())))
+    _require_some(chosen, labels, store.url, listing.manifest)
+    if chosen.num_rows < len(labels_of):
+        log.warning("%d labels belong to no image of %s", len(labels_of) - chosen.num_rows, store.url)
     names = chosen[labels.column].to_pylist()
-    by_key = {key: label_of[name] for key, name in zip(chosen["key"].to_pylist(), names, strict=True)}
-    _require_enough(Counter(by_key.values()), labels)
+    by_key = {key: labels_of[name] for key, name in zip(chosen["key"].to_pylist(), names, strict=True)}
+    _require_enough(by_key.values(), labels.source, many=config.multi_label)
     parts = _parts_of(labels, set(names))
     split_of = parts and {key: parts[name] for key, name in zip(by_key, names, strict=True)}
     return _Labelled(replace(listing, manifest=chosen), by_key, split_of)
+
+
+def _require_some(chosen: pa.Table, labels: Labels, where: str, there: pa.Table) -> None:
+    if not chosen.num_rows:
+        raise LabelsError(
+            f"No label of {labels.source} belongs to an image of {where}: its first {labels.column} is "
+            f"{labels.pairs[0][0]!r}, the store's {there[labels.column][0].as_py()!r}."
+        )
 
 
 def _parts_of(labels: Labels, there: Collection[str]) -> dict[str, str] | None:
@@ -238,22 +241,23 @@ def _parts_of(labels: Labels, there: Collection[str]) -> dict[str, str] | None:
     return by_name
 
 
-def _require_enough(images: Counter[str], labels: Labels) -> None:
-    if len(images) < 2:
-        raise LabelsError(
-            f"There is only the class {next(iter(images))!r} in {labels.source}; a head tells at least two apart."
-        )
+def _require_enough(labels: Iterable[tuple[str, ...]], source: str, *, many: bool, wanted: Collection[str] = ()) -> None:
+    """Raises LabelsError where a class has too few images; `wanted` are classes that must be there though no image is."""
+    images = Counter(label for those in labels for label in those)
+    images.update(dict.fromkeys(wanted, 0))
+    if len(images) < (1 if many else 2):
+        raise LabelsError(f"There is only the class {next(iter(images), '')!r} in {source}; a head tells at least two apart.")
     label, fewest = min(images.items(), key=lambda item: (item[1], item[0]))
     if fewest < _FEWEST:
         raise LabelsError(
-            f"The class {label!r} has {fewest} image{'s' if fewest > 1 else ''}; give it at least {_FEWEST}: one to train on, "
+            f"The class {label!r} has {fewest} image{'' if fewest == 1 else 's'}; give it at least {_FEWEST}: one to train on, "
             "one to end training, one to measure on."
         )
 
 
 @dataclass(frozen=True)
 class _Features:
-    """Features (n, F) and class numbers of the images that could be read, in manifest order."""
+    """Features (n, F) and classes (as in `Part`) of the images that have some, in manifest order."""
 
     keys: tuple[str, ...]
     values: np.ndarray
@@ -261,15 +265,36 @@ class _Features:
     labels: tuple[str, ...]
     split_of: Mapping[str, str] | None
     failed: int
+    images_read: int
     probes: np.ndarray
 
 
-def _extract(
-    config: TrainConfig, frozen: Frozen, labelled: _Labelled, place: Place, watch: pipeline.Watcher | None
+def _assembled(
+    config: TrainConfig, table: pa.Table, labelled: _Labelled, *, failed: int, images_read: int, probes: np.ndarray
 ) -> _Features:
+    """Features as Arrow has them, and labels by key, as what a head is trained on."""
+    if not table.num_rows:
+        raise LabelsError(f"No label belongs to an image of {config.images or config.features} that can be read.")
+    keys = table["key"].to_pylist()
+    given = [labelled.labels_of[key] for key in keys]
+    everything = {label for those in labelled.labels_of.values() for label in those}
+    _require_enough(given, config.images or str(config.features), many=config.multi_label, wanted=everything)
+    labels = tuple(sorted(everything))
+    number = {label: index for index, label in enumerate(labels)}
+    if config.multi_label:
+        classes = np.zeros((len(keys), len(labels)), np.float32)
+        for row, those in enumerate(given):
+            classes[row, [number[label] for label in those]] = 1
+    else:
+        classes = np.array([number[label] for (label,) in given], np.int64)
+    values = matrix(table["features"]).astype(np.float32)
+    return _Features(tuple(keys), values, classes, labels, labelled.split_of, failed, images_read, probes)
+
+
+def _extract(config: TrainConfig, frozen: Frozen, labelled: _Labelled, place: Place, watch: Watcher | None) -> _Features:
     """Run the base once over the labelled images, as actors on the cluster, in a folder inside the bundle's place."""
     with _work_folder(place) as work:
-        probes = _probe_pixels(config, frozen.size, labelled.listing.manifest)
+        probes = probe_pixels(config, frozen.size, labelled.listing.manifest)
         save_bundle(work.join("base"), frozen, None, probes)
         output = work.join("features")
         settings = {name: getattr(config, name) for name in Resources.model_fields}
@@ -289,20 +314,29 @@ def _extract(
         report = pipeline.run(run, watch, labelled.listing)
         table = read_run_table(output.join(schema.RUNS, report["run_id"]), "features", ["key", "features"])
         _report_failed(output, labelled, config)
-    table = table.filter(pa.compute.is_in(table["key"], pa.array(labelled.label_of, pa.string())))
-    if not table.num_rows:
-        raise LabelsError(f"No label belongs to an image of {config.images} that can be read.")
-    keys = table["key"].to_pylist()
-    names = [labelled.label_of[key] for key in keys]
-    images = Counter(names)
-    _require_enough(
-        Counter({label: images[label] for label in labelled.label_of.values()}), Labels("key", (), None, config.images)
-    )
-    labels = tuple(sorted(images))
-    number = {label: index for index, label in enumerate(labels)}
-    values = table["features"].combine_chunks().flatten().to_numpy().reshape(len(keys), -1)
-    classes = np.array([number[name] for name in names], np.int64)
-    return _Features(tuple(keys), values, classes, labels, labelled.split_of, report["failed"], probes)
+    table = table.filter(pa.compute.is_in(table["key"], pa.array(labelled.labels_of, pa.string())))
+    read = report["listed"]
+    return _assembled(config, table, labelled, failed=report["failed"], images_read=read, probes=probes)
+
+
+def _looked_up(config: TrainConfig, source: FeatureRun, base: bundles.Bundle) -> _Features:
+    """The stored features of the labelled images."""
+    manifest, where = source.run.manifest, source.run.place.url
+    labels, labels_of = _labels_by_name(config, manifest["key"].to_pylist() if not config.labels else (), where)
+    table = look_up(source, labels.column, pa.array(labels_of, pa.string()))
+    _require_some(table, labels, where, manifest)
+    names = table[labels.column].to_pylist()
+    missing = len(labels_of) - len(set(names))
+    if missing:
+        log.warning("%d labelled images have no features in %s", missing, where)
+    by_key = {key: labels_of[name] for key, name in zip(table["key"].to_pylist(), names, strict=True)}
+    everything = {label for those in labels_of.values() for label in those}
+    _require_enough(by_key.values(), labels.source, many=config.multi_label, wanted=everything)
+    parts = _parts_of(labels, set(names))
+    split_of = parts and {key: parts[name] for key, name in zip(by_key, names, strict=True)}
+    listing = Listing(manifest, 0, 0.0)
+    labelled = _Labelled(listing, by_key, split_of)
+    return _assembled(config, table, labelled, failed=missing, images_read=0, probes=base.probes()["pixels"])
 
 
 @contextlib.contextmanager
@@ -328,21 +362,6 @@ def _report_failed(output: Place, labelled: _Labelled, config: TrainConfig) -> N
         raise LabelsError(f"None of the labelled images of {config.images} can be read; the first: {errors['message'][0]}.")
 
 
-def _probe_pixels(config: TrainConfig | ExtractConfig, size: int, manifest: pa.Table) -> np.ndarray:
-    """A few labelled images as pixels, for the bundle's self-test; noise stands in where none of them can be read."""
-    chosen: list[np.ndarray] = []
-    manifest = manifest.filter(pa.compute.equal(manifest["format"], IMAGE))
-    places = np.unique(np.linspace(0, manifest.num_rows - 1, min(16, manifest.num_rows)).astype(int))
-    for row in manifest.take(places).to_pylist():
-        with contextlib.suppress(OSError):
-            data = resolve(row["uri"], config.storage_options).read()
-            pixels = decode.decode(data, (size, size), max_pixels=config.max_pixels)
-            if isinstance(pixels, Pixels):
-                chosen.append(pixels.array)
-    noise = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
-    return np.stack([*chosen, *noise])
-
-
 def _split(features: _Features, config: TrainConfig) -> tuple[dict[str, Part], bytes]:
     """Stratified parts, and the CSV that records which image is in which.
 
@@ -352,7 +371,7 @@ def _split(features: _Features, config: TrainConfig) -> tuple[dict[str, Part], b
     if features.split_of is not None:
         part_of = np.array([SPLITS.index(features.split_of[key]) for key in features.keys])
     else:
-        part_of = split_classes(features.classes, config.validation, config.test, config.seed)
+        part_of = split_classes(_strata(features.classes), config.validation, config.test, config.seed)
     parts = {
         name: Part(features.values[part_of == number], features.classes[part_of == number])
         for number, name in enumerate(SPLITS)
@@ -360,9 +379,28 @@ def _split(features: _Features, config: TrainConfig) -> tuple[dict[str, Part], b
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["key", "label", "split"])
-    for key, label, number in zip(features.keys, features.classes, part_of, strict=True):
-        writer.writerow([key, features.labels[label], SPLITS[number]])
+    for key, labels, number in zip(features.keys, _names(features.classes, features.labels), part_of, strict=True):
+        for label in labels or (NO_LABEL,):
+            writer.writerow([key, label, SPLITS[number]])
     return parts, buffer.getvalue().encode()
+
+
+def _names(classes: np.ndarray, labels: Sequence[str]) -> list[tuple[str, ...]]:
+    """The labels of each image."""
+    if classes.ndim == 1:
+        return [(labels[number],) for number in classes]
+    return [tuple(labels[int(number)] for number in np.flatnonzero(row)) for row in classes]
+
+
+def _strata(classes: np.ndarray) -> np.ndarray:
+    """(n,) groups to cut by: an image's class; of several labels the rarest, small groups and images without one together."""
+    if classes.ndim == 1:
+        return classes
+    rarity = np.argsort(classes.sum(axis=0), kind="stable")
+    first = np.argmax(classes[:, rarity], axis=1)
+    strata = np.where(classes.any(axis=1), rarity[first], -1)
+    numbers, counts = np.unique(strata, return_counts=True)
+    return np.where(np.isin(strata, numbers[counts < _FEWEST]), -1, strata)
 
 
 def split_classes(classes: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
@@ -378,6 +416,10 @@ def split_classes(classes: np.ndarray, validation: float, test: float, seed: int
     return part_of
 
 
-def _measure(head: keras.Model, test: Part, labels: Sequence[str]) -> dict[str, Any]:
-    best = np.asarray(head(test.features, training=False)).argmax(axis=1)
-    return measure([labels[number] for number in test.classes], [labels[number] for number in best], labels)
+def _measure(head: keras.Model, test: Part, labels: Sequence[str], reading: Reading) -> dict[str, Any]:
+    scores, truth = scores_of(head, test), _names(test.classes, labels)
+    if reading.label_thresholds is not None:
+        given = (scores >= np.asarray(reading.label_thresholds, np.float32)).astype(np.float32)
+        return measure_many(truth, _names(given, labels), labels)
+    best = [labels[number] for number in scores.argmax(axis=1)]
+    return measure([label for (label,) in truth], best, labels)

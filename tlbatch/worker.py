@@ -8,6 +8,7 @@ Rows in = rows out: an image that fails passes through with its reason.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections import deque
@@ -15,19 +16,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from tlbatch import decode
-from tlbatch.blocks import Attempt, Classified, Outcomes, attempts_from_table, attempts_to_table
+from tlbatch.blocks import Answers, Attempt, Classified, Outcomes, attempts_from_table, attempts_to_table
 from tlbatch.decode import Pixels
 from tlbatch.errors import ErrorKind, Failure
 from tlbatch.guard import DeadMansSwitch, Suspects
 from tlbatch.model.bundle import Bundle, load_bundle
-from tlbatch.model.engines import Engine, Outputs, load_engine
+from tlbatch.model.engines import Engine, Head, Outputs, load_engine, load_head
 from tlbatch.reader import Reader
+from tlbatch.schema import TABLE
 from tlbatch.shards import IMAGE, Member
 from tlbatch.storage import resolve
 
@@ -45,9 +47,15 @@ _CAREFUL_CALLS = 8
 
 @dataclass(frozen=True)
 class Job:
-    """What an actor must know. It travels with every task, so there is no credential in it."""
+    """What an actor must know. It travels with every task, so there is no credential in it.
+
+    Attributes:
+        bundle_url: whose base and head are run.
+        head_urls: bundles of the same base, whose heads are run on the same features, each for a table of its own.
+    """
 
     bundle_url: str
+    head_urls: tuple[str, ...]
     storage_options: Mapping[str, Any]
     engine: str
     decode_threads: int
@@ -183,23 +191,35 @@ class Predictor:
         began = time.perf_counter()
         self._engine.predict(np.zeros((self.batch, *bundle.size, 3), np.uint8))
         self.switch = DeadMansSwitch(max(_LEAST_PATIENCE, _PATIENCE_IN_BATCHES * (time.perf_counter() - began)))
-        self.outcomes = Outcomes(
-            labels=np.array(bundle.labels),
-            abstain_threshold=bundle.abstain_threshold,
-            top_k=job.top_k,
-            predictions=job.predictions,
-            features_length=bundle.features_length,
-            features_dtype=job.features_dtype,
-        )
+        self._most = float(np.finfo(job.features_dtype).max) if job.features_dtype else math.inf
+        answers = answers_of(bundle, job.top_k) if job.predictions else None
+        self._outcomes = Outcomes(answers, bundle.features_length, job.features_dtype)
+        self._heads = [self._head(load_bundle(url, job.storage_options), job) for url in job.head_urls]
+
+    def _head(self, bundle: Bundle, job: Job) -> tuple[Head, Outcomes]:
+        head = load_head(bundle, job.engine, threads=job.predict_threads)
+        return head, Outcomes(answers_of(bundle, job.top_k), bundle.features_length, None)
 
     def table(self, attempts: Iterable[Attempt]) -> pa.Table:
-        """Outcomes of attempts, in order."""
+        """Outcomes of attempts, in order; where there are several heads, of one after the other."""
         batches = [self._classify(batch) for batch in _batched(attempts, self.batch)]
-        return self.outcomes.to_table([outcome for batch in batches for outcome in batch])
+        return self._table([outcome for batch in batches for outcome in batch])
 
     def table_alone(self, attempts: Iterable[Attempt]) -> pa.Table:
         """The same, one by one, each marked while this worker is alone with it."""
-        return self.outcomes.to_table([self._alone(attempt) for attempt in attempts])
+        return self._table([self._alone(attempt) for attempt in attempts])
+
+    def _table(self, classified: Sequence[Classified]) -> pa.Table:
+        first = self._outcomes.to_table(classified)
+        if not self._heads:
+            return first
+        tables = [first]
+        for head, outcomes in self._heads:
+            with self._lock:
+                others = _with_head(head, classified)
+            tables.append(outcomes.to_table(others))
+        numbered = [table.append_column(TABLE, pa.array(np.full(len(table), n, np.int8))) for n, table in enumerate(tables)]
+        return pa.concat_tables(numbered, promote_options="default")
 
     def _alone(self, attempt: Attempt) -> Classified:
         if isinstance(attempt.outcome, Failure):
@@ -212,16 +232,7 @@ class Predictor:
 
     def _classify(self, batch: list[Attempt]) -> list[Classified]:
         with self._lock, self.switch.watching():
-            return _classify_batch(self._engine, batch)
-
-
-class Worker(Protocol):
-    """What Ray starts as an actor: a block in, a block out, one row or more for each."""
-
-    def __init__(self, job: Job, *, after_a_death: bool = False) -> None: ...
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """One block's work."""
+            return _classify_batch(self._engine, batch, self._most)
 
 
 class Classifier:
@@ -278,11 +289,40 @@ class PredictingActor:
         return self._careful.work(lambda: self._predictor.table_alone(attempts), lambda: self._predictor.table(attempts))
 
 
-def _classify_batch(engine: Engine, attempts: list[Attempt]) -> list[Classified]:
-    """Predict the images that have pixels; the others pass through with their reason."""
+def answers_of(bundle: Bundle, top_k: int) -> Answers:
+    """How the scores of a bundle's head are read."""
+    return Answers(bundle.labels, top_k, bundle.abstain_threshold, bundle.label_thresholds)
+
+
+def _with_head(head: Head, classified: Sequence[Classified]) -> list[Classified]:
+    """The same images with the scores of another head on their features; an image without features keeps its failure."""
+    features = [one.features for one in classified if one.features is not None]
+    began = time.perf_counter()
+    scores = head.predict(np.stack(features)) if features else np.empty((0, 0), np.float32)
+    share = (time.perf_counter() - began) / max(1, len(features))
+    given = iter(scores)
+    found = []
+    for one in classified:
+        if one.features is None:
+            found.append(one)
+            continue
+        own = next(given)
+        failure = None if np.isfinite(own).all() else _not_finite()
+        found.append(Classified(one.attempt, failure, one.features, None if failure else own, share))
+    return found
+
+
+def _classify_batch(engine: Engine, attempts: list[Attempt], most: float = math.inf) -> list[Classified]:
+    """Predict the images that have pixels; the others pass through with their reason.
+
+    Args:
+        engine: the model.
+        attempts: the images.
+        most: the largest feature that can be written.
+    """
     arrays = [one.outcome.array for one in attempts if isinstance(one.outcome, Pixels)]
     began = time.perf_counter()
-    given = iter(_predict(engine, np.stack(arrays)) if arrays else ())
+    given = iter(_predict(engine, np.stack(arrays), most) if arrays else ())
     share = (time.perf_counter() - began) / max(1, len(arrays))
     classified = []
     for one in attempts:
@@ -297,22 +337,31 @@ def _classify_batch(engine: Engine, attempts: list[Attempt]) -> list[Classified]
     return classified
 
 
-def _predict(engine: Engine, pixels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray | None] | Failure]:
+def _predict(
+    engine: Engine, pixels: np.ndarray, most: float = math.inf
+) -> list[tuple[np.ndarray, np.ndarray | None] | Failure]:
     """Features and scores of each image. A batch the engine refuses is tried image by image: one never costs another."""
     try:
         outputs = engine.predict(pixels)
     except Exception as error:  # an engine's own exceptions are of no common kind
         if len(pixels) == 1:
             return [Failure("predict", ErrorKind.PREDICT_FAILED, f"{type(error).__name__}: {error}"[:500])]
-        return [_predict(engine, pixels[number : number + 1])[0] for number in range(len(pixels))]
-    return [_one_output(outputs, number) for number in range(len(pixels))]
+        return [_predict(engine, pixels[number : number + 1], most)[0] for number in range(len(pixels))]
+    return [_one_output(outputs, number, most) for number in range(len(pixels))]
 
 
-def _one_output(outputs: Outputs, number: int) -> tuple[np.ndarray, np.ndarray | None] | Failure:
-    scores = None if outputs.scores is None else outputs.scores[number]
-    if not np.isfinite(outputs.features[number] if scores is None else scores).all():
-        return Failure("predict", ErrorKind.PREDICT_FAILED, "the model gave numbers that are not finite")
-    return outputs.features[number], scores
+def _one_output(outputs: Outputs, number: int, most: float) -> tuple[np.ndarray, np.ndarray | None] | Failure:
+    features, scores = outputs.features[number], None if outputs.scores is None else outputs.scores[number]
+    if not np.isfinite(features if scores is None else scores).all():
+        return _not_finite()
+    if most < math.inf and not np.abs(features).max() <= most:
+        message = f"a feature of {np.abs(features).max():.3g} is more than can be written; set features_dtype=float32"
+        return Failure("predict", ErrorKind.PREDICT_FAILED, message)
+    return features, scores
+
+
+def _not_finite() -> Failure:
+    return Failure("predict", ErrorKind.PREDICT_FAILED, "the model gave numbers that are not finite")
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Iterable[tuple[int, Callable[[], Attempt]]], depth: int) -> Iterator[Attempt]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from ray.data.datasource import Datasink
 
 from tlbatch.errors import BooksError, trouble_is_the_stores
-from tlbatch.schema import IMAGES, PART_SUFFIX, RECEIPT_SUFFIX, TIMINGS, seal, sha256, to_parquet
+from tlbatch.schema import IMAGES, PART_SUFFIX, RECEIPT_SUFFIX, TABLE, TIMINGS, seal, sha256, to_parquet
 from tlbatch.storage import Place
 
 if TYPE_CHECKING:
@@ -26,17 +26,31 @@ if TYPE_CHECKING:
 
 
 class PartsSink(Datasink[None]):  # type: ignore[misc]
-    """Ray Data's way to `stage_part`: each write task stages its blocks as one part."""
+    """Ray Data's way to `stage_part`: each write task stages its blocks as one part, of each run's rows one.
 
-    def __init__(self, staged: Place) -> None:
-        self._staged = staged
+    Args:
+        staged: the runs' folders of parts; where there are several, a column `table` says whose a row is.
+    """
+
+    def __init__(self, staged: Sequence[Place]) -> None:
+        self._staged = list(staged)
 
     def write(self, blocks: Iterable[Any], ctx: TaskContext) -> None:  # noqa: ARG002 - Ray's signature
         """Called by Ray in a write task."""
         tables = [block for block in blocks if block.num_rows]
         if tables:
             with trouble_is_the_stores():
-                stage_part(self._staged, pa.concat_tables(tables))
+                self._stage(pa.concat_tables(tables))
+
+    def _stage(self, rows: pa.Table) -> None:
+        if len(self._staged) == 1:
+            stage_part(self._staged[0], rows)
+            return
+        for number, staged in enumerate(self._staged):
+            own = rows.filter(pc.equal(rows[TABLE], number)).drop_columns([TABLE])
+            if number:
+                own = own.drop_columns([name for name in own.column_names if name == "features"])
+            stage_part(staged, own)
 
     def get_name(self) -> str:
         """The name Ray shows for the write tasks."""

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     import h5py
     import keras
 
-Scaling = Literal["tf", "torch", "caffe", "inside"]
+Scaling = Literal["tf", "torch", "caffe", "unit", "inside"]
 
 # Means and deviations of ImageNet as `keras.applications.imagenet_utils.preprocess_input` has them.
-_TORCH_MEAN, _TORCH_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
+TORCH_MEAN, TORCH_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Base:
         name: as Keras spells it.
         size: height and width it was trained at.
         scaling: what its `preprocess_input` does: tf (-1 to 1), torch (ImageNet mean and deviation), caffe (BGR, ImageNet
-            mean), or inside, where the network scales its pixels itself.
+            mean), or inside, where the network scales its pixels itself. unit (0 to 1) is no base's, but imported models'.
     """
 
     name: str
@@ -118,23 +118,32 @@ def with_preprocessing(base: Base, network: keras.Model, size: int) -> tuple[Any
     """Symbolic uint8 pixels (batch, size, size, 3) and the pooled features (batch, F) of `network` on them."""
     import keras
 
-    pixels = keras.Input((size, size, 3), dtype="uint8", name="pixels")
-    maps = network(_scaled(base.scaling, pixels), training=False)
-    return pixels, keras.layers.GlobalAveragePooling2D(name="features")(maps)
+    pixels, ready = scaled(base.scaling, size)
+    return pixels, keras.layers.GlobalAveragePooling2D(name="features")(network(ready, training=False))
 
 
-def _scaled(scaling: Scaling, pixels: Any) -> Any:
+def scaled(scaling: Scaling, size: int) -> tuple[Any, Any]:
+    """Symbolic uint8 pixels (batch, size, size, 3), and the float32 numbers that a network was trained on."""
     import keras
 
+    pixels = keras.Input((size, size, 3), dtype="uint8", name="pixels")
+    return pixels, _scaling_of(scaling, pixels)
+
+
+def _scaling_of(scaling: Scaling, pixels: Any) -> Any:
+    import keras
+
+    if scaling == "unit":
+        return keras.layers.Rescaling(1 / 255, name="scale")(pixels)
     if scaling == "tf":
         return keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(pixels)
     if scaling == "torch":
-        scale = [1 / (255 * std) for std in _TORCH_STD]
-        offset = [-mean / std for mean, std in zip(_TORCH_MEAN, _TORCH_STD, strict=True)]
+        scale = [1 / (255 * std) for std in TORCH_STD]
+        offset = [-mean / std for mean, std in zip(TORCH_MEAN, TORCH_STD, strict=True)]
         return keras.layers.Rescaling(scale, offset=offset, name="scale")(pixels)
     if scaling == "caffe":
         bgr = keras.ops.flip(pixels, axis=-1)
-        return keras.layers.Rescaling(1.0, offset=[-mean for mean in _CAFFE_MEAN_BGR], name="scale")(bgr)
+        return keras.layers.Rescaling(1.0, offset=[-mean for mean in CAFFE_MEAN_BGR], name="scale")(bgr)
     return keras.layers.Rescaling(1.0, name="scale")(pixels)
 
 

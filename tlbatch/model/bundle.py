@@ -23,6 +23,8 @@ import numpy as np
 from tlbatch.errors import BundleError
 from tlbatch.model import bases
 from tlbatch.model.export import Files, export, join
+from tlbatch.model.policy import load_harmless
+from tlbatch.quiet import import_quietly
 from tlbatch.schema import INTERPOLATION, RESIZE, Size, sha256
 from tlbatch.storage import Place, local_copy, resolve
 
@@ -80,13 +82,28 @@ class Bundle:
 
     @property
     def base_digest(self) -> str:
-        """sha256 of the base's weights: features of equal digests are comparable."""
-        return str(self.facts["base"]["weights_digest"])
+        """sha256 of all that features depend on (network, weights, input size, preprocessing): of equal ones, they are too."""
+        return _base_digest(self.facts)
 
     @property
     def abstain_threshold(self) -> float | None:
         """Below this score the table says `abstained`; None where the bundle always answers."""
         return cast("float | None", self.facts["abstain_threshold"])
+
+    @property
+    def label_thresholds(self) -> list[float] | None:
+        """From which score on each label is given, where an image may have any number of them; None where it has one."""
+        thresholds = self.facts.get("label_thresholds")
+        return None if thresholds is None else [float(value) for value in thresholds]
+
+    @property
+    def for_run(self) -> dict[str, Any]:
+        """What `run.json` says of the bundle it worked with, besides its digest."""
+        return {
+            "bundle_url": self.place.url,
+            "base": self.base_digest,
+            "multi_label": self.label_thresholds is not None,
+        }
 
     @cached_property
     def folder(self) -> Path:
@@ -159,7 +176,7 @@ class Frozen:
     """A base that is ready to be run and to carry heads.
 
     Attributes:
-        base: which network of `keras.applications`.
+        base: which network of `keras.applications`, or one that was imported.
         size: height and width of its pixels.
         weights: where its weights came from, as a person said it.
         network: the network itself.
@@ -175,9 +192,25 @@ class Frozen:
     openvino: Files
 
     @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What `bundle.json` says of it."""
+        base = {"name": self.base.name, "weights": self.weights, "weights_digest": bases.weights_digest(self.network)}
+        return {
+            "base": {**base, "scaling": self.base.scaling},
+            "input": {"size": [self.size, self.size], "resize": RESIZE, "interpolation": INTERPOLATION, "color": "rgb"},
+            "features_length": int(self.extractor.output["features"].shape[-1]),
+        }
+
+    @property
     def digest(self) -> str:
-        """sha256 of the network's weights."""
-        return bases.weights_digest(self.network)
+        """As `Bundle.base_digest`."""
+        return _base_digest(self.facts)
+
+
+def _base_digest(facts: Mapping[str, Any]) -> str:
+    base = {name: facts["base"][name] for name in ("name", "weights_digest", "scaling")}
+    wanted = {**base, "input": facts["input"], "features_length": facts["features_length"]}
+    return sha256(json.dumps(wanted, sort_keys=True).encode())
 
 
 def freeze(base: bases.Base, size: int, weights: str, data: str | bytes) -> Frozen:
@@ -200,14 +233,34 @@ def freeze(base: bases.Base, size: int, weights: str, data: str | bytes) -> Froz
     return Frozen(base, size, weights, network, extractor, export(extractor))
 
 
+def thaw(bundle: Bundle) -> Frozen:
+    """The base of a bundle, ready to carry another head."""
+    keras = import_quietly("keras")
+    model = load_harmless(bundle.folder / MODEL)
+    extractor = keras.Model(model.input, {"features": model.output["features"]})
+    network = next(layer for layer in extractor.layers if isinstance(layer, keras.Model))
+    base = bundle.facts["base"]
+    known = bases.Base(base["name"], bundle.size[0], base["scaling"])
+    return Frozen(known, bundle.size[0], base["weights"], network, extractor, export(extractor))
+
+
 @dataclass(frozen=True)
 class Trained:
-    """A head for a frozen base, and how well it does."""
+    """A head for a frozen base, how its scores are read, and how well it does."""
 
     head: keras.Model
     labels: tuple[str, ...]
     metrics: Mapping[str, Any]
     training: Mapping[str, Any]
+    abstain_threshold: float | None = None
+    label_thresholds: tuple[float, ...] | None = None
+
+
+def require_bundle_place(place: Place) -> None:
+    """Raises BundleError where a folder holds something that a bundle would not."""
+    strange = [name for name in place.names() if name not in NAMES and not name.startswith(".")]
+    if strange:
+        raise BundleError(f"{place.url} holds more than a bundle ({strange[0]}, …); choose another folder for --bundle.")
 
 
 def save_bundle(
@@ -223,11 +276,11 @@ def save_bundle(
         extra: further files, name -> bytes, such as the card.
     """
     model = _stack(frozen, trained)
-    files = {MODEL: _saved(model), PROBES: _probes(model, probe_pixels), **(extra or {})}
+    files = {MODEL: saved(model), PROBES: _probes(model, probe_pixels), **(extra or {})}
     if trained is None:
         files |= frozen.openvino
     else:
-        files |= {HEAD: _saved(trained.head), **join(frozen.openvino, export(trained.head))}
+        files |= {HEAD: saved(trained.head), **join(frozen.openvino, export(trained.head))}
     facts = _facts(frozen, trained, {name: sha256(data) for name, data in sorted(files.items())})
     place.join(BUNDLE).delete()
     for name, data in files.items():
@@ -248,7 +301,8 @@ def _stack(frozen: Frozen, trained: Trained | None) -> keras.Model:
     return keras.Model(frozen.extractor.input, outputs, name=f"tlbatch_{frozen.base.name}")
 
 
-def _saved(model: keras.Model) -> bytes:
+def saved(model: keras.Model) -> bytes:
+    """A Keras model as the bytes of a `.keras` file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
         model.save(path)
@@ -267,16 +321,10 @@ def _facts(frozen: Frozen, trained: Trained | None, files: Mapping[str, str]) ->
     return {
         "format_version": FORMAT_VERSION,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "base": {
-            "name": frozen.base.name,
-            "weights": frozen.weights,
-            "weights_digest": frozen.digest,
-            "scaling": frozen.base.scaling,
-        },
-        "input": {"size": [frozen.size, frozen.size], "resize": RESIZE, "interpolation": INTERPOLATION, "color": "rgb"},
-        "features_length": int(frozen.extractor.output["features"].shape[-1]),
+        **frozen.facts,
         "labels": list(trained.labels) if trained else [],
-        "abstain_threshold": None,
+        "abstain_threshold": trained.abstain_threshold if trained else None,
+        "label_thresholds": trained.label_thresholds if trained else None,
         "metrics": dict(trained.metrics) if trained else {},
         "training": dict(trained.training) if trained else {},
         "files": dict(files),

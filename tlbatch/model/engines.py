@@ -1,4 +1,4 @@
-"""What executes a bundle's model: two methods, `load_engine(bundle)` and `predict(pixels)`.
+"""What executes a bundle's model, or its head alone: `load_engine(bundle)` or `load_head(bundle)`, and then `predict`.
 
 An engine works in batches of one fixed shape, the last one padded, so that nothing is compiled twice and an image's scores
 do not depend on its neighbours or on how many there are.
@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from tlbatch.errors import BundleError, ConfigError
-from tlbatch.model.bundle import MODEL, PROBE_TOLERANCE, Bundle
-from tlbatch.model.export import XML
+from tlbatch.model.bundle import HEAD, MODEL, PROBE_TOLERANCE, Bundle
+from tlbatch.model.export import XML, without_base
+from tlbatch.model.policy import load_harmless
 from tlbatch.model.precision import to_half_precision
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,37 @@ def load_engine(
     return _proved(TensorFlowEngine(bundle, threads, batch, gpu=gpu), bundle)
 
 
+class Head(Protocol):
+    """Anything that turns features into scores."""
+
+    name: str
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Scores (n, C) float32 of (n, F) features, for any n."""
+
+
+def load_head(bundle: Bundle, engine: str = "auto", *, threads: int = 1) -> Head:
+    """Load a bundle's head alone and let it prove itself on the bundle's probes; no base is loaded.
+
+    Args:
+        bundle: its files are checked against their digests first.
+        engine: as for `load_engine`; "auto" is openvino where the bundle has it.
+        threads: how many it may use.
+
+    Raises:
+        BundleError: damaged files, a bundle without a head, or scores that are not those the bundle promises.
+    """
+    if not bundle.labels:
+        raise BundleError(f"The bundle {bundle.place.url} has no head.")
+    kind = OpenVinoHead if choose(bundle, engine, gpu=False) == "openvino" else TensorFlowHead
+    head: Head = kind(bundle, threads)
+    probes = bundle.probes()
+    distance = float(np.abs(head.predict(probes["features"]) - probes["scores"]).max())
+    if not distance <= PROBE_TOLERANCE:
+        raise BundleError(f"The head of {bundle.place.url} fails its self-test on {head.name}: off by {distance:.2g}.")
+    return head
+
+
 def choose(bundle: Bundle, engine: str, *, gpu: bool) -> str:
     """The engine that `auto` stands for here; raises ConfigError for one the bundle cannot serve."""
     if engine == "openvino" and not bundle.has(XML):
@@ -114,23 +147,69 @@ class OpenVinoEngine:
     def __init__(self, bundle: Bundle, threads: int, batch_size: int) -> None:
         import openvino
 
-        core = openvino.Core()
-        model = core.read_model(bundle.folder / XML)
+        model = openvino.Core().read_model(bundle.folder / XML)
         model.reshape([batch_size, *bundle.size, 3])
-        # f32 is asked for by name: on processors with bfloat16 it is not the default, and scores moved by up to 0.2.
-        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-        self._model = core.compile_model(model, "CPU", hints)
+        self._model = _compiled(model, threads)
         self._request = self._model.create_infer_request()
         self.batch_size = batch_size
         self._names = [name for name in ("features", "scores") if any(name in port.get_names() for port in model.outputs)]
 
     def predict(self, pixels: np.ndarray) -> Outputs:
         """Features and scores of (n, height, width, 3) uint8 pixels, for any n."""
-        return _in_fixed_batches(self._infer, pixels, self.batch_size)
+        return _outputs(_in_fixed_batches(self._infer, pixels, self.batch_size))
 
     def _infer(self, batch: np.ndarray) -> list[np.ndarray]:
         self._request.infer([batch])
         return [self._request.get_tensor(name).data.copy() for name in self._names]
+
+
+class OpenVinoHead:
+    """The head of the CPU's engine, cut from the same model and in the same batches: its scores are the engine's to the bit."""
+
+    name = "openvino"
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        import openvino
+
+        model = without_base(openvino.Core().read_model(bundle.folder / XML))
+        model.reshape([CPU_BATCH, bundle.features_length])
+        self._request = _compiled(model, threads).create_infer_request()
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Scores (n, C) float32 of (n, F) features, for any n."""
+        return _in_fixed_batches(self._infer, features.astype(np.float32, copy=False), CPU_BATCH)[0]
+
+    def _infer(self, batch: np.ndarray) -> list[np.ndarray]:
+        self._request.infer([batch])
+        return [self._request.get_output_tensor(0).data.copy()]
+
+
+def _compiled(model: Any, threads: int) -> Any:
+    """An OpenVINO model on the CPU.
+
+    float32 is asked for by name: on processors with bfloat16 it is not the default, and scores moved by up to 0.2.
+    """
+    import openvino
+
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    return openvino.Core().compile_model(model, "CPU", hints)
+
+
+class TensorFlowHead:
+    """The head where there is no OpenVINO model."""
+
+    name = "tensorflow"
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        import tensorflow as tf
+
+        _bind_threads(tf, threads)
+        self._model = load_harmless(bundle.folder / HEAD)
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Scores (n, C) float32 of (n, F) features, for any n."""
+        return _in_fixed_batches(lambda batch: [np.asarray(self._model(batch, training=False))], features, CPU_BATCH)[0]
 
 
 class TensorFlowEngine:
@@ -140,7 +219,6 @@ class TensorFlowEngine:
 
     def __init__(self, bundle: Bundle, threads: int, batch_size: int, *, half: bool = False, gpu: bool = False) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        import keras
         import tensorflow as tf
 
         gpus = gpus_of_this_process()
@@ -150,7 +228,7 @@ class TensorFlowEngine:
                 "num_gpus=0."
             )
         _bind_threads(tf, threads)
-        model = keras.saving.load_model(bundle.folder / MODEL, compile=False, safe_mode=True)
+        model = load_harmless(bundle.folder / MODEL)
         if half:
             to_half_precision(model)
         signature = tf.TensorSpec((batch_size, *bundle.size, 3), tf.uint8)
@@ -162,7 +240,7 @@ class TensorFlowEngine:
 
     def predict(self, pixels: np.ndarray) -> Outputs:
         """Features and scores of (n, height, width, 3) uint8 pixels, for any n."""
-        return _in_fixed_batches(self._infer, pixels, self.batch_size)
+        return _outputs(_in_fixed_batches(self._infer, pixels, self.batch_size))
 
     def _infer(self, batch: np.ndarray) -> list[np.ndarray]:
         given = self._step(batch)
@@ -188,14 +266,17 @@ def _bind_threads(tf: Any, threads: int) -> None:
         log.debug("TensorFlow has started already; its thread counts stay")
 
 
-def _in_fixed_batches(infer: Any, pixels: np.ndarray, size: int) -> Outputs:
-    """Call `infer` on batches of exactly `size`, the last one padded with black, and join what it gives."""
+def _in_fixed_batches(infer: Callable[[np.ndarray], list[np.ndarray]], rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Call `infer` on batches of exactly `size`, the last one padded with zeros, and join what it gives."""
     given: list[list[np.ndarray]] = []
-    for start in range(0, len(pixels), size):
-        batch = pixels[start : start + size]
+    for start in range(0, max(1, len(rows)), size):
+        batch = rows[start : start + size]
         real = len(batch)
         if real < size:
-            batch = np.concatenate([batch, np.zeros((size - real, *batch.shape[1:]), np.uint8)])
+            batch = np.concatenate([batch, np.zeros((size - real, *batch.shape[1:]), rows.dtype)])
         given.append([array[:real] for array in infer(np.ascontiguousarray(batch))])
-    joined = [np.concatenate(arrays) for arrays in zip(*given, strict=True)]
+    return [np.concatenate(arrays) for arrays in zip(*given, strict=True)]
+
+
+def _outputs(joined: list[np.ndarray]) -> Outputs:
     return Outputs(joined[0], joined[1] if len(joined) > 1 else None)

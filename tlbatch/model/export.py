@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import keras
@@ -50,6 +50,19 @@ def join(base: Files, head: Files) -> Files:
         xml = Path(folder, "model.xml")
         openvino.save_model(joined, xml, compress_to_fp16=False)
         return _read(xml)
+
+
+def without_base(joined: Any) -> Any:
+    """The inverse of `join` for its second half: the OpenVINO model from features to scores."""
+    import openvino
+
+    ports = {name: port for port in joined.outputs for name in port.get_names()}
+    features = ports["features"].get_node().input_value(0)
+    given = openvino.op.Parameter(openvino.Type.f32, openvino.PartialShape([-1, features.get_partial_shape()[1]]))
+    for user in features.get_target_inputs():
+        if user.get_node().get_type_name() != "Result":
+            user.replace_source_output(given.output(0))
+    return openvino.Model([ports["scores"].get_node()], [given], "head")
 
 
 def _read(xml: Path) -> Files:

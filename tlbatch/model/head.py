@@ -1,11 +1,15 @@
-"""Features and class numbers -> a trained head."""
+"""Features and the truth -> a trained head whose scores are honest."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from tlbatch.errors import ConfigError
+from tlbatch.model.calibration import at_threshold, calibration_error, fit_temperature, threshold_for, thresholds_by_f1
 
 if TYPE_CHECKING:
     import keras
@@ -22,40 +26,45 @@ class HeadTraining:
     batch_size: int = 32
     learning_rate: float = 1e-3
     seed: int = 0
+    class_weight: str = "none"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the labelled images: features (n, F) float32 and class numbers (n,)."""
+    """One part of the labelled images: features (n, F) float32, and what they are.
+
+    `classes` is (n,) class numbers; where an image may have any number of labels, (n, C) with 1 for each it has.
+    """
 
     features: np.ndarray
     classes: np.ndarray
 
 
-def build_head(features_length: int, classes: int) -> keras.Model:
-    """Dropout and a softmax: features (batch, F) -> scores (batch, classes)."""
+def build_head(features_length: int, classes: int, activation: str = "softmax") -> keras.Model:
+    """Dropout and a dense layer: features (batch, F) -> scores (batch, classes)."""
     import keras
 
     features = keras.Input((features_length,), name="features")
     kept = keras.layers.Dropout(DROPOUT)(features)
-    scores = keras.layers.Dense(classes, activation="softmax", name="scores")(kept)
+    scores = keras.layers.Dense(classes, activation=activation, name="scores")(kept)
     return keras.Model(features, scores, name="head")
 
 
 def train_head(train: Part, validation: Part, classes: int, how: HeadTraining) -> tuple[keras.Model, dict[str, list[float]]]:
-    """Train a head on features with Adam and sparse categorical cross-entropy.
+    """Train a head on features with Adam and cross-entropy.
 
     Returns:
         The head at its best epoch by validation loss, and each epoch's losses and accuracies.
     """
     import keras
 
+    many = train.classes.ndim == 2
     keras.utils.set_random_seed(how.seed)
-    head = build_head(train.features.shape[1], classes)
+    head = build_head(train.features.shape[1], classes, "sigmoid" if many else "softmax")
     head.compile(
         optimizer=keras.optimizers.Adam(how.learning_rate),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
+        loss="binary_crossentropy" if many else "sparse_categorical_crossentropy",
+        metrics=["binary_accuracy" if many else "accuracy"],
     )
     stop = keras.callbacks.EarlyStopping(monitor="val_loss", patience=how.patience, restore_best_weights=True)
     history = head.fit(
@@ -64,7 +73,70 @@ def train_head(train: Part, validation: Part, classes: int, how: HeadTraining) -
         validation_data=(validation.features, validation.classes),
         epochs=how.epochs,
         batch_size=how.batch_size,
+        class_weight=_class_weight(train.classes) if how.class_weight == "balanced" else None,
         callbacks=[stop],
         verbose=0,
     )
-    return head, {name: [float(value) for value in values] for name, values in history.history.items()}
+    names = {name: name.replace("binary_", "") for name in history.history}
+    return head, {names[name]: [float(value) for value in values] for name, values in history.history.items()}
+
+
+def _class_weight(classes: np.ndarray) -> dict[int, float]:
+    """Rare classes weigh as much as common ones: n / (C * images of the class)."""
+    from sklearn.utils.class_weight import compute_class_weight
+
+    if classes.ndim == 2:
+        raise ConfigError("class_weight: an image with several labels has no single weight; leave it at none.")
+    present = np.unique(classes)
+    return dict(zip(present.tolist(), compute_class_weight("balanced", classes=present, y=classes).tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a head's scores are read: not at all below `abstain_threshold`, or with a threshold a label; and how good that is."""
+
+    abstain_threshold: float | None
+    label_thresholds: tuple[float, ...] | None
+    facts: Mapping[str, Any]
+
+
+def make_honest(head: keras.Model, validation: Part, test: Part, precision: float | None) -> Reading:
+    """Fit a temperature on the validation part, put it into the head, choose thresholds there; measure on the test part.
+
+    Args:
+        head: changed in place: its last layer is divided by the temperature.
+        validation: images that ended training.
+        test: images that are only measured on.
+        precision: the wanted share of right answers among those given; None: every image is answered.
+
+    Raises:
+        ConfigError: no threshold gives that precision.
+    """
+    if validation.classes.ndim == 2:
+        return Reading(None, thresholds_by_f1(scores_of(head, validation), validation.classes), {})
+    before = calibration_error(scores_of(head, test), test.classes)
+    temperature = fit_temperature(scores_of(head, validation), validation.classes)
+    _divide(head, temperature)
+    scores = scores_of(head, validation)
+    facts: dict[str, Any] = {
+        "temperature": temperature,
+        "calibration_error": {"before": before, "after": calibration_error(scores_of(head, test), test.classes)},
+    }
+    if precision is None:
+        return Reading(None, None, facts)
+    chosen = threshold_for(scores, validation.classes, precision)
+    if chosen is None:
+        raise ConfigError(f"precision: at no threshold are {precision:.0%} of the validation part's answers right.")
+    tested = at_threshold(scores_of(head, test), test.classes, chosen.threshold)
+    facts["abstaining"] = {"wanted": precision, "validation": chosen._asdict(), "test": tested._asdict()}
+    return Reading(chosen.threshold, None, facts)
+
+
+def scores_of(head: keras.Model, part: Part) -> np.ndarray:
+    """(n, C) scores of a part of the images."""
+    return np.asarray(head(part.features, training=False))
+
+
+def _divide(head: keras.Model, temperature: float) -> None:
+    last = head.get_layer("scores")
+    last.set_weights([weight / np.float32(temperature) for weight in last.get_weights()])

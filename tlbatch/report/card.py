@@ -1,4 +1,4 @@
-"""A bundle's facts -> `card.html`: how it was trained, on what, and how well, on one page without a network."""
+"""A bundle's facts -> `card.html`: how it was made, of what, how well it does, on one page without a network."""
 
 from __future__ import annotations
 
@@ -16,14 +16,25 @@ caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 """
 
 
-def make_card(title: str, training: Mapping[str, Any], metrics: Mapping[str, Any]) -> bytes:
+def make_card(title: str, training: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> bytes:
     """The card as HTML.
 
     Args:
         title: what the bundle is, in a few words.
-        training: how it was trained, name -> value.
-        metrics: what `measure` gave on the untouched test part.
+        training: how it was made, name -> value; `calibration_error` and `abstaining` are told in words.
+        metrics: what `measure` or `measure_many` gave on the untouched test part; None of a model nobody measured here.
     """
+    measured = _measured(metrics) if metrics is not None else ["<p>Nobody has measured it on images of its own yet.</p>"]
+    plain = [[name, value] for name, value in training.items() if not isinstance(value, dict | list)]
+    body = [f"<h1>{escape(title)}</h1>", *measured, *_honesty(training), _table("How it was made", ["", ""], plain)]
+    head = [
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
+        f"<title>{escape(title)}</title><style>{_STYLE}</style>",
+    ]
+    return "".join(head + body).encode()
+
+
+def _measured(metrics: Mapping[str, Any]) -> list[str]:
     labels = list(metrics["labels"])
     by_class = [
         [
@@ -33,19 +44,33 @@ def make_card(title: str, training: Mapping[str, Any], metrics: Mapping[str, Any
         ]
         for label in labels
     ]
-    confusion = [[label, *row] for label, row in zip(labels, metrics["confusion"], strict=True)]
-    body = [
-        f"<h1>{escape(title)}</h1>",
+    confusion = [[label, *row] for label, row in zip(labels, metrics["confusion"], strict=False)]
+    tables = [
         f"<p>Accuracy on {metrics['images']} test images training never saw: <strong>{metrics['accuracy']:.1%}</strong>.</p>",
         _table("Each class on the test part", ["class", "precision", "recall", "F1", "images"], by_class),
-        _table("Confusion: rows are the truth, columns what the model said", ["", *labels], confusion),
-        _table("Training", ["", ""], [[name, value] for name, value in training.items() if not isinstance(value, dict | list)]),
     ]
-    head = [
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
-        f"<title>{escape(title)}</title><style>{_STYLE}</style>",
-    ]
-    return "".join(head + body).encode()
+    if confusion:
+        tables.append(_table("Confusion: rows are the truth, columns what the model said", ["", *labels], confusion))
+    return tables
+
+
+def _honesty(training: Mapping[str, Any]) -> list[str]:
+    """What the scores are worth: the calibration error, and what abstaining buys."""
+    said = []
+    if "calibration_error" in training:
+        error = training["calibration_error"]
+        said.append(
+            f"<p>Expected calibration error on the test images: {error['before']:.3f}, and {error['after']:.3f} after the "
+            f"head's logits were divided by {training['temperature']:.3f}, which validation images asked for.</p>"
+        )
+    if "abstaining" in training:
+        wanted, test = training["abstaining"]["wanted"], training["abstaining"]["test"]
+        said.append(
+            f"<p>Below a score of {test['threshold']:.3f} it abstains, so that {wanted:.0%} of its answers are right: on the "
+            f"test images {test['precision']:.1%} of {test['answered']} answers, with "
+            f"{test['images'] - test['answered']} abstentions.</p>"
+        )
+    return said
 
 
 def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from tlbatch.errors import LabelsError
-from tlbatch.labels import read_labels
+from tlbatch.labels import NO_LABEL, Labels, read_labels
+from tlbatch.ledger import read_latest, read_sealed
 from tlbatch.report.table import read_errors, read_predictions
+from tlbatch.schema import RUN, RUNS
 from tlbatch.storage import resolve
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def evaluate(
@@ -29,10 +34,14 @@ def evaluate(
     Raises:
         LabelsError: the file cannot be used, or names no image of the table.
     """
-    truth = read_labels(resolve(labels, storage_options))
+    many = _gives_many_labels(output, storage_options)
+    truth = read_labels(resolve(labels, storage_options), many=many)
     if split is not None:
         truth = truth.of_split(split)
-    table = read_predictions(output, columns=["key", "uri", "label", "abstained"], storage_options=storage_options)
+    columns = ["key", "uri", "label", "abstained", "top_labels"]
+    table = read_predictions(output, columns=columns, storage_options=storage_options)
+    if many:
+        return _evaluate_many(table, truth, output)
     failed_names = set(read_errors(output, storage_options=storage_options)[truth.column])
     by_name = dict(zip(table[truth.column], zip(table["label"], table["abstained"], strict=True), strict=True))
     matched = [(label, *by_name[name]) for name, label in truth.pairs if name in by_name]
@@ -48,6 +57,64 @@ def evaluate(
     }
 
 
+def _gives_many_labels(output: str, storage_options: Mapping[str, Any] | None) -> bool:
+    """Whether the newest published run is of a bundle whose images have any number of labels."""
+    place = resolve(output, storage_options)
+    latest = read_latest(place)
+    return bool(latest) and bool(read_sealed(place.join(RUNS, latest[-1]["run_id"], RUN)).get("multi_label"))
+
+
+def _evaluate_many(table: pd.DataFrame, truth: Labels, output: str) -> dict[str, Any]:
+    """`evaluate`, where `top_labels` are the labels that an image is given."""
+    wanted: dict[str, set[str]] = {}
+    for name, label in truth.pairs:
+        wanted.setdefault(name, set()).update(() if label == NO_LABEL else (label,))
+    given = {name: set(labels) for name, labels in zip(table[truth.column], table["top_labels"], strict=True)}
+    names = [name for name in wanted if name in given]
+    if not names:
+        raise LabelsError(
+            f"No {truth.column} of {truth.source} is in the table of {output}; the first is {truth.pairs[0][0]!r}."
+        )
+    classes = sorted(set().union(*(wanted[name] | given[name] for name in names)))
+    measured = measure_many([wanted[name] for name in names], [given[name] for name in names], classes)
+    return {**measured, "missing": len(wanted) - len(names), "abstained": sum(not given[name] for name in names)}
+
+
+def measure_many(
+    truth: Sequence[Collection[str]], predicted: Sequence[Collection[str]], labels: Sequence[str]
+) -> dict[str, Any]:
+    """As `measure`, where an image has any number of labels: accuracy is the share of images with exactly the right ones.
+
+    There is no confusion matrix; `micro_f1` takes every label of every image as one decision.
+    """
+    from sklearn.metrics import f1_score, precision_recall_fscore_support
+    from sklearn.preprocessing import MultiLabelBinarizer
+
+    binary = MultiLabelBinarizer(classes=list(labels))
+    right, given = binary.fit_transform(truth), binary.transform(predicted)
+    return {
+        "accuracy": float((right == given).all(axis=1).mean()) if len(truth) else 0.0,
+        "micro_f1": float(f1_score(right, given, average="micro", zero_division=0.0)),
+        "images": len(truth),
+        "by_class": _by_class(precision_recall_fscore_support(right, given, zero_division=0.0), labels),
+        "confusion": [],
+        "labels": list(labels),
+    }
+
+
+def _by_class(measured: Sequence[Any], labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    precision, recall, f1, support = measured
+    return {
+        label: {
+            "precision": float(precision[number]),
+            "recall": float(recall[number]),
+            "f1": float(f1[number]),
+            "images": int(support[number]),
+        }
+        for number, label in enumerate(labels)
+    }
+
+
 def measure(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
     """Accuracy, precision, recall and F1 a class, and the confusion matrix (rows: truth, columns: predicted).
 
@@ -58,21 +125,12 @@ def measure(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-    precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=list(labels), zero_division=0.0)
-    by_class = {
-        label: {
-            "precision": float(precision[number]),
-            "recall": float(recall[number]),
-            "f1": float(f1[number]),
-            "images": int(support[number]),
-        }
-        for number, label in enumerate(labels)
-    }
+    measured = precision_recall_fscore_support(truth, predicted, labels=list(labels), zero_division=0.0)
     right = sum(one == other for one, other in zip(truth, predicted, strict=True))
     return {
         "accuracy": right / len(truth) if truth else 0.0,
         "images": len(truth),
-        "by_class": by_class,
+        "by_class": _by_class(measured, labels),
         "confusion": confusion_matrix(list(truth), list(predicted), labels=list(labels)).tolist() if truth else [],
         "labels": list(labels),
     }

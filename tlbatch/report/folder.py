@@ -33,6 +33,8 @@ def _describe(run: Run, published: list[str]) -> dict[str, Any]:
     books = ledger.count_staged(run.staged.names()).books(run.facts["objects"])
     progress = _read_json(run.place.join(schema.PROGRESS))
     state = "superseded" if run.finished() else "unfinished"
+    if report is not None and "kept_back" in report:
+        return {**facts, "state": "kept back", **{name: report[name] for name in ("listed", "predicted", "failed")}, "left": 0}
     return {**facts, "state": state, **books, "progress": progress}
 
 

@@ -1,0 +1,172 @@
+"""Honest scores: the temperature, the error, the thresholds, by numbers that can be worked out by hand."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+import tlbatch
+from tlbatch.blocks import Answers
+from tlbatch.errors import ConfigError
+from tlbatch.model.bundle import load_bundle
+from tlbatch.model.calibration import at_threshold, calibration_error, fit_temperature, threshold_for, thresholds_by_f1
+from tlbatch.model.head import HeadTraining, Part, build_head, make_honest, scores_of, train_head
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_that_was_put_in_is_found(temperature):
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 2, (20_000, 4))
+    classes = np.array([random.choice(4, p=one) for one in softmax(logits)])
+    found = fit_temperature(softmax(logits * temperature).astype(np.float32), classes)
+    assert found == pytest.approx(temperature, rel=0.05)
+
+
+def test_the_calibration_error_by_hand():
+    """Ten images say 0.9 and six are right; ten say 0.6 and six are right."""
+    scores = np.array([[0.9, 0.1]] * 10 + [[0.6, 0.4]] * 10)
+    classes = np.array([0] * 6 + [1] * 4 + [0] * 6 + [1] * 4)
+    assert calibration_error(scores, classes) == pytest.approx((10 * 0.3 + 10 * 0.0) / 20)
+    assert calibration_error(np.array([[1.0, 0.0]]), np.array([0])) == 0
+
+
+def test_the_threshold_is_the_lowest_with_that_precision():
+    scores = np.array([[0.99, 0.01], [0.95, 0.05], [0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])
+    classes = np.array([0, 0, 0, 1, 0])
+    chosen = threshold_for(scores, classes, 0.8)
+    assert chosen == (0.7, 0.8, 5, 5)
+    assert threshold_for(scores, classes, 0.9) == (0.9, 1.0, 3, 5)
+    assert threshold_for(scores, np.ones(5, int), 0.5) is None
+    assert at_threshold(scores, classes, 0.94).answered == 2
+
+
+def test_thresholds_by_f1_separate_what_can_be_separated():
+    truth = np.array([[1, 0], [1, 0], [0, 0], [0, 0]])
+    scores = np.array([[0.3, 0.1], [0.4, 0.2], [0.1, 0.3], [0.2, 0.4]])
+    first, second = thresholds_by_f1(scores, truth)
+    assert 0.2 < first <= 0.3
+    assert second == 0.5, "no image has the second label, so nothing tells"
+
+
+def parts(seed: int, noise: float = 2.0) -> tuple[Part, Part, Part]:
+    """Three parts of points around three centers that overlap."""
+    random = np.random.default_rng(seed)
+    centers = random.normal(0, 1, (3, 8))
+    made = []
+    for count in (60, 300, 600):
+        classes = random.integers(0, 3, count)
+        made.append(Part((centers[classes] + random.normal(0, noise, (count, 8))).astype(np.float32), classes))
+    return made[0], made[1], made[2]
+
+
+def test_a_head_that_is_too_sure_becomes_honest_and_no_label_changes():
+    train, validation, test = parts(0)
+    head, _ = train_head(train, train, 3, HeadTraining(epochs=30, learning_rate=0.02))
+    last = head.get_layer("scores")
+    last.set_weights([4 * weight for weight in last.get_weights()])
+    before = scores_of(head, test)
+    reading = make_honest(head, validation, test, 0.8)
+    after = scores_of(head, test)
+    assert np.array_equal(before.argmax(1), after.argmax(1))
+    assert reading.facts["temperature"] > 2
+    error = reading.facts["calibration_error"]
+    assert error["after"] < error["before"] / 2
+    assert error["after"] == pytest.approx(calibration_error(after, test.classes))
+    told = reading.facts["abstaining"]
+    assert told["test"]["precision"] == pytest.approx(0.8, abs=0.06)
+    assert told["test"]["answered"] < told["test"]["images"] == 600
+
+
+def test_a_precision_that_cannot_be_had_is_a_sentence():
+    train, validation, test = parts(0)
+    head, _ = train_head(train, validation, 3, HeadTraining(epochs=1))
+    wrong = Part(validation.features, np.argmin(scores_of(head, validation), axis=1))
+    with pytest.raises(ConfigError, match="precision: at no threshold are 90% of the validation part's answers right"):
+        make_honest(head, wrong, test, 0.9)
+
+
+def test_balanced_weights_make_a_rare_class_count():
+    random = np.random.default_rng(0)
+    classes = (random.random(1500) < 0.08).astype(np.int64)
+    part = Part((random.normal(0, 1, (1500, 4)) + classes[:, None] * 1.2).astype(np.float32), classes)
+    recall = {}
+    for weight in ("none", "balanced"):
+        head, _ = train_head(part, part, 2, HeadTraining(epochs=15, class_weight=weight, learning_rate=0.02))
+        recall[weight] = (scores_of(head, part).argmax(1)[classes == 1] == 1).mean()
+    assert recall["balanced"] > recall["none"] + 0.1
+
+
+def test_a_head_for_several_labels_is_a_sigmoid():
+    assert build_head(4, 3, "sigmoid").get_layer("scores").activation is keras.activations.sigmoid
+
+
+def test_answers_abstain_below_the_threshold_and_equal_scores_keep_the_order_of_the_classes():
+    scores = np.array([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]], np.float32)
+    columns = Answers(["a", "b", "c"], 2, abstain_threshold=0.6).columns(scores)
+    assert columns["label"].to_pylist() == ["a", "c"]
+    assert columns["top_labels"].to_pylist() == [["a", "b"], ["c", "b"]]
+    assert columns["abstained"].to_pylist() == [True, False]
+    assert Answers(["a", "b", "c"], 9).columns(scores)["abstained"].to_pylist() == [False, False]
+
+
+def test_of_several_labels_those_above_their_thresholds_are_given():
+    scores = np.array([[0.5, 0.9, 0.1], [0.1, 0.2, 0.3]], np.float32)
+    columns = Answers(["a", "b", "c"], 1, label_thresholds=[0.4, 0.5, 0.6]).columns(scores)
+    assert columns["top_labels"].to_pylist() == [["b", "a"], []]
+    assert columns["label"].to_pylist() == ["b", "c"]
+    assert columns["abstained"].to_pylist() == [False, True]
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_precision_is_asked_for_at_training_and_seen_in_the_table(store, weights, tmp_path):
+    labels = tmp_path / "labels.csv"
+    keys = sorted(str(path.relative_to(store)) for path in store.rglob("*.jpg"))
+    random = np.random.default_rng(0)
+    names = [key[0] if random.random() < 0.8 else "rgb"[random.integers(3)] for key in keys]  # a fifth is mislabelled
+    pd.DataFrame({"key": keys, "label": names}).to_csv(labels, index=False)
+    settings = {"labels": str(labels), "size": 64, "weights": weights, "precision": 0.8, "validation": 0.3}
+    trained = tlbatch.train(images=str(store), bundle=str(tmp_path / "b"), **settings)
+    bundle = load_bundle(trained["bundle"])
+    threshold = trained["calibration"]["abstaining"]["test"]["threshold"]
+    assert bundle.abstain_threshold == threshold
+    assert "it abstains" in Path(trained["bundle"], "card.html").read_text()
+    tlbatch.classify(images=str(store), bundle=trained["bundle"], output=str(tmp_path / "out"))
+    table = tlbatch.read_predictions(str(tmp_path / "out"))
+    assert (table["abstained"] == (table["score"] < np.float32(threshold))).all()
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_images_of_several_labels_from_training_to_evaluation(store, weights, tmp_path):
+    """Each picture is `red`, `green` or `blue`, the red and green ones also `warm`; a few have no label at all."""
+    rows = []
+    for path in sorted(store.rglob("*.jpg")):
+        key = str(path.relative_to(store))
+        color = key.split("/", maxsplit=1)[0]
+        rows += [(key, color), *([(key, "warm")] if color != "blue" else [])] if not key.endswith("9.jpg") else [(key, "-")]
+    labels = tmp_path / "labels.csv"
+    pd.DataFrame(rows, columns=["key", "label"]).to_csv(labels, index=False)
+    settings = {"labels": str(labels), "multi_label": True, "size": 96, "weights": weights, "epochs": 60}
+    trained = tlbatch.train(images=str(store), bundle=str(tmp_path / "b"), **settings)
+    assert trained["labels"] == ["blue", "green", "red", "warm"]
+    bundle = load_bundle(trained["bundle"])
+    assert len(bundle.label_thresholds) == 4
+    tlbatch.classify(images=str(store), bundle=trained["bundle"], output=str(tmp_path / "out"), features=True)
+    found = tlbatch.evaluate(str(tmp_path / "out"), str(labels))
+    assert found["micro_f1"] > 0.8
+    assert found["confusion"] == []
+    assert found["images"] == 60
+    assert (
+        tlbatch.evaluate(str(tmp_path / "out"), str(Path(trained["bundle"], "split.csv")), split="test")["images"]
+        == trained["images"]["test"]
+    )
+    again = tlbatch.rescore(features=str(tmp_path / "out"), bundle=trained["bundle"], output=str(tmp_path / "again"))
+    assert again["predicted"] == 60
+    first, second = (tlbatch.read_predictions(str(tmp_path / name)) for name in ("out", "again"))
+    assert list(map(list, first["top_labels"])) == list(map(list, second["top_labels"]))

@@ -1,0 +1,229 @@
+"""Blocks of manifest rows -> staged parts, by actors and write tasks of Ray Data, with a heartbeat beside them.
+
+What the actors do, and what is published of it, is the affair of whoever calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow as pa
+
+from tlbatch import errors, ledger, schema
+from tlbatch.errors import InterruptedRunError, StoreUnavailableError, TlbatchError, trouble_is_the_stores
+from tlbatch.ledger import Run
+from tlbatch.publish import Window, Written
+from tlbatch.storage import hurrying
+from tlbatch.writer import PartsSink
+
+log = logging.getLogger(__name__)
+
+_HEARTBEAT_SECONDS = 2.0
+#: A write task mostly waits for the store; it must find room beside actors that hold every CPU.
+WRITE_CPUS = 0.01
+#: Blocks that an actor has at a time: while the last images of one are predicted, the first of the next are on their way.
+BLOCKS_AT_ONCE = 2
+#: Published files that are written at the same time, each by one CPU and in about a GB of memory.
+_FILES_AT_ONCE = 32
+
+#: Called every few seconds with the numbers of `progress.json`.
+Watcher = Callable[[Mapping[str, Any]], None]
+
+
+class Worker(Protocol):
+    """What Ray starts as an actor: a block in, a block out."""
+
+    def __init__(self, job: Any, *, after_a_death: bool = False) -> None: ...
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """One block's work."""
+
+
+class Pool(NamedTuple):
+    """Actors of one kind: what each reserves, the fewest and the most of them."""
+
+    cpus: float
+    gpus: float
+    least: int
+    actors: int
+
+
+def stage(runs: Sequence[Run], blocks: Sequence[pa.Table], pools: Sequence[tuple[type[Worker], Pool]], job: object) -> None:
+    """Let blocks pass through pools of actors, in turn, and stage what comes out as parts of the runs.
+
+    Args:
+        runs: whose parts they are.
+        blocks: rows of the manifest.
+        pools: which actors, how many.
+        job: what each actor is told.
+
+    Raises:
+        TlbatchError: what a worker died of, in one sentence.
+    """
+    import ray.data
+
+    dataset = ray.data.from_arrow(list(blocks))
+    for kind, pool in pools:
+        # What `map_batches` calls, which refuses whole blocks as batches where a GPU is asked for.
+        dataset = dataset.map_batches_internal(
+            _Actor,
+            fn_constructor_args=(kind, job),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=pool.least,
+                max_size=pool.actors,
+                max_concurrent_calls_per_actor=BLOCKS_AT_ONCE,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus or None,
+        )
+    with _said_in_one_sentence(runs[0].run_id):
+        dataset.write_datasink(PartsSink([run.staged for run in runs]), ray_remote_args={"num_cpus": WRITE_CPUS})
+
+
+class _Actor:
+    """One of the workers as an actor of Ray, which starts it again when it died."""
+
+    def __init__(self, kind: type[Worker], job: object) -> None:
+        import ray
+
+        with trouble_is_the_stores():
+            self._worker = kind(job, after_a_death=bool(ray.get_runtime_context().was_current_actor_reconstructed))
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        with trouble_is_the_stores():
+            return self._worker(block)
+
+
+def nodes() -> list[Mapping[str, float]]:
+    """For each machine of the cluster what it has, as Ray names it: "CPU", "GPU"."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def write_windows(
+    start_ray: Callable[[], None], run_id: str, function: Callable[[Window], Written], windows: Sequence[Window]
+) -> Iterator[Written]:
+    """`map` for the files of a table: many are written all over the cluster, one is written here."""
+    if len(windows) == 1:
+        yield from map(function, windows)
+        return
+    import ray
+
+    def write(window: Window) -> Written:
+        with trouble_is_the_stores():
+            return function(window)
+
+    start_ray()
+    task = ray.remote(num_cpus=1)(write)
+    waiting: deque[Any] = deque()
+    with _said_in_one_sentence(run_id):
+        for window in windows:
+            waiting.append(task.remote(window))
+            if len(waiting) == _FILES_AT_ONCE:
+                yield ray.get(waiting.popleft())
+        while waiting:
+            yield ray.get(waiting.popleft())
+
+
+@contextlib.contextmanager
+def continued_later(run_id: str) -> Iterator[None]:
+    """Ctrl-C, and a store that fails while the block runs, as errors that say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedRunError(f"Run {run_id} was interrupted; run the same command again to continue it.") from None
+    except OSError as error:
+        raise _stopped(run_id, errors.in_words(error)) from error
+
+
+@contextlib.contextmanager
+def _said_in_one_sentence(run_id: str) -> Iterator[None]:
+    """What Ray raises while the block runs, as an error of tlbatch's own."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        raise _in_one_sentence(error, run_id) from error
+
+
+def _in_one_sentence(error: Exception, run_id: str) -> TlbatchError:
+    """What a worker died of. Ray gives its last words as text; an error of tlbatch's own is found in it and raised again."""
+    said = re.findall(r"tlbatch\.errors\.(\w+): (.+)", str(error))
+    if said:
+        kind, sentence = said[-1]
+        if kind == StoreUnavailableError.__name__:
+            return _stopped(run_id, sentence)
+        found: TlbatchError = getattr(errors, kind)(sentence)
+        return found
+    last = str(error).strip().splitlines()[-1].strip()
+    return TlbatchError(
+        f"Ray ended run {run_id}: {last}. Nothing is published; run the same command again to continue, "
+        "with --verbose to see more."
+    )
+
+
+def _stopped(run_id: str, why: str) -> StoreUnavailableError:
+    return StoreUnavailableError(
+        f"Run {run_id} stopped: {why}. The table is as it was; once this is mended, run the same command again."
+    )
+
+
+@contextlib.contextmanager
+def heartbeat(run: Run, watch: Watcher | None) -> Iterator[None]:
+    """Rewrite `progress.json` every few seconds while the block runs, and once after it."""
+    stop = threading.Event()
+    began = time.monotonic()
+    objects = int(run.facts["objects"])
+    before = ledger.count_staged(run.staged.names())
+
+    def beat() -> None:
+        now = ledger.count_staged(run.staged.names())
+        seconds = time.monotonic() - began
+        rate = (now.predicted + now.failed - before.predicted - before.failed) / seconds if seconds else 0.0
+        books = now.books(objects)
+        left = books["left"] * (now.predicted + now.failed) / now.objects if now.objects else 0
+        numbers = {
+            "run_id": run.run_id,
+            **books,
+            "images_per_second": round(rate, 1),
+            "seconds_left": round(left / rate) if rate else None,
+            "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        run.place.join(schema.PROGRESS).write(json.dumps(numbers).encode())
+        if watch is not None:
+            watch(numbers)
+
+    def loop() -> None:
+        while not stop.wait(_HEARTBEAT_SECONDS):
+            try:
+                beat()
+            except OSError as error:
+                log.warning("progress could not be written: %s", error)
+
+    thread = threading.Thread(target=loop, name="tlbatch-heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+        beat()
+    except BaseException:
+        with hurrying():
+            stop.set()
+            thread.join()
+        raise
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,103 @@
+"""A Keras model file <-> a bundle: `import` takes a classifier trained elsewhere, `export` gives a plain Keras model back."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlbatch.config import ExportConfig, ImportConfig
+from tlbatch.errors import BundleError, WeightsError
+from tlbatch.labels import read_classes
+from tlbatch.model import bundle as bundles
+from tlbatch.model.bundle import Trained, load_bundle, require_bundle_place, save_bundle, saved
+from tlbatch.model.engines import load_engine
+from tlbatch.model.foreign import TOLERANCE, plain_model, probe_pixels, take_apart
+from tlbatch.model.policy import load_harmless
+from tlbatch.report.card import make_card
+from tlbatch.storage import Place, resolve
+
+#: What `--scale` says -> what the bundle calls it.
+SCALINGS = {"[-1,1]": "tf", "[0,1]": "unit", "raw": "inside", "caffe": "caffe", "torch": "torch"}
+
+
+def import_model(config: ImportConfig) -> dict[str, Any]:
+    """Make a bundle of a Keras classifier and check that it gives the classifier's scores.
+
+    Args:
+        config: the model, its labels, its scaling, and where the bundle goes.
+
+    Returns:
+        `bundle` (its URL), `digest`, `labels`, `size`, `features_length`, `multi_label`; `split`, whether the graph showed
+        where the head begins; `off`, how far the CPU engine's scores are from the model's; `seconds`.
+
+    Raises:
+        UsageError: the model could run code, is no classifier of RGB images, or does not fit its labels; nothing was written.
+    """
+    began = time.monotonic()
+    place = resolve(config.bundle, config.storage_options)
+    require_bundle_place(place)
+    labels = read_classes(resolve(config.labels, config.storage_options))
+    model = _load(resolve(config.model, config.storage_options))
+    scaling: Any = SCALINGS[config.scale]
+    imported = take_apart(model, config.model, scaling, config.size, labels)
+    frozen = imported.frozen
+    thresholds = (0.5,) * len(labels) if imported.multi_label else None
+    facts = {"imported": config.model, "scale": config.scale, "head found in the graph": imported.split}
+    card = make_card(f"{', '.join(labels[:4])}{' …' if len(labels) > 4 else ''}: imported", facts, None)
+    trained = Trained(imported.head, tuple(labels), {}, facts, label_thresholds=thresholds)
+    made = save_bundle(place, frozen, trained, probe_pixels(frozen.size), {bundles.CARD: card})
+    probes = made.probes()
+    scores = load_engine(made, "openvino").predict(probes["pixels"]).scores
+    off = float(np.abs(probes["scores"] - scores).max())
+    if off > TOLERANCE:
+        place.delete()
+        raise BundleError(f"The model {config.model} gives other scores as a bundle: off by {off:.2g}; nothing was kept.")
+    return {
+        "bundle": made.place.url,
+        "digest": made.digest,
+        "labels": list(labels),
+        "size": frozen.size,
+        "features_length": made.features_length,
+        "multi_label": imported.multi_label,
+        "split": imported.split,
+        "off": off,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def export_model(config: ExportConfig) -> dict[str, Any]:
+    """Write a bundle's model as a plain Keras model, from uint8 pixels to scores.
+
+    Returns:
+        `model`, the file; `labels`, in the order of its scores.
+
+    Raises:
+        BundleError: the bundle is damaged or has no head.
+    """
+    bundle = load_bundle(config.bundle, config.storage_options)
+    if not bundle.labels:
+        raise BundleError(f"The bundle {bundle.place.url} has no head, so there is no classifier to export.")
+    if not config.model.endswith(".keras"):
+        raise WeightsError(f"model: {config.model!r} does not end in .keras.")
+    target = resolve(config.model, config.storage_options)
+    target.write(saved(plain_model(load_harmless(bundle.folder / bundles.MODEL))))
+    return {"model": target.url, "labels": bundle.labels}
+
+
+def _load(place: Place) -> Any:
+    suffix = ".keras" if place.url.endswith(".keras") else ".h5"
+    try:
+        data = place.read()
+    except (FileNotFoundError, IsADirectoryError):
+        raise WeightsError(f"model: there is no file {place.url}.") from None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"model{suffix}")
+        path.write_bytes(data)
+        try:
+            return load_harmless(path)
+        except WeightsError as error:
+            raise WeightsError(str(error).replace(str(path), place.url)) from None

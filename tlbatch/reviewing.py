@@ -1,0 +1,205 @@
+"""A published table -> the few pictures worth a person's look: a contact sheet, and a labels file to fill in.
+
+The least certain ones teach a head most, what is new or changed since the run before may be something else, and a few by
+chance show what nobody doubted. Near-duplicates appear once.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from tlbatch import ledger, schema
+from tlbatch.config import ReviewConfig
+from tlbatch.decode import thumbnail
+from tlbatch.errors import Failure, OutputError
+from tlbatch.features import FeatureRun, find_features, look_up, matrix
+from tlbatch.labels import read_all_labels
+from tlbatch.ledger import Run, read_latest, read_sealed
+from tlbatch.reader import Reader
+from tlbatch.report.sheet import Picture, make_sheet
+from tlbatch.report.table import read_predictions, read_run_table
+from tlbatch.shards import IMAGE
+from tlbatch.storage import Place, resolve
+
+LABELS, SHEET = "labels.csv", "sheet.html"
+
+#: Shares of the budget for what is new or changed, and for chance; the least certain have the rest, and what these leave.
+_CHANGED_SHARE, _CONTROL_SHARE = 0.2, 0.1
+#: Of so many times the budget the features are compared.
+_CANDIDATES = 5
+
+
+def review(config: ReviewConfig) -> dict[str, Any]:
+    """Choose images to look at and write the contact sheet and the labels file.
+
+    Args:
+        config: the output, how many, what is labelled already, and where the two files go.
+
+    Returns:
+        `labels` and `sheet`, the two files; `images`, how many were chosen; `why`, how many for which reason;
+        `near_duplicates` that were left out, None where there are no features to tell; `unreadable` pictures.
+
+    Raises:
+        OutputError: nothing is published, or a labels file is there in which somebody has written.
+    """
+    options = config.storage_options
+    target = resolve(config.to, options)
+    _require_unwritten(target.join(LABELS))
+    table = read_predictions(config.output, storage_options=options)
+    if config.labels:
+        labelled = read_all_labels([resolve(url, options) for url in config.labels], many=True)
+        table = table[~table[labelled.column].isin({name for name, _ in labelled.pairs})].reset_index(drop=True)
+    source = _features(config.output, options)
+    chosen, duplicates = _choose(config, table, source)
+    pictures = _pictures(config, chosen)
+    target.join(LABELS).write(_labels_file(chosen))
+    known = sorted(table["label"].unique())
+    target.join(SHEET).write(make_sheet(f"{len(chosen)} images to review", pictures, known))
+    return {
+        "labels": target.join(LABELS).url,
+        "sheet": target.join(SHEET).url,
+        "images": len(chosen),
+        "why": {str(why): int(count) for why, count in chosen["why"].value_counts().items()},
+        "near_duplicates": duplicates,
+        "unreadable": sum(picture.data is None for picture in pictures),
+    }
+
+
+def _require_unwritten(place: Place) -> None:
+    if not place.exists():
+        return
+    rows = list(csv.DictReader(io.StringIO(place.read().decode())))
+    if any(row.get("label") for row in rows):
+        raise OutputError(f"{place.url} has labels that somebody has filled in; choose another folder with --to.")
+
+
+def _features(output: str, options: Mapping[str, Any]) -> FeatureRun | None:
+    try:
+        return find_features(output, options)
+    except OutputError:
+        return None
+
+
+def _choose(config: ReviewConfig, table: pd.DataFrame, source: FeatureRun | None) -> tuple[pd.DataFrame, int | None]:
+    """The rows to look at, each with `why`, and how many near-duplicates were passed over."""
+    changed = _changed(config, table)
+    random = np.random.default_rng(config.seed)
+    orders = {
+        "changed": random.permutation(np.flatnonzero(changed)),
+        "control": random.permutation(len(table)),
+        "uncertain": np.argsort(_margins(table), kind="stable"),
+    }
+    candidates = {why: order[: _CANDIDATES * config.budget] for why, order in orders.items()}
+    vectors = _vectors(table, source, np.unique(np.concatenate(list(candidates.values())))) if source else {}
+    picked = Picked(vectors, config.near_duplicate)
+    picked.take("changed", candidates["changed"], int(_CHANGED_SHARE * config.budget))
+    picked.take("control", candidates["control"], int(_CONTROL_SHARE * config.budget))
+    picked.take("uncertain", candidates["uncertain"], config.budget - len(picked.rows))
+    rows = pd.DataFrame({"row": list(picked.rows), "why": list(picked.rows.values())})
+    chosen = table.iloc[rows["row"]].assign(why=rows["why"].to_numpy())
+    return chosen.sort_values("score", kind="stable"), picked.duplicates if source else None
+
+
+class Picked:
+    """Rows that were chosen, and why; a row that looks like one of them is passed over.
+
+    Args:
+        vectors: features by row, of unit length.
+        near: from which cosine on two images are the same picture.
+    """
+
+    def __init__(self, vectors: Mapping[int, np.ndarray], near: float) -> None:
+        self.rows: dict[int, str] = {}
+        self.duplicates = 0
+        self._vectors, self._near = vectors, near
+        self._seen: list[np.ndarray] = []
+
+    def take(self, why: str, order: Sequence[int] | np.ndarray, most: int) -> None:
+        """Take up to `most` more rows in this order."""
+        for row in map(int, order):
+            if most <= 0:
+                return
+            if row in self.rows:
+                continue
+            vector = self._vectors.get(row)
+            if vector is not None and self._seen and float((np.stack(self._seen) @ vector).max()) >= self._near:
+                self.duplicates += 1
+                continue
+            if vector is not None:
+                self._seen.append(vector)
+            self.rows[row] = why
+            most -= 1
+
+
+def _margins(table: pd.DataFrame) -> np.ndarray:
+    """How far the best label is ahead of the second best: the smaller, the less certain."""
+    scores = table["top_scores"]
+    return np.array([values[0] - values[1] if len(values) > 1 else 1.0 for values in scores])
+
+
+def _changed(config: ReviewConfig, table: pd.DataFrame) -> np.ndarray:
+    """Which images are new, or another version, since the published run before; all False where there is none."""
+    place = resolve(config.output, config.storage_options)
+    newest = read_latest(place)[-1]["run_id"]
+    before = [run for run in ledger.runs(place) if run.finished() and run.run_id != newest]
+    before = [run for run in before if run.facts["spec"]["predictions"]]
+    if not before:
+        return np.zeros(len(table), bool)
+    old = read_run_table(before[-1].place, "predictions", ["uri", "key", "etag"]).to_pandas()
+    known = set(zip(old["uri"], old["key"], old["etag"], strict=True))
+    return np.array([one not in known for one in zip(table["uri"], table["key"], table["etag"], strict=True)])
+
+
+def _vectors(table: pd.DataFrame, source: FeatureRun, rows: np.ndarray) -> dict[int, np.ndarray]:
+    """Features of some rows: around their mean, because those of one store are all alike, and of unit length."""
+    wanted = {(table["uri"].iloc[row], table["key"].iloc[row]): int(row) for row in rows}
+    found = look_up(source, "key", pa.array([key for _, key in wanted], pa.string()))
+    values = matrix(found["features"]).astype(np.float32)
+    values -= values.mean(axis=0)
+    values /= np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    names = zip(found["uri"].to_pylist(), found["key"].to_pylist(), strict=True)
+    return {wanted[name]: vector for name, vector in zip(names, values, strict=True) if name in wanted}
+
+
+def _pictures(config: ReviewConfig, chosen: pd.DataFrame) -> list[Picture]:
+    """Thumbnails of the chosen images; a shard is read once for all of its images."""
+    place = resolve(config.output, config.storage_options)
+    latest = place.join(schema.RUNS, read_latest(place)[-1]["run_id"])
+    run = Run(latest, read_sealed(latest.join(schema.RUN)))
+    spec = run.facts["spec"]
+    manifest = run.manifest.filter(pa.compute.is_in(run.manifest["uri"], pa.array(chosen["uri"].unique(), pa.string())))
+    reader = Reader(config.storage_options, image_field=spec.get("image_field"))
+    found: dict[tuple[str, str], bytes | Failure] = {}
+    for row in manifest.to_pylist():
+        if row["format"] == IMAGE:
+            found[row["uri"], row["key"]] = reader.image(row)
+            continue
+        wanted = set(chosen.loc[chosen["uri"] == row["uri"], "key"])
+        for member in reader.members(row):
+            if member.key in wanted:
+                found[row["uri"], member.key] = member.data
+    rows = zip(*(chosen[name] for name in ("uri", "key", "label", "score", "why")), strict=True)
+    return [Picture(key, label, score, why, _small(found.get((uri, key)))) for uri, key, label, score, why in rows]
+
+
+def _small(data: bytes | Failure | None) -> str | None:
+    """A thumbnail as a data URL; None where the image cannot be read any more."""
+    small = thumbnail(data) if isinstance(data, bytes) else None
+    return "data:image/jpeg;base64," + base64.b64encode(small).decode() if isinstance(small, bytes) else None
+
+
+def _labels_file(chosen: pd.DataFrame) -> bytes:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["key", "label", "suggested", "score", "why"])
+    for row in chosen.itertuples():
+        writer.writerow([row.key, "", row.label, f"{row.score:.4f}", row.why])
+    return buffer.getvalue().encode()
