@@ -45,11 +45,11 @@ def test_other_conditions_are_a_sentence(text):
 
 @pytest.fixture(scope="module")
 def two_runs(store, bundle_url, tmp_path_factory) -> tuple[str, str]:
-    """The same store with one head and with another that calls some blue ones red."""
+    """The same store with one head and with another that was told that most blue ones are red."""
     folder = tmp_path_factory.mktemp("compare")
     tlbatch.classify(images=str(store), bundle=bundle_url, output=str(folder / "a"), features=True)
     keys = sorted(str(path.relative_to(store)) for path in store.rglob("*.jpg"))
-    names = ["red" if key.startswith("blue/000") else key.split("/")[0] for key in keys]
+    names = ["red" if key.startswith("blue") and key < "blue/0016" else key.split("/")[0] for key in keys]
     pd.DataFrame({"key": keys, "label": names}).to_csv(folder / "labels.csv", index=False)
     head = tlbatch.train(
         features=str(folder / "a"),

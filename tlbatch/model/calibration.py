@@ -13,7 +13,9 @@ _LEAST = 1e-12
 def fit_temperature(scores: np.ndarray, classes: np.ndarray) -> float:
     """The temperature that makes softmax scores fit the truth best, by log loss.
 
-    Dividing the logits by it changes no label (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
+    Dividing the logits by it changes no label (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017). A few
+    images that are all told right would ask for scores of one, so each counts as right with probability (n + 1) / (n + C) and
+    no more (Platt, "Probabilistic Outputs for Support Vector Machines", 1999).
 
     Args:
         scores: (n, C) softmax scores of images the head was not trained on.
@@ -23,10 +25,12 @@ def fit_temperature(scores: np.ndarray, classes: np.ndarray) -> float:
     from scipy.special import log_softmax
 
     logits = np.log(np.maximum(scores.astype(np.float64), _LEAST))
-    rows = np.arange(len(classes))
+    count, of = scores.shape
+    targets = np.full(scores.shape, 1 / (count + of))
+    targets[np.arange(count), classes] = (count + 1) / (count + of)
 
     def loss(log_temperature: float) -> float:
-        return -float(log_softmax(logits / np.exp(log_temperature), axis=1)[rows, classes].mean())
+        return -float((targets * log_softmax(logits / np.exp(log_temperature), axis=1)).sum())
 
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
     return float(np.exp(found.x))
@@ -76,7 +80,13 @@ def threshold_for(scores: np.ndarray, classes: np.ndarray, precision: float) -> 
     enough = np.flatnonzero(np.cumsum(right) / np.arange(1, len(right) + 1) >= precision)
     if not len(enough):
         return None
-    return at_threshold(scores, classes, float(np.sort(best)[::-1][enough[-1]]))
+    return at_threshold(scores, classes, _just_below(best, np.sort(best)[::-1][enough[-1]]))
+
+
+def _just_below(scores: np.ndarray, score: float) -> float:
+    """Half way to the next lower score, so that other last digits, such as those of float16 features, change nothing."""
+    lower = scores[scores < score]
+    return float((score + lower.max()) / 2 if len(lower) else score)
 
 
 def thresholds_by_f1(scores: np.ndarray, truth: np.ndarray) -> tuple[float, ...]:
@@ -95,5 +105,5 @@ def thresholds_by_f1(scores: np.ndarray, truth: np.ndarray) -> tuple[float, ...]
             continue
         precision, recall, thresholds = precision_recall_curve(truth[:, number], scores[:, number])
         f1 = 2 * precision * recall / np.maximum(precision + recall, _LEAST)
-        found.append(float(thresholds[int(np.argmax(f1[:-1]))]))
+        found.append(_just_below(scores[:, number], thresholds[int(np.argmax(f1[:-1]))]))
     return tuple(found)

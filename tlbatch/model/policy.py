@@ -1,8 +1,9 @@
 """A Keras model file -> a Keras model, if nothing in it can run code or reach outside; checked before Keras sees it.
 
 Allowed are the layers of Keras that only compute, its pure operations, initializers, regularizers, constraints, losses,
-metrics, optimizers and named activations. Everything else is refused by name: `Lambda` and wrappers of foreign code, layers that read vocabularies from
-files, custom and registered objects, members outside of the archive, and HDF5 that points out of its file.
+metrics, optimizers and named activations. Everything else is refused by name: `Lambda` and wrappers of foreign code, layers
+that read vocabularies from files, custom and registered objects, other members of the archive, and HDF5 that points out of
+its file.
 """
 
 from __future__ import annotations
