@@ -1,11 +1,13 @@
 """Every base scales its pixels as Keras does, and takes its weights from every layout Keras has written."""
 
 import inspect
+import re
 
 import h5py
 import keras
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from tlbatch.errors import ConfigError, WeightsError
 from tlbatch.model import bases
@@ -20,12 +22,35 @@ def test_the_table_holds_every_base_of_keras():
     assert builders == set(BASES)
 
 
-@pytest.mark.parametrize("name", sorted(BASES))
-def test_each_base_scales_as_its_own_preprocess_input(name):
+#: What `docs/bases.md` says of each base: size, preprocessing in words, feature length.
+TABLE = {
+    name: (int(size), words, int(length))
+    for name, size, words, length in re.findall(
+        r"^\| (\w+) \| (\d+) \| (.+?) \| (\d+) \|$", (ROOT / "docs" / "bases.md").read_text(), flags=re.MULTILINE
+    )
+}
+WORDS = {
+    "tf": "-1 to 1",
+    "torch": "ImageNet mean and deviation",
+    "caffe": "BGR minus ImageNet mean",
+    "inside": "by the network",
+}
+
+
+def test_the_documentation_lists_every_base():
+    assert set(TABLE) == set(BASES)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_each_base_is_built_and_scales_as_its_own_preprocess_input(name):
+    base, side = BASES[name], 96
+    pixels, features = bases.with_preprocessing(base, build_network(base, side, "random"), side)
+    extractor = keras.Model(pixels, features)
+    assert TABLE[name] == (base.size, WORDS[base.scaling], features.shape[-1])
+    images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
+    given = np.asarray(keras.Model(pixels, extractor.get_layer("scale").output)(images))
     module = inspect.getmodule(getattr(keras.applications, name))
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
-    given = np.asarray(bases._scaled(BASES[name].scaling, keras.ops.convert_to_tensor(pixels)))
-    assert given == pytest.approx(module.preprocess_input(pixels.astype("float32")), abs=1e-4)
+    assert given == pytest.approx(module.preprocess_input(images.astype("float32")), abs=1e-4)
 
 
 def test_an_unknown_base_is_a_sentence_with_a_suggestion():
@@ -70,7 +95,7 @@ def test_weights_come_back_from_every_layout(network, stacked, tmp_path, layout)
 def test_weights_come_back_from_the_files_keras_downloads(network, tmp_path):
     """`*_notop.h5`: legacy layout, layers by name at the root, with the `:0` of TensorFlow 1."""
     file = tmp_path / "notop.h5"
-    _save_notop(network, file, lambda weight: f"{weight.path.split('/')[-2]}/{weight.name}:0")
+    save_notop(network, file, lambda weight: f"{weight.path.split('/')[-2]}/{weight.name}:0")
     assert weights_digest(build_network(MOBILENET, SMALL, file.read_bytes())) == weights_digest(network)
 
 
@@ -78,11 +103,11 @@ def test_weights_with_names_of_another_time_are_taken_in_order(tmp_path):
     """The VGG16 file of Keras calls its weights block1_conv1_W_1:0."""
     vgg = build_network(BASES["VGG16"], SMALL, "random")
     file = tmp_path / "vgg16_notop.h5"
-    _save_notop(vgg, file, lambda weight: f"{weight.path.split('/')[-2]}_{'W' if weight.name == 'kernel' else 'b'}_1:0")
+    save_notop(vgg, file, lambda weight: f"{weight.path.split('/')[-2]}_{'W' if weight.name == 'kernel' else 'b'}_1:0")
     assert weights_digest(build_network(BASES["VGG16"], SMALL, file.read_bytes())) == weights_digest(vgg)
 
 
-def _save_notop(network, file, name_of):
+def save_notop(network, file, name_of):
     with h5py.File(file, "w") as out:
         out.attrs["layer_names"] = [layer.name.encode() for layer in network.layers]
         for layer in network.layers:

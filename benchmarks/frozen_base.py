@@ -1,0 +1,221 @@
+"""What stored features and several heads save, what scores are worth, and what reviewing buys, on the demo's solar cells.
+
+    .venv/bin/python benchmarks/frozen_base.py [heads] [together] [honest] [reviewed] [--rounds 3] [--seeds 5] [--times 4]
+
+`heads`: features are extracted once, three heads trained on them, and the store re-scored with each and classified with each.
+`together`: three bundles in one pass against one. `honest`: calibration error and precision at a threshold. `reviewed`: a
+labelled set that grows by reviewed cells and one that grows by random ones; draws docs/review.svg. The store of the first two
+is the cells, `--times` over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from head_training import CELLS, SIZE, WEIGHTS, write_labels
+from photographs import run
+
+ROOT = Path(__file__).parent.parent
+BASE = ["--base", "MobileNetV2", "--size", SIZE, "--weights", WEIGHTS]
+FIRST, ROUND, ROUNDS = 200, 100, 3
+
+
+def main() -> None:
+    """Run what is asked for; all of it by default."""
+    sections = {section.__name__: section for section in (heads, together, honest, reviewed)}
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(sections))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--times", type=int, default=4)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_labels(root / "labels.csv")
+        run("extract", "--images", CELLS, *BASE, "--output", root / "features")
+        for name in options.sections or sections:
+            print(f"\n## {name}\n", flush=True)
+            sections[name](root, options)
+
+
+def head(root: Path, seed: int) -> Path:
+    """A bundle trained on the stored features."""
+    bundle = root / f"head-{seed}"
+    if not bundle.exists():
+        labels = ["--labels", root / "labels.csv"]
+        run("train", "--features", root / "features", *labels, "--bundle", bundle, "--set", f"seed={seed}")
+    return bundle
+
+
+def many_cells(root: Path, times: int) -> Path:
+    """The cells, so many times over, as links."""
+    store = root / f"cells-{times}"
+    if not store.exists():
+        store.mkdir()
+        for number in range(times):
+            for path in (CELLS / "images").iterdir():
+                os.symlink(path, store / f"{number}-{path.name}")
+    return store
+
+
+def heads(root: Path, options: argparse.Namespace) -> None:
+    """Labels and scores of `rescore` against `classify`, whole commands and the rate between a store and a larger one."""
+    from tlbatch import read_predictions
+
+    print("| head | labels that differ | largest difference of a score | `classify`, s | `rescore`, s |")
+    print("| ---: | ---: | ---: | ---: | ---: |")
+    for seed in range(3):
+        bundle = head(root, seed)
+        both = []
+        for verb, source in (("classify", ["--images", CELLS]), ("rescore", ["--features", root / "features"])):
+            output = root / f"{verb}-{seed}"
+            report = run(verb, *source, "--bundle", bundle, "--output", output)
+            both.append((read_predictions(str(output)).set_index("key"), report["seconds"]))
+        (first, slow), (second, fast) = both
+        apart = np.abs(first["score"] - second["score"]).max()
+        print(
+            f"| {seed} | {(first['label'] != second['label']).sum()} of {len(first)} | {apart:.1e} | {slow:.1f} | {fast:.1f} |"
+        )
+    steady(root, options.times)
+
+
+def steady(root: Path, times: int) -> None:
+    """Images a second between the cells and `times` as many, where start-up falls out."""
+    seconds: dict[str, list[float]] = {"classify": [], "rescore": []}
+    for count in (1, 1 + times):
+        store, features = many_cells(root, count), root / f"features-{count}"
+        made = run("classify", "--images", store, "--bundle", head(root, 0), "--output", features, "--features")
+        again = run("rescore", "--features", features, "--bundle", head(root, 1), "--output", root / f"again-{count}")
+        seconds["classify"].append(made["seconds"])
+        seconds["rescore"].append(again["seconds"])
+    more = times * len(list((CELLS / "images").iterdir()))
+    rates = {verb: more / (larger - smaller) for verb, (smaller, larger) in seconds.items()}
+    print(f"\n{more:,} more images: `classify` {rates['classify']:.0f} images/s, `rescore` {rates['rescore']:,.0f}: ", end="")
+    print(f"{rates['rescore'] / rates['classify']:.0f} times")
+
+
+def together(root: Path, options: argparse.Namespace) -> None:
+    """Seconds of one bundle and of three in one pass, in turn."""
+    store = many_cells(root, options.times)
+    bundles = [word for seed in range(3) for word in ("--bundle", head(root, seed))]
+    ratios = []
+    for number in range(options.rounds):
+        one = run("classify", "--images", store, *bundles[:2], "--output", root / f"one-{number}")["seconds"]
+        began = time.monotonic()
+        three = run("classify", "--images", store, *bundles, "--output", root / f"three-{number}")
+        took = max(report["seconds"] for report in three["tables"].values())
+        print(f"round {number + 1}: one {one:.1f} s, three {took:.1f} s ({time.monotonic() - began:.1f} s with start and end)")
+        ratios.append(took / one)
+    print(f"\n{three['listed']:,} images; three tables take {statistics.median(ratios):.2f} times as long as one (median)")
+
+
+def honest(root: Path, options: argparse.Namespace) -> None:
+    """Calibration error before and after, and the precision that was asked for against the one on the test part."""
+    print("| seed | temperature | calibration error before | after | precision at the threshold | answered |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    found = []
+    for seed in range(options.seeds):
+        words = [
+            "--labels",
+            root / "labels.csv",
+            "--bundle",
+            root / f"honest-{seed}",
+            "--precision",
+            0.95,
+            "--set",
+            f"seed={seed}",
+        ]
+        told = run("train", "--features", root / "features", *words)["calibration"]
+        error, test = told["calibration_error"], told["abstaining"]["test"]
+        found.append((error["before"], error["after"], test["precision"], test["answered"] / test["images"]))
+        numbers = f"{told['temperature']:.3f} | {error['before']:.4f} | {error['after']:.4f} | {test['precision']:.1%}"
+        print(f"| {seed} | {numbers} | {test['answered']} of {test['images']} |")
+    before, after, precision, answered = (statistics.mean(column) for column in zip(*found, strict=True))
+    print(f"\nmeans: {before:.4f} before, {after:.4f} after; {precision:.1%} right of the {answered:.0%} that are answered")
+
+
+def reviewed(root: Path, options: argparse.Namespace) -> None:
+    """Accuracy on held-out cells after each round, reviewed against random, and the picture of both."""
+    from tlbatch.session import ray_session
+
+    curves: dict[str, list[list[float]]] = {"reviewed": [], "random": []}
+    with ray_session() as start:
+        start()
+        for seed in range(options.seeds):
+            for way, found in curves.items():
+                found.append(curve(root, way, seed))
+                print(f"{way}, seed {seed}: " + ", ".join(f"{value:.4f}" for value in found[-1]), file=sys.stderr, flush=True)
+    print("| labelled cells | reviewed | random | difference by seed, points |\n| ---: | ---: | ---: | --- |")
+    for step in range(ROUNDS + 1):
+        pairs = [(one[step], other[step]) for one, other in zip(curves["reviewed"], curves["random"], strict=True)]
+        means = [statistics.mean(column) for column in zip(*pairs, strict=True)]
+        apart = ", ".join(f"{100 * (one - other):+.1f}" for one, other in pairs)
+        print(f"| {FIRST + step * ROUND} | {means[0]:.4f} | {means[1]:.4f} | {apart} |")
+    draw(curves)
+
+
+def curve(root: Path, way: str, seed: int) -> list[float]:
+    """Accuracies on the test part: with the first labelled cells, and after each round."""
+    import tlbatch
+
+    truth = {row["key"]: row["label"] for row in csv.DictReader((root / "labels.csv").read_text().splitlines())}
+    chance = random.Random(seed)
+    keys = chance.sample(sorted(truth), len(truth))
+    test, pool = keys[:525], keys[525:]
+    labelled = pool[:FIRST]
+    found = []
+    for step in range(ROUNDS + 1):
+        folder = root / f"{way}-{seed}-{step}"
+        folder.mkdir()
+        labels = folder / "labels.csv"
+        with labels.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["key", "label", "split"])
+            parts = ["validation" if number % 6 == 5 else "train" for number in range(len(labelled))]
+            rows = [*zip(labelled, parts, strict=True), *((key, "test") for key in test)]
+            writer.writerows((key, truth[key], part) for key, part in rows)
+        features = str(root / "features")
+        settings = {"features": features, "labels": str(labels), "seed": seed}
+        found.append(tlbatch.train(**settings, bundle=str(folder / "bundle"))["accuracy"])
+        if step == ROUNDS:
+            break
+        if way == "random":
+            labelled = pool[: len(labelled) + ROUND]
+            continue
+        tlbatch.rescore(features=features, bundle=str(folder / "bundle"), output=features)
+        chosen = tlbatch.review(output=features, budget=ROUND, labels=str(labels), to=str(folder / "review"), seed=seed)
+        labelled = labelled + [row["key"] for row in csv.DictReader(Path(chosen["labels"]).read_text().splitlines())]
+    return found
+
+
+def draw(curves: dict[str, list[list[float]]]) -> None:
+    """Both curves, each seed thin and the mean thick, into docs/review.svg."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "tlbatch"
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    counts = [FIRST + step * ROUND for step in range(ROUNDS + 1)]
+    for (way, found), color in zip(curves.items(), ("#b8430f", "#3465a4"), strict=True):
+        for one in found:
+            axes.plot(counts, one, color=color, alpha=0.25, linewidth=1)
+        axes.plot(counts, np.mean(found, axis=0), color=color, linewidth=2.5, marker="o", label=way)
+    axes.set(xlabel="labelled cells", ylabel="accuracy on 525 held-out cells", xticks=counts)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(ROOT / "docs" / "review.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
