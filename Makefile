@@ -43,6 +43,7 @@ bench: $(INSTALLED)  ## Measure, against peers, in one run; prints tables (hours
 	$(BIN)/python benchmarks/compare.py
 	$(BIN)/python benchmarks/models.py
 	$(BIN)/python benchmarks/head_training.py
+	$(BIN)/python benchmarks/frozen_base.py
 	$(BIN)/python benchmarks/stores.py
 	$(BIN)/python benchmarks/million.py
 

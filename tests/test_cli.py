@@ -19,9 +19,21 @@ from conftest import COLORS, ROOT, TLBATCH, encoded, noisy, run_cli, write_store
 from tlbatch.cli import app
 from tlbatch.schema import sha256
 
-VERBS = (
-    "train classify extract rescore evaluate compare review import export status verify gc demo".split()
-)  # in the order of `tlbatch --help`
+VERBS = [
+    "train",
+    "classify",
+    "extract",
+    "rescore",
+    "evaluate",
+    "compare",
+    "review",
+    "import",
+    "export",
+    "status",
+    "verify",
+    "gc",
+    "demo",
+]  # in the order of `tlbatch --help`
 
 
 def test_the_verbs_and_their_help():

@@ -2,9 +2,12 @@
 
 import base64
 import csv
+import html
 import io
+import json
 import re
 import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -161,6 +164,28 @@ def test_names_from_a_store_are_text_in_the_sheet():
     assert "<img src=x" not in page
     assert page.count("<script>") == page.count("</script>") == 1
     assert "default-src 'none'" in page
+
+
+def test_what_is_filled_in_on_the_sheet_is_saved_as_a_labels_file(tmp_path):
+    """In a real browser: the page's own button, its file caught before it becomes a download."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no Chromium on this machine")
+    evil = 'comma, "quote"</script>.jpg'
+    page = make_sheet("t", [Picture(key, "cat", 0.5, "uncertain", None) for key in ("a.jpg", evil, "c.jpg")], ["cat", "dog"])
+    caught = """<script>
+        URL.createObjectURL = blob => { blob.text().then(text => document.title = JSON.stringify(text)); return '#'; };
+        fields[0].value = 'dog'; fields[1].value = 'cat, or "dog"';
+        document.querySelector('button').click();
+    </script>"""
+    (tmp_path / "sheet.html").write_text(page.decode() + caught)
+    quiet = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
+    command = [chromium, *quiet.split(), f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=3000", "--dump-dom"]
+    done = subprocess.run(
+        [*command, (tmp_path / "sheet.html").as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    saved = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1]))
+    assert list(csv.reader(saved.splitlines())) == [["key", "label"], ["a.jpg", "dog"], [evil, 'cat, or "dog"']]
 
 
 def test_a_row_that_looks_like_a_chosen_one_is_passed_over():
