@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import write_store
@@ -197,6 +198,10 @@ def test_features_in_many_files_are_rescored_file_by_file(extracted, bundle_url,
     tlbatch.classify(images=images, bundle=bundle_url, output=str(tmp_path / "many"), **settings)
     run = stored.find_features(str(tmp_path / "many"))
     assert len(run.windows()) > 5
+    few = stored.look_up(run, "key", pa.array(["blue/0000.jpg", "red/0019.jpg", "in-tar/3.jpg", "nowhere.jpg"]))
+    assert few["key"].to_pylist() == ["blue/0000.jpg", "in-tar/3.jpg", "red/0019.jpg"]
+    read = list(run.vectors(np.array([0, 1])))
+    assert [table.num_rows for table in read] == [7]
     tlbatch.rescore(features=str(tmp_path / "many"), bundle=bundle_url, output=str(tmp_path / "again"))
     first, second = tables(tmp_path / "many"), tables(tmp_path / "again")
     pd.testing.assert_frame_equal(first["predictions"], second["predictions"])

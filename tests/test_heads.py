@@ -116,6 +116,39 @@ def test_killed_before_the_second_table_is_published_the_same_command_ends_it(br
     assert all(tlbatch.verify(report["output"])["ok"] for report in again["tables"].values())
 
 
+def test_a_store_that_changed_between_the_two_halves_of_a_command(bundles, bundle_url, tmp_path, monkeypatch):
+    """One table was published and the other not when it died; then an image is new: each table gets what it lacks."""
+    store = write_store(tmp_path / "store", 3)
+    settings = {"images": str(store), "bundle": bundles[:2], "output": str(tmp_path / "out")}
+    publish = commit._publish
+    calls = []
+
+    def dies_at_the_second(begun):
+        calls.append(begun)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return publish(begun)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commit, "_publish", dies_at_the_second)
+        with pytest.raises(tlbatch.TlbatchError, match="interrupted"):
+            tlbatch.classify(**settings)
+    write_store(store, 1, first=100)
+    tlbatch.classify(**settings)
+    again = tlbatch.classify(**settings)
+    assert [report["listed"] for report in again["tables"].values()] == [12, 12]
+    assert all(tlbatch.verify(report["output"])["ok"] for report in again["tables"].values())
+
+
+def test_two_copies_of_one_bundle_are_two_tables(bundles, broken_store, tmp_path):
+    copy = shutil.copytree(bundles[0], tmp_path / "copy")
+    settings = {"output": str(tmp_path / "out"), "max_failed_ratio": 1.0}
+    made = tlbatch.classify(images=str(broken_store), bundle=[bundles[0], str(copy)], **settings)
+    first, second = (tlbatch.read_predictions(report["output"]) for report in made["tables"].values())
+    assert (first["score"] == second["score"]).all()
+    assert len(first) == len(second) == 45
+
+
 def test_bundles_of_different_bases_do_not_share_a_pass(store, bundles, weights, tmp_path):
     other = tlbatch.train(images=str(store), size=64, weights=weights, bundle=str(tmp_path / "small"), epochs=1)
     with pytest.raises(BundleError, match="have different bases"):

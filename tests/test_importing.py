@@ -203,6 +203,17 @@ def test_mistakes_are_sentences_and_write_nothing(tmp_path, settings, error, sen
     assert not (tmp_path / "bundle").exists()
 
 
+def test_a_bundle_that_is_there_stays_if_the_new_one_is_no_good(tmp_path, monkeypatch):
+    from tlbatch import importing
+
+    before = imported(tmp_path, stacked())
+    monkeypatch.setattr(importing, "_distance", lambda bundle: 0.5)
+    with pytest.raises(BundleError, match=r"off by 0.5; nothing was written"):
+        imported(tmp_path, sequential())
+    assert load_bundle(before["bundle"]).digest == before["digest"]
+    load_bundle(before["bundle"]).require_whole()
+
+
 @pytest.mark.parametrize(
     ("shape", "sentence"),
     [((48, 48, 1), "images of 1 channels"), ((48, 64, 3), "images of 48x64 pixels"), ((None, None, 3), "say with --size")],

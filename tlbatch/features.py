@@ -63,9 +63,16 @@ class FeatureRun:
                 f"{self.base}, its {digest}."
             )
 
-    def vectors(self) -> Iterator[pa.Table]:
-        """uri, key, etag and features (fixed-size lists) of every image, file after file."""
-        names = [(name, digest) for window in self.windows() for name, digest in window.files.items() if _holds_features(name)]
+    def vectors(self, rows: np.ndarray | None = None) -> Iterator[pa.Table]:
+        """uri, key, etag and features (fixed-size lists) of every image, file after file.
+
+        Args:
+            rows: of the manifest, sorted; only the files that hold one of them are read.
+        """
+        windows = self.windows()
+        if rows is not None:
+            windows = [one for one in windows if np.searchsorted(rows, one.start) < np.searchsorted(rows, one.end)]
+        names = [(name, digest) for window in windows for name, digest in window.files.items() if _holds_features(name)]
         with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
             for start in range(0, len(names), _FILES_AT_ONCE):
                 yield from pool.map(lambda named: read_checked(self.run.place, *named), names[start : start + _FILES_AT_ONCE])
@@ -184,7 +191,12 @@ def window_of(windows: Sequence[Window], row: int) -> Window:
 
 
 def look_up(source: FeatureRun, column: str, names: pa.Array) -> pa.Table:
-    """key, uri and features of the images with these names, in the manifest's order; no image is read."""
-    return pa.concat_tables(
-        table.filter(pc.is_in(table[column], names)).select(["uri", "key", "features"]) for table in source.vectors()
-    )
+    """key, uri and features of the images with these names, in the manifest's order; no image is read.
+
+    Only files are read that can hold one of them: what is in a shard is not known from the manifest.
+    """
+    manifest = source.run.manifest
+    wanted = pc.or_(pc.is_in(manifest[column], names), pc.not_equal(manifest["format"], IMAGE))
+    rows = np.flatnonzero(wanted.to_numpy())
+    tables = source.vectors(rows if len(rows) else np.array([0]))
+    return pa.concat_tables(table.filter(pc.is_in(table[column], names)).select(["uri", "key", "features"]) for table in tables)

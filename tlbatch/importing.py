@@ -13,7 +13,7 @@ from tlbatch.config import ExportConfig, ImportConfig
 from tlbatch.errors import BundleError, WeightsError
 from tlbatch.labels import read_classes
 from tlbatch.model import bundle as bundles
-from tlbatch.model.bundle import Trained, load_bundle, require_bundle_place, save_bundle, saved
+from tlbatch.model.bundle import Bundle, Trained, copy_bundle, load_bundle, require_bundle_place, save_bundle, saved
 from tlbatch.model.engines import load_engine
 from tlbatch.model.foreign import TOLERANCE, plain_model, probe_pixels, take_apart
 from tlbatch.model.policy import load_harmless
@@ -49,13 +49,14 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
     facts = {"imported": config.model, "scale": config.scale, "head found in the graph": imported.split}
     card = make_card(f"{', '.join(labels[:4])}{' …' if len(labels) > 4 else ''}: imported", facts, None)
     trained = Trained(imported.head, tuple(labels), {}, facts, label_thresholds=thresholds)
-    made = save_bundle(place, frozen, trained, probe_pixels(frozen.size), {bundles.CARD: card})
-    probes = made.probes()
-    scores = load_engine(made, "openvino").predict(probes["pixels"]).scores
-    off = float(np.abs(probes["scores"] - scores).max())
-    if off > TOLERANCE:
-        place.delete()
-        raise BundleError(f"The model {config.model} gives other scores as a bundle: off by {off:.2g}; nothing was kept.")
+    with tempfile.TemporaryDirectory() as folder:
+        tried = save_bundle(resolve(folder), frozen, trained, probe_pixels(frozen.size), {bundles.CARD: card})
+        off = _distance(tried)
+        if off > TOLERANCE:
+            raise BundleError(
+                f"The model {config.model} gives other scores as a bundle: off by {off:.2g}; nothing was written."
+            )
+        made = copy_bundle(tried, place)
     return {
         "bundle": made.place.url,
         "digest": made.digest,
@@ -67,6 +68,13 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
         "off": off,
         "seconds": round(time.monotonic() - began, 3),
     }
+
+
+def _distance(bundle: Bundle) -> float:
+    """How far the scores of the CPU's engine are from Keras's, on the bundle's probes."""
+    probes = bundle.probes()
+    scores = load_engine(bundle, "openvino").predict(probes["pixels"]).scores
+    return float(np.abs(probes["scores"] - scores).max())
 
 
 def export_model(config: ExportConfig) -> dict[str, Any]:
@@ -89,13 +97,12 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
 
 
 def _load(place: Place) -> Any:
-    suffix = ".keras" if place.url.endswith(".keras") else ".h5"
     try:
         data = place.read()
     except (FileNotFoundError, IsADirectoryError):
         raise WeightsError(f"model: there is no file {place.url}.") from None
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"model{suffix}")
+        path = Path(folder, "model.keras" if data.startswith(b"PK") else "model.h5")  # Keras goes by the name
         path.write_bytes(data)
         try:
             return load_harmless(path)

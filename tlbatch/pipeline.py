@@ -216,10 +216,12 @@ def _run(work: _Pass) -> list[dict[str, Any]]:
         ledger.require_output(table.output, order.spec["images"])
         require_free(table.output)
         currents.append(commit.to_continue(table.output, order))
-    begun = [current for current in currents if current is not None]
-    work.run_id = begun[0].run_id if begun else (work.config.run_id or ledger.new_run_id())
+    begun = [current.run_id for current in currents if current is not None]
+    all_begun = len(begun) == len(currents)
+    # A run that is begun beside one that is continued has a name of its own: its output may have a run of the other's name.
+    work.run_id = begun[0] if all_begun else (work.config.run_id or ledger.new_run_id())
     with continued_later(work.run_id):
-        if len(begun) < len(currents):
+        if not all_begun:
             _list(work)
         asked = list(zip([table.output for table in work.tables], orders, strict=True))
         return commit.carry_out_together(asked, work.run_id)
@@ -260,8 +262,8 @@ def _execute(work: _Pass, runs: Sequence[Run], left: pa.Table) -> None:
 
 def _job(work: _Pass, runs: Sequence[Run], plan: Plan, left_uri: str) -> Job:
     config = work.config
-    digests = [run.facts["bundle"] for run in runs]
-    urls = [table.bundle.place.url for digest in digests for table in work.tables if table.bundle.digest == digest]
+    of_output = {table.output.url: table.bundle.place.url for table in work.tables}
+    urls = [of_output[run.place.url.removesuffix(f"/{schema.RUNS}/{run.run_id}")] for run in runs]
     return Job(
         bundle_url=urls[0],
         head_urls=tuple(urls[1:]),

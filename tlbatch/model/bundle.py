@@ -290,6 +290,16 @@ def save_bundle(
     return Bundle(place, facts, sha256(data))
 
 
+def copy_bundle(bundle: Bundle, place: Place) -> Bundle:
+    """Put a bundle's files into another place, `bundle.json` last; a bundle that is there already is replaced."""
+    data = bundle.place.join(BUNDLE).read()
+    place.join(BUNDLE).delete()
+    for name in bundle.facts["files"]:
+        place.join(*name.split("/")).write((bundle.folder / name).read_bytes())
+    place.join(BUNDLE).write(data)
+    return Bundle(place, bundle.facts, bundle.digest)
+
+
 def _stack(frozen: Frozen, trained: Trained | None) -> keras.Model:
     """uint8 pixels (batch, size, size, 3) -> {"features": (batch, F), "scores": (batch, C)}, both float32."""
     import keras
