@@ -1,5 +1,6 @@
 """Several bundles of one base share a pass: each table is the one that a run of its own gives, and is published by itself."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -49,6 +50,23 @@ def together(broken_store, bundles, tmp_path_factory) -> dict:
     return tlbatch.classify(images=str(broken_store), bundle=bundles, output=str(output), **settings)
 
 
+@contextlib.contextmanager
+def dying_before_the_second_table(monkeypatch):
+    """The command in the block is interrupted when one table is published."""
+    publish, calls = commit._publish, []
+
+    def dies_at_the_second(begun):
+        calls.append(begun)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return publish(begun)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commit, "_publish", dies_at_the_second)
+        with pytest.raises(tlbatch.TlbatchError, match="interrupted"):
+            yield
+
+
 def published(output: str | Path) -> dict[str, bytes]:
     run = Path(output, "runs", RUN_ID)
     return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("part-*.parquet"))}
@@ -96,20 +114,9 @@ def test_what_one_table_lacks_is_done_for_that_one(together, broken_store, bundl
 
 
 def test_killed_before_the_second_table_is_published_the_same_command_ends_it(broken_store, bundles, tmp_path, monkeypatch):
-    publish = commit._publish
-    calls = []
-
-    def dies_at_the_second(begun):
-        calls.append(begun)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return publish(begun)
-
     settings = {"run_id": RUN_ID, "max_failed_ratio": 1.0}
-    with monkeypatch.context() as patch:
-        patch.setattr(commit, "_publish", dies_at_the_second)
-        with pytest.raises(tlbatch.TlbatchError, match="interrupted"):
-            tlbatch.classify(images=str(broken_store), bundle=bundles, output=str(tmp_path / "out"), **settings)
+    with dying_before_the_second_table(monkeypatch):
+        tlbatch.classify(images=str(broken_store), bundle=bundles, output=str(tmp_path / "out"), **settings)
     monkeypatch.setattr(pipeline, "_execute", lambda *_: pytest.fail("it worked again"))
     again = tlbatch.classify(images=str(broken_store), bundle=bundles, output=str(tmp_path / "out"), **settings)
     assert [report.get("already_done", False) for report in again["tables"].values()] == [True, False, False]
@@ -120,19 +127,8 @@ def test_a_store_that_changed_between_the_two_halves_of_a_command(bundles, bundl
     """One table was published and the other not when it died; then an image is new: each table gets what it lacks."""
     store = write_store(tmp_path / "store", 3)
     settings = {"images": str(store), "bundle": bundles[:2], "output": str(tmp_path / "out")}
-    publish = commit._publish
-    calls = []
-
-    def dies_at_the_second(begun):
-        calls.append(begun)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return publish(begun)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(commit, "_publish", dies_at_the_second)
-        with pytest.raises(tlbatch.TlbatchError, match="interrupted"):
-            tlbatch.classify(**settings)
+    with dying_before_the_second_table(monkeypatch):
+        tlbatch.classify(**settings)
     write_store(store, 1, first=100)
     tlbatch.classify(**settings)
     again = tlbatch.classify(**settings)
