@@ -41,6 +41,7 @@ format: $(INSTALLED)  ## Put the code into its form
 
 bench: $(INSTALLED)  ## Measure, against peers, in one run; prints tables (hours; peers go into .venv-peers)
 	$(BIN)/python benchmarks/compare.py
+	.venv-peers/bin/python benchmarks/decoders.py ../shared/photos
 	$(BIN)/python benchmarks/models.py
 	$(BIN)/python benchmarks/head_training.py
 	$(BIN)/python benchmarks/frozen_base.py
