@@ -26,9 +26,9 @@ def install() -> None:
     decode.decode = lethal
     predict = worker._predict
 
-    def lethal_model(engine, pixels, *limits):
+    def lethal_model(engine, pixels):
         if (pixels == POISON).all(axis=(1, 2, 3)).any():
             os._exit(139)
-        return predict(engine, pixels, *limits)
+        return predict(engine, pixels)
 
     worker._predict = lethal_model

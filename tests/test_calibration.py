@@ -13,6 +13,7 @@ from tlbatch.errors import ConfigError
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.calibration import at_threshold, calibration_error, fit_temperature, threshold_for, thresholds_by_f1
 from tlbatch.model.head import HeadTraining, Part, build_head, make_honest, scores_of, train_head
+from tlbatch.report.evaluate import measure_many
 
 
 def softmax(logits):
@@ -129,6 +130,13 @@ def test_of_several_labels_those_above_their_thresholds_are_given():
     assert columns["top_labels"].to_pylist() == [["b", "a"], []]
     assert columns["label"].to_pylist() == ["b", "c"]
     assert columns["abstained"].to_pylist() == [False, True]
+
+
+def test_of_a_single_label_the_images_that_have_it_are_measured():
+    found = measure_many([["scratch"], *[[]] * 9], [[]] * 10, ["scratch"])
+    assert found["by_class"] == {"scratch": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "images": 1}}
+    assert (found["micro_f1"], found["accuracy"]) == (0.0, 0.9)
+    assert measure_many([["a"], []], [["a"], []], ["a"])["micro_f1"] == 1.0
 
 
 @pytest.mark.usefixtures("ray_here")

@@ -1,6 +1,7 @@
 """Two runs held against each other, and a run that is not published because of what that gave."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ from conftest import run_cli, write_store
 
 import tlbatch
 from tlbatch import pipeline
-from tlbatch.errors import ConfigError, NotPromotedError, OutputError
+from tlbatch.errors import ConfigError, InterruptedRunError, NotPromotedError, OutputError
+from tlbatch.features import find_features
 from tlbatch.report.compare import Condition, parse_conditions, stability_index
+from tlbatch.storage import LocalPlace
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -24,6 +27,7 @@ def test_the_stability_index_by_hand():
     by_hand = 5 * (0.2 - 0.1) * np.log(2) + 5 * (1e-4 - 0.1) * np.log(1e-4 / 0.1)
     assert shifted == pytest.approx(by_hand, rel=0.02)
     assert stability_index(np.zeros(100), np.zeros(50)) == 0
+    assert stability_index(np.array([]), first) == stability_index(first, np.array([])) == 0
 
 
 @pytest.mark.parametrize(
@@ -148,6 +152,51 @@ def test_a_run_that_is_kept_back_is_not_taken_for_other_images(published, two_ru
     assert again["already_done"]
     more = tlbatch.classify(images=str(store), bundle=bundle_url, output=str(published), top_k=2)
     assert more["predicted"] == 60
+
+
+@pytest.mark.parametrize("dies_at", ["staged", "_SUCCESS"])
+def test_a_run_that_dies_while_it_is_kept_back_is_kept_back(published, two_runs, store, monkeypatch, dies_at):
+    """Once it is marked it only wants to be tidied: nothing is done again."""
+    head = json.loads(next(Path(two_runs[1]).glob("runs/*/run.json")).read_text())["bundle_url"]
+    settings = {"images": str(store), "bundle": head, "output": str(published), "promote_if": "agreement>0.999"}
+
+    def dies(self, *_):
+        if self.path.name == dies_at and (self.path.parent / "_KEPT_BACK").exists():
+            raise KeyboardInterrupt
+        return real(self, *_)
+
+    step = "delete" if dies_at == "staged" else "write"
+    real = getattr(LocalPlace, step)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalPlace, step, dies)
+        with pytest.raises(InterruptedRunError):
+            tlbatch.classify(**settings)
+    monkeypatch.setattr(pipeline, "_execute", lambda *_: pytest.fail("it worked again"))
+    with pytest.raises(NotPromotedError):
+        tlbatch.classify(**settings)
+    assert [run["state"] for run in tlbatch.status(str(published))["runs"]] == ["published", "kept back"]
+    assert tlbatch.classify(**{**settings, "promote_if": None})["predicted"] == 60
+
+
+def test_of_several_tables_the_one_that_is_kept_back_holds_up_no_other(published, two_runs, bundle_url, store, tmp_path):
+    head = json.loads(next(Path(two_runs[1]).glob("runs/*/run.json")).read_text())["bundle_url"]
+    copy = shutil.copytree(head, tmp_path / "changing")
+    bundles = [str(copy), bundle_url]
+    settings = {"images": str(store), "output": str(tmp_path / "both")}
+    tlbatch.classify(bundle=[str(shutil.copytree(bundle_url, tmp_path / "x" / "changing")), bundle_url], **settings)
+    with pytest.raises(NotPromotedError, match="agreement is"):
+        tlbatch.classify(bundle=bundles, top_k=2, promote_if="agreement>0.999", **settings)
+    states = {name: tlbatch.status(str(tmp_path / "both" / name))["runs"][-1]["state"] for name in ("changing", "colors")}
+    assert states == {"changing": "kept back", "colors": "published"}
+
+
+def test_features_of_a_run_that_is_kept_back_are_not_the_tables(two_runs, published, store):
+    head = json.loads(next(Path(two_runs[1]).glob("runs/*/run.json")).read_text())["bundle_url"]
+    settings = {"images": str(store), "bundle": head, "output": str(published), "features": True}
+    with pytest.raises(NotPromotedError):
+        tlbatch.classify(**settings, promote_if="agreement>0.999")
+    with pytest.raises(OutputError, match="There are no features at"):
+        find_features(str(published))
 
 
 def test_a_condition_on_features_that_are_not_there_does_not_hold(published, store, bundle_url):

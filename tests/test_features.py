@@ -96,6 +96,18 @@ def test_rescoring_promises_the_same_manifest_and_a_second_time_does_nothing(ext
     assert tlbatch.rescore(**settings)["already_done"]
 
 
+def test_what_failed_for_now_stays_failed_and_is_not_done_again(mixed, bundle_url, tmp_path):
+    """`rescore` asks no store: a reason that may have passed there has not passed here."""
+    listed = tmp_path / "list.csv"
+    listed.write_text(f"uri,etag\n{mixed}/red/0000.jpg,\n{mixed}/red/0001.jpg,another-version\n")
+    settings = {"features": True, "max_failed_ratio": 1.0}
+    first = tlbatch.classify(images=str(listed), bundle=bundle_url, output=str(tmp_path / "first"), **settings)
+    assert (first["failed_by_kind"], first["failed_transient"]) == ({"changed": 1}, 1)
+    again = {"features": str(tmp_path / "first"), "bundle": bundle_url, "output": str(tmp_path / "again")}
+    assert tlbatch.rescore(**again)["failed_transient"] == 1
+    assert tlbatch.rescore(**again)["already_done"]
+
+
 def test_no_image_is_read_to_rescore_or_to_train(extracted, mixed, bundle_url, tmp_path):
     """The images are gone, and nobody notices."""
     output = extracted
@@ -226,17 +238,19 @@ def test_a_feature_that_float16_cannot_hold_is_no_silent_infinity(bundle_url):
     from tlbatch.blocks import Attempt
     from tlbatch.decode import Pixels
     from tlbatch.model.engines import Outputs
-    from tlbatch.worker import _classify_batch
+    from tlbatch.worker import _classify_batch, _writable
 
     class Large:
         def predict(self, pixels):
             return Outputs(np.full((len(pixels), 4), 70_000, np.float32), None)
 
     one = Attempt({"row": 0}, 0, "a.jpg", Pixels(np.zeros((8, 8, 3), np.uint8), 8, 8))
-    (found,) = _classify_batch(Large(), [one], float(np.finfo("float16").max))
+    (given,) = _classify_batch(Large(), [one])
+    assert given.failure is None, "another table of the same pass writes no features"
+    found = _writable(given, float(np.finfo("float16").max))
     assert found.failure.kind == "predict_failed"
     assert "features_dtype=float32" in found.failure.message
-    assert _classify_batch(Large(), [one])[0].failure is None
+    assert _writable(given, float(np.finfo("float32").max)) is given
 
 
 @pytest.mark.parametrize("engine", ["openvino", "tensorflow"])

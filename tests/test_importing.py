@@ -4,6 +4,7 @@ import importlib.metadata
 import io
 import json
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -132,6 +133,18 @@ def test_one_output_is_the_second_of_two_classes(tmp_path, activation, suffix):
     scores = load_engine(load_bundle(result["bundle"])).predict(pixels()).scores
     assert scores == pytest.approx(np.concatenate([1 - dog, dog], axis=1), abs=1e-5)
     assert not result["multi_label"]
+
+
+def test_logits_that_look_like_probabilities_are_logits(tmp_path):
+    """`Dense(1)` of the tutorials, trained from logits, that gives no number outside of 0 to 1 on the probes."""
+    model = stacked(None, 1)
+    last = model.layers[-1]
+    last.set_weights([last.get_weights()[0] * 0.01, np.array([0.5], np.float32)])
+    raw = model.predict(pixels() / np.float32(127.5) - 1, verbose=0)
+    assert 0 < raw.min() < raw.max() < 1
+    result = imported(tmp_path, model, labels=("cat", "dog"))
+    scores = load_engine(load_bundle(result["bundle"])).predict(pixels()).scores
+    assert scores[:, 1:] == pytest.approx(1 / (1 + np.exp(-raw)), abs=1e-5)
 
 
 def test_scores_that_each_stand_for_themselves_are_several_labels(tmp_path):
@@ -353,6 +366,30 @@ def test_a_lambda_in_an_old_file_is_refused_too(tmp_path):
         file.attrs["model_config"] = json.dumps(with_layer(config, CALLS["CVE-2024-3660: Lambda with marshalled code"]))
     with pytest.raises(WeightsError, match="'Lambda', which could run code"):
         require_harmless(tmp_path / "model.h5")
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_a_file_that_is_two_things_is_refused(tmp_path):
+    """Keras goes by the name, so an old file with a harmless archive at its end would show that to whoever goes by content."""
+    stacked().save(tmp_path / "model.h5")
+    with h5py.File(tmp_path / "model.h5", "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        file.attrs["model_config"] = json.dumps(with_layer(config, CALLS["TFSMLayer: a SavedModel of somebody's"]))
+    stacked().save(tmp_path / "good.keras")
+    (tmp_path / "both.h5").write_bytes((tmp_path / "model.h5").read_bytes() + (tmp_path / "good.keras").read_bytes())
+    with pytest.raises(WeightsError, match="it is an archive as well"):
+        require_harmless(tmp_path / "both.h5")
+    shutil.copy(tmp_path / "model.h5", tmp_path / "named.keras")
+    with pytest.raises(WeightsError, match="is no Keras model that may be loaded"):
+        require_harmless(tmp_path / "named.keras")
+
+
+def test_slices_in_a_graph_are_allowed(tmp_path):
+    """What `preprocess_input` of VGG and ResNet leaves there."""
+    inputs = keras.Input((48, 48, 3))
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(small_base("avg")(inputs[..., ::-1])))
+    model.save(tmp_path / "model.keras")
+    require_harmless(tmp_path / "model.keras")
 
 
 def test_an_archive_holds_a_network_and_its_numbers_and_nothing_else(tmp_path):

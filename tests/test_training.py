@@ -68,6 +68,14 @@ def test_training_from_a_labels_file_with_images_that_cannot_be_read(tmp_path, w
     assert "1 labels belong to no image" in caplog.text
 
 
+def test_a_row_that_stands_twice_counts_once(tmp_path, store, weights, ray_here):
+    keys = sorted(str(path.relative_to(store)) for path in store.rglob("*.jpg"))[::4]
+    rows = [f"{key},{key.split('/')[0]}" for key in [*keys, keys[0]]]
+    labels = write_csv(tmp_path / "l.csv", "\n".join(["key,label", *rows]) + "\n")
+    result = tlbatch.train(images=str(store), labels=labels, size=64, weights=weights, bundle=str(tmp_path / "b"), epochs=1)
+    assert sum(result["images"].values()) == len(keys)
+
+
 def test_one_cannot_train_on_nothing_but_broken_images(tmp_path, weights, ray_here):
     for label in ("a", "b"):
         (tmp_path / "s" / label).mkdir(parents=True)

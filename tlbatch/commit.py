@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,8 @@ from tlbatch.publish import Each, Tables
 from tlbatch.storage import Place
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Listed(Protocol):
@@ -69,6 +71,8 @@ class Order:
     each: Each = map
     #: Given the seconds in each stage of what this command did, and its own: which one it waited for; None if nothing was done.
     bottleneck: Callable[[Mapping[str, float], float], Mapping[str, Any] | None] = lambda _stages, _seconds: None
+    #: Whether what failed will fail again, however transient its reason was: another run could do no better.
+    final: bool = False
     #: Asked before a complete run is published; None lets every run through.
     gate: Gate | None = None
     #: When the command began, by `time.monotonic`.
@@ -107,16 +111,33 @@ def carry_out_together(asked: Sequence[tuple[Place, Order]], run_id: str) -> lis
 
     Returns:
         The reports, in the order of `asked`.
+
+    Raises:
+        NotPromotedError: some are kept back; the others are published.
     """
     with contextlib.ExitStack() as leases:
-        begun = [_start(output, order, run_id, leases.enter_context(Lease(output, run_id))) for output, order in asked]
+        begun = [
+            _or_kept_back(_start, output, order, run_id, leases.enter_context(Lease(output, run_id))) for output, order in asked
+        ]
         open_ones = [one for one in begun if isinstance(one, _Begun)]
         for manifest in dict.fromkeys(one.run.facts["manifest_sha256"] for one in open_ones):
             same = [one for one in open_ones if one.run.facts["manifest_sha256"] == manifest]
-            left = _in_any([one.left for one in same])
+            left = _in_any(same)
             if left.num_rows:
                 same[0].order.work([one.run for one in same], left)
-        return [_publish(one) if isinstance(one, _Begun) else one for one in begun]
+        ended = [_or_kept_back(_publish, one) if isinstance(one, _Begun) else one for one in begun]
+    kept_back = [one for one in ended if isinstance(one, NotPromotedError)]
+    if kept_back:
+        raise NotPromotedError(" ".join(map(str, kept_back)))
+    return [one for one in ended if isinstance(one, dict)]
+
+
+def _or_kept_back(step: Callable[..., T], *arguments: Any) -> T | NotPromotedError:
+    """What a step gives, or the error that keeps one table back: the others go on."""
+    try:
+        return step(*arguments)
+    except NotPromotedError as error:
+        return error
 
 
 class _Begun(NamedTuple):
@@ -141,19 +162,21 @@ def _start(output: Place, order: Order, run_id: str, lease: Lease) -> _Begun | d
     return _Begun(output, order, run, lease, *what_is_left(run))
 
 
-def _in_any(lefts: Sequence[pa.Table]) -> pa.Table:
-    """The rows of one manifest that are in any of the tables, each once."""
-    if len(lefts) == 1:
-        return lefts[0]
-    rows = pa.concat_tables(lefts)
-    _, firsts = np.unique(rows["row"].to_numpy(), return_index=True)
-    return rows.take(pa.array(firsts))
+def _in_any(begun: Sequence[_Begun]) -> pa.Table:
+    """The rows that any of the runs, all of one manifest, still lacks."""
+    if len(begun) == 1:
+        return begun[0].left
+    lacking = np.zeros(begun[0].run.manifest.num_rows, bool)
+    for one in begun:
+        lacking[one.left["row"].to_numpy()] = True
+    return numbered(begun[0].run).filter(pa.array(lacking))
 
 
 def to_continue(output: Place, order: Order, *, tidy: bool = False) -> Run | None:
     """The run to continue, if there is one.
 
-    One that died between the flip and its last step is published: it only wants to be tidied, which takes the lease.
+    One that died between the flip, or the decision to keep it back, and its last step only wants to be tidied, which takes the
+    lease.
 
     Raises:
         OutputError: it was begun with another spec or bundle.
@@ -161,7 +184,8 @@ def to_continue(output: Place, order: Order, *, tidy: bool = False) -> Run | Non
     current = ledger.unfinished_run(output)
     if current is None:
         return None
-    if current.run_id in [entry["run_id"] for entry in ledger.read_latest(output)]:
+    decided = current.run_id in [entry["run_id"] for entry in ledger.read_latest(output)]
+    if decided or current.place.join(schema.KEPT_BACK).exists():
         if tidy:
             _tidy(current)
         return None
@@ -180,7 +204,7 @@ def _already_done(output: Place, order: Order) -> dict[str, Any] | None:
     for found in ledger.runs(output):
         if found.run_id in published and found.fingerprint == wanted:
             report = read_report(found)
-            return None if report["failed_transient"] else {**report, "already_done": True}
+            return None if report["failed_transient"] and not order.final else {**report, "already_done": True}
     return None
 
 
@@ -199,7 +223,12 @@ def _let_through(output: Place, order: Order, lease: Lease) -> dict[str, Any] | 
     if found is None:
         return None
     report = {name: value for name, value in read_report(found).items() if name not in ("compared", "kept_back")}
-    report = _promote(output, order, found, lease, report)
+    try:
+        report = _promote(output, order, found, lease, report)
+    except NotPromotedError:
+        if report["failed_transient"]:
+            return None  # a bad hour of the store may be why: it is done again
+        raise
     found.place.join(schema.KEPT_BACK).delete()
     return report
 
@@ -271,6 +300,7 @@ def _promote(output: Place, order: Order, run: Run, lease: Lease, report: dict[s
     if order.gate is not None:
         report = {**report, "compared": compared}
     if broken:
+        lease.require_held()
         run.place.join(schema.REPORT).write(schema.seal({**report, "kept_back": list(broken)}))
         run.place.join(schema.KEPT_BACK).write(b"")
         _tidy(run)

@@ -90,7 +90,8 @@ def find_features(url: str, options: Mapping[str, Any] | None = None) -> Feature
     else:
         candidates = ledger.runs(place) if schema.RUNS in place.names() else []
     for run in reversed(candidates):
-        if run.facts["spec"].get("features") and run.finished():
+        kept_back = run.place.join(schema.KEPT_BACK).exists() and len(candidates) > 1
+        if run.facts["spec"].get("features") and run.finished() and not kept_back:
             return FeatureRun(run, read_sealed(run.place.join(schema.REPORT)))
     raise OutputError(
         f"There are no features at {place.url}: `tlbatch extract`, or `classify --features`, writes them, and they are there "

@@ -107,6 +107,7 @@ class _Rescoring:
             facts={"resources": resources, "features_url": self.source.run.place.url, **self.bundle.for_run},
             each=lambda function, windows: write_windows(self.start_ray, self.run_id, function, windows),
             bottleneck=self.bottleneck,
+            final=True,
         )
 
     def execute(self, runs: Sequence[Run], left: pa.Table) -> None:
@@ -114,7 +115,8 @@ class _Rescoring:
         self.start_ray()
         rows = left["row"].to_numpy()
         windows = [w for w in self.source.windows() if np.searchsorted(rows, w.start) < np.searchsorted(rows, w.end)]
-        blocks = [commit.numbered(runs[0]).slice(window.start, window.end - window.start) for window in windows]
+        promised = commit.numbered(runs[0])
+        blocks = [promised.slice(window.start, window.end - window.start) for window in windows]
         cpus = int(self.config.num_cpus or 1)
         most = max(1, sum(int(node.get("CPU", 0)) // cpus for node in nodes()))
         self.actors = min(len(blocks), self.config.concurrency or most, most)

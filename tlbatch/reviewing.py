@@ -33,8 +33,9 @@ LABELS, SHEET = "labels.csv", "sheet.html"
 
 #: Shares of the budget for what is new or changed, and for chance; the least certain have the rest, and what these leave.
 _CHANGED_SHARE, _CONTROL_SHARE = 0.2, 0.1
-#: Of so many times the budget the features are compared.
+#: Of so many times what is wanted of each kind the features are compared.
 _CANDIDATES = 5
+_COLUMNS = ("uri", "key", "etag", "label", "score", "top_scores")
 
 
 def review(config: ReviewConfig) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def review(config: ReviewConfig) -> dict[str, Any]:
     options = config.storage_options
     target = resolve(config.to, options)
     _require_unwritten(target.join(LABELS))
-    table = read_predictions(config.output, storage_options=options)
+    table = read_predictions(config.output, _COLUMNS, storage_options=options)
     if config.labels:
         labelled = read_all_labels([resolve(url, options) for url in config.labels], many=True)
         table = table[~table[labelled.column].isin({name for name, _ in labelled.pairs})].reset_index(drop=True)
@@ -92,16 +93,17 @@ def _choose(config: ReviewConfig, table: pd.DataFrame, source: FeatureRun | None
     """The rows to look at, each with `why`, and how many near-duplicates were passed over."""
     changed = _changed(config, table)
     random = np.random.default_rng(config.seed)
+    shares = {"changed": int(_CHANGED_SHARE * config.budget), "control": int(_CONTROL_SHARE * config.budget)}
     orders = {
         "changed": random.permutation(np.flatnonzero(changed)),
         "control": random.permutation(len(table)),
         "uncertain": np.argsort(_margins(table), kind="stable"),
     }
-    candidates = {why: order[: _CANDIDATES * config.budget] for why, order in orders.items()}
+    candidates = {why: order[: _CANDIDATES * shares.get(why, config.budget)] for why, order in orders.items()}
     vectors = _vectors(table, source, np.unique(np.concatenate(list(candidates.values())))) if source else {}
     picked = Picked(vectors, config.near_duplicate)
-    picked.take("changed", candidates["changed"], int(_CHANGED_SHARE * config.budget))
-    picked.take("control", candidates["control"], int(_CONTROL_SHARE * config.budget))
+    for why, share in shares.items():
+        picked.take(why, candidates[why], share)
     picked.take("uncertain", candidates["uncertain"], config.budget - len(picked.rows))
     rows = pd.DataFrame({"row": list(picked.rows), "why": list(picked.rows.values())})
     chosen = table.iloc[rows["row"]].assign(why=rows["why"].to_numpy())
@@ -140,17 +142,26 @@ class Picked:
 
 
 def _margins(table: pd.DataFrame) -> np.ndarray:
-    """How far the best label is ahead of the second best: the smaller, the less certain."""
-    scores = table["top_scores"]
-    return np.array([values[0] - values[1] if len(values) > 1 else 1.0 for values in scores])
+    """How far the best label is ahead of the second best: the smaller, the less certain.
+
+    Where the table does not tell the second best, how far the best score is from a toss-up.
+    """
+    if (table["top_scores"].str.len() < 2).any():
+        return (table["score"] - 0.5).abs().to_numpy()
+    return np.array([values[0] - values[1] for values in table["top_scores"]])
 
 
 def _changed(config: ReviewConfig, table: pd.DataFrame) -> np.ndarray:
     """Which images are new, or another version, since the published run before; all False where there is none."""
     place = resolve(config.output, config.storage_options)
     newest = read_latest(place)[-1]["run_id"]
-    before = [run for run in ledger.runs(place) if run.finished() and run.run_id != newest]
-    before = [run for run in before if run.facts["spec"]["predictions"]]
+    runs = ledger.runs(place)
+    earlier = runs[: [run.run_id for run in runs].index(newest)]
+    before = [
+        run
+        for run in earlier
+        if run.finished() and run.facts["spec"]["predictions"] and not run.place.join(schema.KEPT_BACK).exists()
+    ]
     if not before:
         return np.zeros(len(table), bool)
     old = read_run_table(before[-1].place, "predictions", ["uri", "key", "etag"]).to_pandas()

@@ -180,7 +180,7 @@ def _labels_by_name(config: TrainConfig, keys: Sequence[str], where: str) -> tup
         places = [resolve(url, config.storage_options) for url in config.labels]
         labels = read_all_labels(places, many=config.multi_label)
     found: dict[str, tuple[str, ...]] = {}
-    for name, label in labels.pairs:
+    for name, label in dict.fromkeys(labels.pairs):
         found[name] = (*found.get(name, ()), *(() if config.multi_label and label == NO_LABEL else (label,)))
     return labels, found
 

@@ -210,7 +210,7 @@ class Predictor:
         return self._table([self._alone(attempt) for attempt in attempts])
 
     def _table(self, classified: Sequence[Classified]) -> pa.Table:
-        first = self._outcomes.to_table(classified)
+        first = self._outcomes.to_table([_writable(one, self._most) for one in classified])
         if not self._heads:
             return first
         tables = [first]
@@ -232,7 +232,7 @@ class Predictor:
 
     def _classify(self, batch: list[Attempt]) -> list[Classified]:
         with self._lock, self.switch.watching():
-            return _classify_batch(self._engine, batch, self._most)
+            return _classify_batch(self._engine, batch)
 
 
 class Classifier:
@@ -312,17 +312,19 @@ def _with_head(head: Head, classified: Sequence[Classified]) -> list[Classified]
     return found
 
 
-def _classify_batch(engine: Engine, attempts: list[Attempt], most: float = math.inf) -> list[Classified]:
-    """Predict the images that have pixels; the others pass through with their reason.
+def _writable(one: Classified, most: float) -> Classified:
+    """An image whose features are to be written fails where a number is larger than `most`, which the type can hold."""
+    if one.features is None or most == math.inf or np.abs(one.features).max() <= most:
+        return one
+    message = f"a feature of {np.abs(one.features).max():.3g} is more than can be written; set features_dtype=float32"
+    return Classified(one.attempt, Failure("predict", ErrorKind.PREDICT_FAILED, message), predict_seconds=one.predict_seconds)
 
-    Args:
-        engine: the model.
-        attempts: the images.
-        most: the largest feature that can be written.
-    """
+
+def _classify_batch(engine: Engine, attempts: list[Attempt]) -> list[Classified]:
+    """Predict the images that have pixels; the others pass through with their reason."""
     arrays = [one.outcome.array for one in attempts if isinstance(one.outcome, Pixels)]
     began = time.perf_counter()
-    given = iter(_predict(engine, np.stack(arrays), most) if arrays else ())
+    given = iter(_predict(engine, np.stack(arrays)) if arrays else ())
     share = (time.perf_counter() - began) / max(1, len(arrays))
     classified = []
     for one in attempts:
@@ -337,26 +339,21 @@ def _classify_batch(engine: Engine, attempts: list[Attempt], most: float = math.
     return classified
 
 
-def _predict(
-    engine: Engine, pixels: np.ndarray, most: float = math.inf
-) -> list[tuple[np.ndarray, np.ndarray | None] | Failure]:
+def _predict(engine: Engine, pixels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray | None] | Failure]:
     """Features and scores of each image. A batch the engine refuses is tried image by image: one never costs another."""
     try:
         outputs = engine.predict(pixels)
     except Exception as error:  # an engine's own exceptions are of no common kind
         if len(pixels) == 1:
             return [Failure("predict", ErrorKind.PREDICT_FAILED, f"{type(error).__name__}: {error}"[:500])]
-        return [_predict(engine, pixels[number : number + 1], most)[0] for number in range(len(pixels))]
-    return [_one_output(outputs, number, most) for number in range(len(pixels))]
+        return [_predict(engine, pixels[number : number + 1])[0] for number in range(len(pixels))]
+    return [_one_output(outputs, number) for number in range(len(pixels))]
 
 
-def _one_output(outputs: Outputs, number: int, most: float) -> tuple[np.ndarray, np.ndarray | None] | Failure:
+def _one_output(outputs: Outputs, number: int) -> tuple[np.ndarray, np.ndarray | None] | Failure:
     features, scores = outputs.features[number], None if outputs.scores is None else outputs.scores[number]
     if not np.isfinite(features if scores is None else scores).all():
         return _not_finite()
-    if most < math.inf and not np.abs(features).max() <= most:
-        message = f"a feature of {np.abs(features).max():.3g} is more than can be written; set features_dtype=float32"
-        return Failure("predict", ErrorKind.PREDICT_FAILED, message)
     return features, scores
 
 

@@ -72,10 +72,11 @@ def take_apart(model: keras.Model, name: str, scaling: Scaling, size: int | None
     network = _as_network(model, features)
     pixels, ready = scaled(scaling, side)
     extractor = _model(pixels, {"features": network(ready, training=False)})
-    head, multi_label = _head(features, layers, given, labels)
+    kind = _kind(model, given)
+    head, multi_label = _head(features, layers, given.shape[1], kind, labels)
     frozen = Frozen(bases.Base(model.name, side, scaling), side, name, network, extractor, export(extractor))
     now = np.asarray(head(extractor(probes, training=False)["features"], training=False))
-    distance = float(np.abs(now - _as_scores(given, len(labels))).max())
+    distance = float(np.abs(now - _as_scores(given, kind, len(labels))).max())
     if not distance <= TOLERANCE:
         raise WeightsError(f"The model {name} cannot be taken apart: its scores are off by {distance:.2g} afterwards.")
     return Imported(frozen, head, multi_label, bool(layers))
@@ -147,14 +148,10 @@ def _model(inputs: Any, outputs: Any, name: str | None = None) -> keras.Model:
     return keras.Model(inputs, outputs, name=name)
 
 
-def _head(features: Any, layers: Sequence[Any], given: np.ndarray, labels: Sequence[str]) -> tuple[keras.Model, bool]:
-    """Features (batch, F) -> scores (batch, C), and whether each score stands for itself.
-
-    Whether the model gives probabilities or logits is seen from what it gives.
-    """
+def _head(features: Any, layers: Sequence[Any], units: int, kind: str, labels: Sequence[str]) -> tuple[keras.Model, bool]:
+    """Features (batch, F) -> scores (batch, C), and whether each score stands for itself."""
     import keras
 
-    units = given.shape[1]
     if units != len(labels) and not (units == 1 and len(labels) == 2):
         raise LabelsError(f"The model gives {units} scores an image, and there are {len(labels)} labels.")
     start = keras.Input((features.shape[-1],), name="features")
@@ -163,7 +160,6 @@ def _head(features: Any, layers: Sequence[Any], given: np.ndarray, labels: Seque
         now = layer(now, training=False) if _takes_training(layer) else layer(now)
     if not layers:
         now = keras.layers.Identity()(now)
-    kind = _kind(given)
     if units == 1:
         positive = now if kind == "sigmoid" else keras.layers.Activation("sigmoid")(now)
         scores = keras.layers.Concatenate(name="scores")([keras.layers.Rescaling(-1.0, offset=1.0)(positive), positive])
@@ -177,16 +173,26 @@ def _takes_training(layer: Any) -> bool:
     return type(layer).__name__ in ("Dropout", "BatchNormalization", "GaussianDropout", "GaussianNoise", "AlphaDropout")
 
 
-def _kind(given: np.ndarray) -> str:
-    """softmax, sigmoid or logits, by the numbers that a model gives."""
+def _kind(model: keras.Model, given: np.ndarray) -> str:
+    """softmax, sigmoid or logits: by the last layer, and where that does not tell, by the numbers the model gives."""
+    last = model.outputs[0]._keras_history.operation
+    while getattr(last, "layers", None):
+        last = last.layers[-1]
+    activation = getattr(getattr(last, "activation", None), "__name__", None)
+    if type(last).__name__ == "Softmax":
+        activation = "softmax"
+    if activation in ("softmax", "sigmoid"):
+        return str(activation)
+    if activation == "linear":
+        return "logits"
     if given.min() < 0 or given.max() > 1:
         return "logits"
     return "softmax" if given.shape[1] > 1 and np.allclose(given.sum(axis=1), 1, atol=1e-3) else "sigmoid"
 
 
-def _as_scores(given: np.ndarray, classes: int) -> np.ndarray:
+def _as_scores(given: np.ndarray, kind: str, classes: int) -> np.ndarray:
     """What the model gave, as probabilities of the classes, by plain arithmetic."""
-    logits = _kind(given) == "logits"
+    logits = kind == "logits"
     if given.shape[1] == 1 and classes == 2:
         positive = 1 / (1 + np.exp(-given)) if logits else given
         return np.concatenate([1 - positive, positive], axis=1)

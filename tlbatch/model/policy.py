@@ -38,7 +38,7 @@ _FORBIDDEN = frozenset(
     ]
 )
 _MODELS = frozenset(("Functional", "Sequential", "Model"))
-_PLAIN = frozenset(("DTypePolicy", "FloatDTypePolicy", "__keras_tensor__", "__tuple__", "slice"))
+_PLAIN = frozenset(("DTypePolicy", "FloatDTypePolicy", "__keras_tensor__", "__tuple__", "__slice__", "__ellipsis__"))
 _MEMBERS = frozenset(("config.json", "metadata.json", "model.weights.h5"))
 _MOST_CONFIG_BYTES = 64 << 20
 
@@ -61,7 +61,8 @@ def load_harmless(path: Path) -> keras.Model:
 def require_harmless(path: Path) -> None:
     """Raises WeightsError, with what was found, unless a model file only describes a network and its numbers."""
     try:
-        config = _config_of_archive(path) if zipfile.is_zipfile(path) else _config_of_h5(path)
+        # As Keras chooses: by the name. A file that is both would show one to us and the other to Keras.
+        config = _config_of_archive(path) if path.suffix == ".keras" else _config_of_h5(path)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, RecursionError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(f"The model {path} is no Keras model that may be loaded: {why}.") from None
@@ -94,6 +95,8 @@ def _config_of_archive(path: Path) -> Any:
 def _config_of_h5(path: Path) -> Any:
     import h5py
 
+    if zipfile.is_zipfile(path):
+        raise ValueError("it is an archive as well, or has one at its end")
     with h5py.File(path, "r") as file:
         _require_within(file)
         if "model_config" not in file.attrs:

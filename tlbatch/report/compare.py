@@ -117,7 +117,10 @@ def stability_index(first: np.ndarray, second: np.ndarray) -> float:
 
     Sum of (q - p) ln(q / p) over the bins, p and q being the shares of the first and the second sample. Where the first
     sample has few values, bins that would be cut at the same value are one.
+    Without a number on one side there is nothing to tell, and the index is 0.
     """
+    if not len(first) or not len(second):
+        return 0.0
     edges = np.unique(np.quantile(first.astype(np.float64), np.linspace(0, 1, _BINS + 1)[1:-1]))
     counts = [
         np.bincount(np.searchsorted(edges, values.astype(np.float64), side="left"), minlength=len(edges) + 1)

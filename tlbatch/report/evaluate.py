@@ -92,11 +92,13 @@ def measure_many(
 
     binary = MultiLabelBinarizer(classes=list(labels))
     right, given = binary.fit_transform(truth), binary.transform(predicted)
+    # Of a single label scikit-learn would count the images without it as a class of their own.
+    numbers = [1] if len(labels) == 1 else list(range(len(labels)))
     return {
         "accuracy": float((right == given).all(axis=1).mean()) if len(truth) else 0.0,
-        "micro_f1": float(f1_score(right, given, average="micro", zero_division=0.0)),
+        "micro_f1": float(f1_score(right, given, labels=numbers, average="micro", zero_division=0.0)),
         "images": len(truth),
-        "by_class": _by_class(precision_recall_fscore_support(right, given, zero_division=0.0), labels),
+        "by_class": _by_class(precision_recall_fscore_support(right, given, labels=numbers, zero_division=0.0), labels),
         "confusion": [],
         "labels": list(labels),
     }
