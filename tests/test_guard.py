@@ -76,7 +76,7 @@ import json, ray, sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
 import poison, tlbatch
 from tlbatch import guard
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
          runtime_env={{"worker_process_setup_hook": "poison.install", "env_vars": {{"PYTHONPATH": {str(ROOT / "tests")!r}}}}})
 report = tlbatch.classify(images={str(store)!r}, bundle={bundle_url!r}, output={str(tmp_path / "out")!r},
                           rows_per_task=16, plan={plan!r})

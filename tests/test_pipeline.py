@@ -127,7 +127,7 @@ def test_where_ray_counts_a_gpu(reference, store, bundle_url, tmp_path):
     code = f"""
 import ray, tlbatch
 from tlbatch.errors import ConfigError
-ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 def classify(name, **settings):
     return tlbatch.classify(images={str(store)!r}, bundle={bundle_url!r}, output={str(tmp_path)!r} + "/" + name,
                             run_id={RUN_ID!r}, rows_per_task=16, **settings)
