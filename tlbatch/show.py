@@ -75,6 +75,16 @@ def show_training(result: Mapping[str, Any]) -> None:
     )
     if result["failed"]:
         console.print(f"{result['failed']:,} labelled images could not be read and were left out")
+    error, abstaining = (result["calibration"].get(name) for name in ("calibration_error", "abstaining"))
+    if error:
+        console.print(f"Calibration error {error['before']:.3f}, after scaling {error['after']:.3f}")
+    if abstaining:
+        test = abstaining["test"]
+        console.print(
+            f"Abstains below {test['threshold']:.3f}: {test['precision']:.1%} of {test['answered']:,} answers right, "
+            f"{test['images'] - test['answered']:,} abstentions",
+            soft_wrap=True,
+        )
     show_metrics(result["metrics"])
     console.print(result["bundle"], soft_wrap=True)
 

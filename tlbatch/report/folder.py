@@ -27,15 +27,12 @@ def status(output: str, storage_options: Mapping[str, Any] | None = None) -> dic
 def _describe(run: Run, published: list[str]) -> dict[str, Any]:
     facts = {"run_id": run.run_id, "began": run.facts["began"]}
     report = _read_json(run.place.join(schema.REPORT))
-    if report is not None and run.run_id in published:
+    if report is not None and (run.run_id in published or run.finished()):
+        other = "kept back" if "kept_back" in report else "superseded"
         books = {name: report[name] for name in ("listed", "predicted", "failed")}
-        return {**facts, "state": "published", **books, "left": 0}
+        return {**facts, "state": "published" if run.run_id in published else other, **books, "left": 0}
     books = ledger.count_staged(run.staged.names()).books(run.facts["objects"])
-    progress = _read_json(run.place.join(schema.PROGRESS))
-    state = "superseded" if run.finished() else "unfinished"
-    if report is not None and "kept_back" in report:
-        return {**facts, "state": "kept back", **{name: report[name] for name in ("listed", "predicted", "failed")}, "left": 0}
-    return {**facts, "state": state, **books, "progress": progress}
+    return {**facts, "state": "unfinished", **books, "progress": _read_json(run.place.join(schema.PROGRESS))}
 
 
 def _read_json(place: Place) -> Any:
