@@ -384,12 +384,16 @@ def test_a_file_that_is_two_things_is_refused(tmp_path):
         require_harmless(tmp_path / "named.keras")
 
 
-def test_slices_in_a_graph_are_allowed(tmp_path):
-    """What `preprocess_input` of VGG and ResNet leaves there."""
+def test_the_model_of_keras_own_tutorial(tmp_path):
+    """Augmentation and `preprocess_input` in the graph, which leaves a slice and the mean there; a logit for two classes."""
     inputs = keras.Input((48, 48, 3))
-    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(small_base("avg")(inputs[..., ::-1])))
-    model.save(tmp_path / "model.keras")
-    require_harmless(tmp_path / "model.keras")
+    turned = keras.Sequential([keras.layers.RandomFlip("horizontal"), keras.layers.RandomRotation(0.2)])(inputs)
+    features = small_base("avg")(keras.applications.resnet50.preprocess_input(turned), training=False)
+    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Dropout(0.2)(features)))
+    result = imported(tmp_path, model, labels=("cat", "dog"), scale="raw")
+    dog = 1 / (1 + np.exp(-model.predict(pixels().astype("float32"), verbose=0)))
+    assert load_engine(load_bundle(result["bundle"])).predict(pixels()).scores[:, 1:] == pytest.approx(dog, abs=1e-5)
+    assert (result["split"], result["features_length"]) == (True, 16)
 
 
 def test_an_archive_holds_a_network_and_its_numbers_and_nothing_else(tmp_path):

@@ -38,7 +38,9 @@ _FORBIDDEN = frozenset(
     ]
 )
 _MODELS = frozenset(("Functional", "Sequential", "Model"))
-_PLAIN = frozenset(("DTypePolicy", "FloatDTypePolicy", "__keras_tensor__", "__tuple__", "__slice__", "__ellipsis__"))
+_PLAIN = frozenset(
+    ["DTypePolicy", "FloatDTypePolicy", "__keras_tensor__", "__tensor__", "__numpy__", "__tuple__", "__slice__", "__ellipsis__"]
+)
 _MEMBERS = frozenset(("config.json", "metadata.json", "model.weights.h5"))
 _MOST_CONFIG_BYTES = 64 << 20
 
