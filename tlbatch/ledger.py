@@ -114,6 +114,12 @@ def read_latest(output: Place) -> Published:
         return []
 
 
+def newest_published(output: Place) -> Run | None:
+    """The newest of the runs that make up the table; None where nothing is published."""
+    latest = read_latest(output)
+    return _read_run(output.join(schema.RUNS, latest[-1]["run_id"])) if latest else None
+
+
 def unfinished_run(output: Place) -> Run | None:
     """The newest run, if it was begun and never published. One whose manifest is gone promises nothing."""
     found = runs(output)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from tlbatch import ledger, schema
 from tlbatch.errors import ConfigError, OutputError
 from tlbatch.features import FeatureRun, matrix
-from tlbatch.ledger import Run, read_latest, read_sealed
+from tlbatch.ledger import Run, read_sealed
 from tlbatch.report.table import read_run_table
 from tlbatch.storage import Place, resolve
 
@@ -55,11 +55,10 @@ def _find(url: str, options: Mapping[str, Any] | None) -> Run:
     place = resolve(url, options)
     if place.join(schema.RUN).exists():
         return Run(place, read_sealed(place.join(schema.RUN)))
-    latest = read_latest(place)
-    if not latest:
+    newest = ledger.newest_published(place)
+    if newest is None:
         raise OutputError(f"Nothing is published at {place.url}, and it is no run's folder.")
-    run = place.join(schema.RUNS, latest[-1]["run_id"])
-    return Run(run, read_sealed(run.join(schema.RUN)))
+    return newest
 
 
 def compare_runs(run_a: Run, run_b: Run, most: int = _MOST_CHANGED) -> dict[str, Any]:
@@ -196,11 +195,10 @@ def judge(output: Place, run: Run, conditions: list[Condition]) -> tuple[dict[st
     Returns:
         What `compare` gave (None where nothing is published yet), and a sentence for each condition that does not hold.
     """
-    latest = ledger.read_latest(output)
-    if not latest:
+    newest = ledger.newest_published(output)
+    if newest is None:
         return None, []
-    place = output.join(schema.RUNS, latest[-1]["run_id"])
-    measured = compare_runs(Run(place, read_sealed(place.join(schema.RUN))), run, most=0)
+    measured = compare_runs(newest, run, most=0)
     broken = []
     for condition in conditions:
         value = measured.get(condition.name)

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from tlbatch.errors import LabelsError
 from tlbatch.labels import NO_LABEL, Labels, read_labels
-from tlbatch.ledger import read_latest, read_sealed
+from tlbatch.ledger import newest_published
 from tlbatch.report.table import read_errors, read_predictions
-from tlbatch.schema import RUN, RUNS
 from tlbatch.storage import resolve
 
 if TYPE_CHECKING:
@@ -59,9 +58,8 @@ def evaluate(
 
 def _gives_many_labels(output: str, storage_options: Mapping[str, Any] | None) -> bool:
     """Whether the newest published run is of a bundle whose images have any number of labels."""
-    place = resolve(output, storage_options)
-    latest = read_latest(place)
-    return bool(latest) and bool(read_sealed(place.join(RUNS, latest[-1]["run_id"], RUN)).get("multi_label"))
+    newest = newest_published(resolve(output, storage_options))
+    return newest is not None and bool(newest.facts.get("multi_label"))
 
 
 def _evaluate_many(table: pd.DataFrame, truth: Labels, output: str) -> dict[str, Any]:
