@@ -143,3 +143,22 @@ def test_uploads_that_were_never_ended_are_found_on_s3(s3_server):
     assert list(output.uploads()) == []
     assert [one["Key"] for one in fs.call_s3("list_multipart_uploads", Bucket=BUCKET)["Uploads"]] == ["gc/other"]
     assert ledger.runs(output)[0].run_id == "now"
+
+
+def test_of_runs_that_are_no_part_of_the_table_as_many_are_kept_as_one_says(output):
+    """And whatever a kept one adds to: a table that can be rolled back to is whole."""
+    names = ["first", "second", "third", "fourth", "now"]
+    for number, name in enumerate(names):
+        facts = {"spec": {"images": "/store"}, "bundle": "b" * 64, "skipped": 0}
+        on = [{"run_id": "first", "books_sha256": ""}] if name == "fourth" else []
+        run = ledger.begin(output, name, manifest(10), facts, began=float(number), on=on)
+        run.place.join("predictions", "part-00000.parquet").write(b"x")
+        run.place.join(schema.SUCCESS).write(b"")
+    output.join(schema.LATEST).write(schema.seal({"runs": [{"run_id": "now", "books_sha256": ""}]}))
+    age(output, 30.0)
+    assert not told(output)
+    why = "of a run that is no part of the table any more"
+    assert told(output, keep=1) == {"runs/second": why, "runs/third": why}
+    assert told(output, keep=9) == {}
+    tlbatch.gc(output.url, keep=0, remove=True)
+    assert output.join("runs").names() == ["now"]

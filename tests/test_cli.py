@@ -20,6 +20,11 @@ from tlbatch.cli import app
 from tlbatch.schema import sha256
 
 VERBS = [
+    "compact",
+    "plan",
+    "rollback",
+    "schedule",
+    "submit",
     "train",
     "classify",
     "extract",

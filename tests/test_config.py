@@ -72,6 +72,9 @@ def test_spec_and_resources_share_no_field_and_are_all_of_a_run():
         "max_failed_ratio",
         "run_id",
         "promote_if",
+        "notify",
+        "incremental",
+        "stale",
     }
 
 

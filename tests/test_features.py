@@ -208,9 +208,10 @@ def test_features_in_many_files_are_rescored_file_by_file(extracted, bundle_url,
     images = json.loads((output / "runs" / RUN_ID / "run.json").read_text())["spec"]["images"]
     settings = {"features": True, "features_dtype": "float32", "run_id": RUN_ID, "max_failed_ratio": 1.0}
     tlbatch.classify(images=images, bundle=bundle_url, output=str(tmp_path / "many"), **settings)
-    run = stored.find_features(str(tmp_path / "many"))
+    found = stored.find_features(str(tmp_path / "many"))
+    (run,) = found.runs
     assert len(run.windows()) > 5
-    few = stored.look_up(run, "key", pa.array(["blue/0000.jpg", "red/0019.jpg", "in-tar/3.jpg", "nowhere.jpg"]))
+    few = stored.look_up(found, "key", pa.array(["blue/0000.jpg", "red/0019.jpg", "in-tar/3.jpg", "nowhere.jpg"]))
     assert few["key"].to_pylist() == ["blue/0000.jpg", "in-tar/3.jpg", "red/0019.jpg"]
     read = list(run.vectors(np.array([0, 1])))
     assert [table.num_rows for table in read] == [7]

@@ -10,7 +10,7 @@ PACKAGE = ROOT / "tlbatch"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 STAGES = {"listing", "reader", "decode", "model", "writer"}
-VERBS = {"config", "extraction", "importing", "pipeline", "rescoring", "reviewing", "training"}
+VERBS = {"compacting", "config", "extraction", "forecast", "importing", "pipeline", "rescoring", "reviewing", "training"}
 #: Who may import whom, besides the standard library and others' packages. A room's name stands for all in it.
 GROUND = {"errors", "schema", "storage", "shards", "quiet"}
 #: What a verb needs that puts stages together on Ray Data.
@@ -26,29 +26,37 @@ ALLOWED = {
     "labels": GROUND,
     **dict.fromkeys(STAGES, GROUND),
     "ledger": GROUND,
+    "overlay": GROUND | {"ledger"},
     "lease": GROUND,
     "publish": GROUND | {"ledger"},
+    "incremental": GROUND | {"commit", "ledger", "overlay", "report"},
     "commit": GROUND | {"lease", "ledger", "publish"},
     "cleanup": GROUND | {"lease", "ledger"},
-    "report": GROUND | {"commit", "features", "lease", "ledger", "publish", "labels"},
+    "report": GROUND | {"commit", "features", "lease", "ledger", "overlay", "publish", "labels"},
     "guard": GROUND,
     "blocks": GROUND | {"decode"},
     "worker": GROUND | {"blocks", "reader", "decode", "model", "guard"},
     "session": GROUND,
     "execution": GROUND | {"ledger", "publish", "writer"},
-    "plan": GROUND | {"config", "worker", "execution"},
-    "pipeline": JOINS | {"listing", "plan", "worker"},
-    "features": GROUND | {"ledger"},
-    "rescoring": JOINS | {"blocks", "features"},
+    "sizing": GROUND | {"config", "worker", "execution"},
+    "pipeline": JOINS | {"features", "incremental", "listing", "sizing", "rescorer", "worker"},
+    "features": GROUND | {"ledger", "overlay"},
+    "rescorer": GROUND | {"blocks", "execution", "features", "ledger", "model"},
+    "rescoring": JOINS | {"features", "rescorer"},
+    "compacting": JOINS | {"features", "overlay", "publish", "rescorer"},
+    "forecast": JOINS | {"pipeline", "sizing", "worker"},
+    "cluster": GROUND | {"config"},
+    "schedule": GROUND | {"config"},
+    "notify": GROUND,
     "extraction": GROUND | {"config", "decode", "execution", "lease", "ledger", "model", "pipeline"},
     "importing": GROUND | {"config", "labels", "model", "report"},
-    "reviewing": GROUND | {"config", "decode", "features", "labels", "ledger", "reader", "report"},
+    "reviewing": GROUND | {"config", "decode", "features", "labels", "ledger", "overlay", "reader", "report"},
     "training": GROUND
     | {"config", "execution", "extraction", "features", "labels", "listing", "model", "pipeline", "report", "session"},
     "show": GROUND,
-    "api": GROUND | VERBS,
+    "api": GROUND | VERBS | {"commit"},
     "demo": GROUND | {"config", "pipeline", "training", "report", "show", "model"},
-    "cli": GROUND | VERBS | {"report", "show", "demo", "cleanup"},
+    "cli": GROUND | VERBS | {"report", "show", "demo", "cleanup", "cluster", "commit", "notify", "schedule"},
     "__init__": GROUND | {"api", "cleanup", "model", "report"},
     "__main__": {"cli"},
 }
@@ -56,7 +64,7 @@ ONLY_IN = {
     "fsspec": {"storage", "s3"},
     "s3fs": {"storage", "s3"},
     "obstore": {"s3"},
-    "ray": {"execution", "session", "writer"},
+    "ray": {"cluster", "execution", "session", "writer"},
     "tensorflow": {"model"},
     "keras": {"model", "training"},  # training names Keras in types only
     "openvino": {"model"},

@@ -26,9 +26,8 @@ from test_ledger import manifest, outcome
 
 from tlbatch import commit, lease, ledger, publish, schema, writer
 from tlbatch.cleanup import gc
-from tlbatch.commit import Order
+from tlbatch.commit import Order, Promise
 from tlbatch.errors import BooksError, LeaseHeldError, OutputError
-from tlbatch.listing import Listing
 from tlbatch.publish import books_digest
 from tlbatch.report.verify import verify
 from tlbatch.schema import from_parquet, sha256, unseal
@@ -171,10 +170,10 @@ class Nights(RuleBasedStateMachine):
         begun = self.begun
         listed = {"published": ledger.read_latest(self.output), "objects": self.objects}
 
-        def listing(published: ledger.Published) -> Listing:
+        def listing(published: ledger.Published) -> Promise:
             if published != listed["published"]:
                 listed["objects"] = self.objects
-            return Listing(manifest(listed["objects"]), 0, 0.0)
+            return Promise(manifest(listed["objects"]), 0, 0.0)
 
         order = Order(
             spec={"images": "/store", "engine": "openvino"},

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_ledger import begin, outcome
 
-from tlbatch import publish, schema
+from tlbatch import ledger, publish, schema
 from tlbatch.errors import BooksError
 from tlbatch.ledger import read_latest, read_receipts, settle
 from tlbatch.publish import Tables, make_visible, tidy, write_tables
@@ -150,6 +150,9 @@ def test_a_pointer_that_moved_meanwhile_is_not_overwritten(run, tmp_path):
 def test_the_newest_row_of_a_key_is_the_tables(tmp_path):
     output = resolve(str(tmp_path / "out"))
     for run_id, score in (("1", 0.25), ("2", 0.75)):
+        promised = [{"uri": uri, "key": uri, "size": 1, "etag": run_id, "format": "image"} for uri in ("u", run_id)]
+        promised = pa.Table.from_pylist(promised, schema.MANIFEST_SCHEMA)
+        ledger.begin(output, run_id, promised, {"spec": {}, "bundle": "b"}, on=read_latest(output))
         rows = pa.table({field.name: pa.nulls(2, field.type) for field in schema.PREDICTIONS}, schema.PREDICTIONS)
         for name, values in (("uri", ["u", run_id]), ("key", ["k", run_id]), ("score", [score, 0.5])):
             number = rows.column_names.index(name)
@@ -157,7 +160,7 @@ def test_the_newest_row_of_a_key_is_the_tables(tmp_path):
                 number, schema.PREDICTIONS.field(name), pa.array(values, schema.PREDICTIONS.field(name).type)
             )
         output.join("runs", run_id, "predictions", "part-00000.parquet").write(schema.to_parquet(rows))
-    runs = [{"run_id": "1", "books_sha256": ""}, {"run_id": "2", "books_sha256": ""}]
-    output.join(schema.LATEST).write(schema.seal({"runs": runs}))
+        runs = [*read_latest(output), {"run_id": run_id, "books_sha256": ""}]
+        output.join(schema.LATEST).write(schema.seal({"runs": runs}))
     frame = read_predictions(output.url, ["key", "score"])
     assert dict(zip(frame["key"], frame["score"], strict=True)) == {"1": 0.5, "k": 0.75, "2": 0.5}

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tlbatch.api import classify, export_model, extract, import_model, rescore, review, train
+    from tlbatch.api import classify, compact, export_model, extract, import_model, plan, rescore, review, rollback, train
     from tlbatch.cleanup import gc
     from tlbatch.errors import TlbatchError
     from tlbatch.model.bundle import load_bundle
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _HOME = {
     "TlbatchError": "tlbatch.errors",
     "classify": "tlbatch.api",
+    "compact": "tlbatch.api",
     "compare": "tlbatch.report.compare",
     "evaluate": "tlbatch.report.evaluate",
     "export_model": "tlbatch.api",
@@ -33,10 +34,12 @@ _HOME = {
     "gc": "tlbatch.cleanup",
     "import_model": "tlbatch.api",
     "load_bundle": "tlbatch.model.bundle",
+    "plan": "tlbatch.api",
     "read_errors": "tlbatch.report.table",
     "read_predictions": "tlbatch.report.table",
     "rescore": "tlbatch.api",
     "review": "tlbatch.api",
+    "rollback": "tlbatch.api",
     "status": "tlbatch.report.folder",
     "train": "tlbatch.api",
     "verify": "tlbatch.report.verify",
@@ -45,6 +48,7 @@ _HOME = {
 __all__ = [
     "TlbatchError",
     "classify",
+    "compact",
     "compare",
     "evaluate",
     "export_model",
@@ -52,10 +56,12 @@ __all__ = [
     "gc",
     "import_model",
     "load_bundle",
+    "plan",
     "read_errors",
     "read_predictions",
     "rescore",
     "review",
+    "rollback",
     "status",
     "train",
     "verify",

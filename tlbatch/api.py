@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tlbatch.config import (
+    CompactConfig,
     ExportConfig,
     ExtractConfig,
     ImportConfig,
@@ -87,6 +89,42 @@ def export_model(**settings: Any) -> dict[str, Any]:
     from tlbatch import importing
 
     return importing.export_model(load(ExportConfig, settings))
+
+
+def plan(**settings: Any) -> dict[str, Any]:
+    """What `classify` with these settings would do, and what it would take; nothing is written.
+
+    Args:
+        **settings: the fields of `tlbatch.config.RunConfig`; `images`, `bundle` and `output` are needed.
+    """
+    from tlbatch import forecast
+
+    return forecast.forecast(load(RunConfig, settings))
+
+
+def compact(**settings: Any) -> dict[str, Any]:
+    """Fold the runs of many nights into one; the table stays as it is.
+
+    Args:
+        **settings: the fields of `tlbatch.config.CompactConfig`; `output` is needed.
+    """
+    from tlbatch import compacting
+
+    return compacting.compact(load(CompactConfig, settings))
+
+
+def rollback(output: str, to: str, *, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Make a table what it was after an earlier run; nothing is done again.
+
+    Args:
+        output: the output folder or URL.
+        to: the run's name.
+        storage_options: fsspec's options for it.
+    """
+    from tlbatch import commit
+    from tlbatch.storage import resolve
+
+    return commit.roll_back(resolve(output, storage_options), to)
 
 
 def train(**settings: Any) -> dict[str, Any]:

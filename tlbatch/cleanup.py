@@ -1,6 +1,7 @@
 """What an output holds that nobody will ever need: `gc` shows it, and removes it when asked to.
 
-Never touched: what is published, was once published, or belongs to the run that the next command continues.
+Never touched: what is published, or belongs to the run that the next command continues; nor what was once published, unless
+`keep` says how many of those runs are enough.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _NEVER_BEGAN = "of a run that never began"
 _GIVEN_UP = "of an unfinished run that a later one followed"
 _PUBLISHED = "staged for a run that is published"
 _NO_RECEIPT = "a part without a receipt"
+_REPLACED = "of a run that is no part of the table any more"
 _UPLOAD = "an upload that was never ended"
 
 
@@ -48,13 +50,20 @@ class Leftover:
 
 
 def gc(
-    output: str, *, older_than: float = 24.0, remove: bool = False, storage_options: Mapping[str, Any] | None = None
+    output: str,
+    *,
+    older_than: float = 24.0,
+    keep: int | None = None,
+    remove: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Find what is left of runs that died, and remove it if told to.
 
     Args:
         output: the output folder or URL.
         older_than: hours; what was written later may still be somebody's.
+        keep: how many runs that are no part of the table any more are kept, to roll back to; None keeps all of them. Features
+            that only such a run has go with it.
         remove: whether to remove it. It takes the lease for as long as it works, so no run is at work meanwhile.
         storage_options: fsspec's options for it.
 
@@ -69,7 +78,7 @@ def gc(
     require_free(place)
     with Lease(place, "gc") if remove else contextlib.nullcontext():
         now = time.time()
-        found = [one for one in _leftovers(place, now) if one.hours >= older_than]
+        found = [one for one in _leftovers(place, now, keep) if one.hours >= older_than]
         uploads = [one for one in place.uploads() if _hours(now, one.began) >= older_than]
         if remove:
             with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
@@ -84,9 +93,9 @@ def gc(
     }
 
 
-def _leftovers(output: Place, now: float) -> Iterable[Leftover]:
+def _leftovers(output: Place, now: float, keep: int | None) -> Iterable[Leftover]:
     contents = list(output.contents())
-    reasons = _Reasons(output, {info.key for info in contents})
+    reasons = _Reasons(output, {info.key for info in contents}, keep)
     found: dict[str, Leftover] = {}
     for info in contents:
         reason = reasons.of(info.key)
@@ -103,11 +112,17 @@ def _hours(now: float, then: float) -> float:
 class _Reasons:
     """Why an object of an output is not needed, told by its name and by what else is there."""
 
-    def __init__(self, output: Place, names: set[str]) -> None:
+    def __init__(self, output: Place, names: set[str], keep: int | None) -> None:
         runs = ledger.runs(output)
         latest = {entry["run_id"] for entry in ledger.read_latest(output)}
         published = {run.run_id for run in runs if run.run_id in latest or run.finished()}
         self._state = {run.run_id: _PUBLISHED if run.run_id in published else _GIVEN_UP for run in runs}
+        if keep is not None:
+            kept_back = {name.split("/")[1] for name in names if name.endswith(f"/{schema.KEPT_BACK}")}
+            replaced = [run for run in runs if run.run_id in published - latest - kept_back]
+            kept = replaced[len(replaced) - keep :] if keep < len(replaced) else replaced
+            needed = latest | {run.run_id for run in kept} | {entry["run_id"] for run in kept for entry in run.on}
+            self._state.update({run.run_id: _REPLACED for run in replaced if run.run_id not in needed})
         current = runs[-1].run_id if runs else None
         if current is not None and current not in published:
             promises = f"{schema.RUNS}/{current}/{schema.MANIFEST}" in names
@@ -125,7 +140,7 @@ class _Reasons:
             return None
         run = f"{folder}/{run_id}"
         state = self._state.get(run_id, _NEVER_BEGAN)
-        if state in (_NEVER_BEGAN, _GIVEN_UP):
+        if state in (_NEVER_BEGAN, _GIVEN_UP, _REPLACED):
             return run, state
         if not name.startswith(schema.STAGED + "/"):
             return None

@@ -11,14 +11,18 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from tlbatch.errors import TlbatchError, UnfinishedError
+from tlbatch.errors import ConfigError, TlbatchError, UnfinishedError
 from tlbatch.quiet import keep_own_stderr, results, take_stdout
+
+if TYPE_CHECKING:
+    from tlbatch.config import Config
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,6 +33,9 @@ app = typer.Typer(
 )
 
 EXIT_TOO_MANY_FAILED = 3
+
+#: Of a verb that takes another command behind its own flags.
+_WORDS = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
 # Every verb takes these three.
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE.yaml", help="Read settings from a YAML file.")]
@@ -49,6 +56,10 @@ Engine = Annotated[str | None, typer.Option(help="auto, openvino or tensorflow."
 Base = Annotated[str | None, typer.Option(help="A network of keras.applications, such as MobileNetV2.")]
 Size = Annotated[int | None, typer.Option(help="Height and width the images are brought to.")]
 Weights = Annotated[str | None, typer.Option(help="imagenet, random, or a .h5, .weights.h5 or .keras file or URL.")]
+Incremental = Annotated[
+    bool | None, typer.Option("--incremental", help="Only what is new, changed or worth another try since the table there is.")
+]
+Notify = Annotated[str | None, typer.Option(metavar="URL", help="Post how it ended, as JSON, to this address.")]
 Folder = Annotated[str, typer.Argument(metavar="URL", help="An output folder.", show_default=False)]
 
 
@@ -72,7 +83,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter a flag
     verbose: Verbose = False,
 ) -> None:
     """Train a head on a frozen, pretrained base, and save both as a bundle."""
-    from tlbatch.config import TrainConfig, load
+    from tlbatch.config import TrainConfig
 
     flags = {
         "images": images,
@@ -87,7 +98,7 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter a flag
         "bundle": bundle,
     }
     _prepare(verbose)
-    settings = load(TrainConfig, flags, config, set_ or ())
+    settings = _load(TrainConfig, flags, config, set_ or ())
     from tlbatch import training
     from tlbatch.show import show_training, watching
 
@@ -109,16 +120,21 @@ def classify(  # noqa: PLR0913, PLR0917 - one parameter a flag
     exclude: Exclude = None,
     max_images: MaxImages = None,
     engine: Engine = None,
+    incremental: Incremental = None,
+    stale: Annotated[
+        str | None, typer.Option(help="What another bundle predicted: keep, redo or rescore (from stored features).")
+    ] = None,
     promote_if: Annotated[
         str | None, typer.Option(metavar="CONDITION", help="Publish only if it holds: psi<0.2 and agreement>0.9")
     ] = None,
+    notify: Notify = None,
     config: ConfigFile = None,
     set_: Assignments = None,
     json_: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Classify every image of a store and publish the table."""
-    from tlbatch.config import RunConfig, load
+    from tlbatch.config import RunConfig
 
     flags = {
         "images": images,
@@ -130,17 +146,16 @@ def classify(  # noqa: PLR0913, PLR0917 - one parameter a flag
         "exclude": exclude,
         "max_images": max_images,
         "engine": engine,
+        "incremental": incremental,
+        "stale": stale,
         "promote_if": promote_if,
+        "notify": notify,
     }
     _prepare(verbose)
-    settings = load(RunConfig, flags, config, set_ or ())
+    settings = _load(RunConfig, flags, config, set_ or ())
     from tlbatch import pipeline
-    from tlbatch.show import show_run, watching
 
-    with watching("classifying", json_) as watch:
-        result = pipeline.run(settings, watch)
-    _print(result, json_, show_run)
-    _require_few_failed(result, settings.max_failed_ratio)
+    _run("classifying", settings, pipeline.run, json_)
 
 
 @app.command()
@@ -156,13 +171,15 @@ def extract(  # noqa: PLR0913, PLR0917 - one parameter a flag
     exclude: Exclude = None,
     max_images: MaxImages = None,
     engine: Engine = None,
+    incremental: Incremental = None,
+    notify: Notify = None,
     config: ConfigFile = None,
     set_: Assignments = None,
     json_: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Write the features of every image of a store, of a bundle's base or of one that is named."""
-    from tlbatch.config import ExtractConfig, load
+    from tlbatch.config import ExtractConfig
 
     flags = {
         "images": images,
@@ -176,16 +193,14 @@ def extract(  # noqa: PLR0913, PLR0917 - one parameter a flag
         "exclude": exclude,
         "max_images": max_images,
         "engine": engine,
+        "incremental": incremental,
+        "notify": notify,
     }
     _prepare(verbose)
-    settings = load(ExtractConfig, flags, config, set_ or ())
+    settings = _load(ExtractConfig, flags, config, set_ or ())
     from tlbatch import extraction
-    from tlbatch.show import show_run, watching
 
-    with watching("extracting", json_) as watch:
-        result = extraction.extract(settings, watch)
-    _print(result, json_, show_run)
-    _require_few_failed(result, settings.max_failed_ratio)
+    _run("extracting", settings, extraction.extract, json_)
 
 
 @app.command()
@@ -193,23 +208,21 @@ def rescore(
     features: Annotated[str | None, typer.Option(help="Folder or URL of an output, or of one run, with features.")] = None,
     bundle: UsedBundle = None,
     output: Output = None,
+    notify: Notify = None,
     config: ConfigFile = None,
     set_: Assignments = None,
     json_: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Give stored features the predictions of another head; no image is read."""
-    from tlbatch.config import RescoreConfig, load
+    from tlbatch.config import RescoreConfig
 
     _prepare(verbose)
-    settings = load(RescoreConfig, {"features": features, "bundle": bundle, "output": output}, config, set_ or ())
+    flags = {"features": features, "bundle": bundle, "output": output, "notify": notify}
+    settings = _load(RescoreConfig, flags, config, set_ or ())
     from tlbatch import rescoring
-    from tlbatch.show import show_run, watching
 
-    with watching("rescoring", json_) as watch:
-        result = rescoring.run(settings, watch)
-    _print(result, json_, show_run)
-    _require_few_failed(result, settings.max_failed_ratio)
+    _run("rescoring", settings, rescoring.run, json_)
 
 
 @app.command("import")
@@ -224,11 +237,11 @@ def import_(
     json_: AsJson = False,
 ) -> None:
     """Make a bundle of a Keras classifier that was trained elsewhere."""
-    from tlbatch.config import ImportConfig, load
+    from tlbatch.config import ImportConfig
 
     _prepare(verbose=False)
     flags = {"model": model, "labels": labels, "scale": scale, "size": size, "bundle": bundle}
-    settings = load(ImportConfig, flags, config, set_ or ())
+    settings = _load(ImportConfig, flags, config, set_ or ())
     from tlbatch import importing
     from tlbatch.show import show_import
 
@@ -244,10 +257,10 @@ def export(
     json_: AsJson = False,
 ) -> None:
     """Write a bundle's model as a plain Keras model, from uint8 pixels to scores."""
-    from tlbatch.config import ExportConfig, load
+    from tlbatch.config import ExportConfig
 
     _prepare(verbose=False)
-    settings = load(ExportConfig, {"bundle": bundle, "model": model}, config, set_ or ())
+    settings = _load(ExportConfig, {"bundle": bundle, "model": model}, config, set_ or ())
     from tlbatch import importing
     from tlbatch.show import show_export
 
@@ -265,10 +278,10 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Measure a published table against the truth."""
-    from tlbatch.config import EvaluateConfig, load
+    from tlbatch.config import EvaluateConfig
 
     _prepare(verbose)
-    settings = load(EvaluateConfig, {"output": output, "labels": labels, "split": split}, config, set_ or ())
+    settings = _load(EvaluateConfig, {"output": output, "labels": labels, "split": split}, config, set_ or ())
     from tlbatch.report import evaluate as evaluation
     from tlbatch.show import show_metrics
 
@@ -287,10 +300,10 @@ def compare(
     json_: AsJson = False,
 ) -> None:
     """Hold two runs against each other: agreement, what moved, and drift."""
-    from tlbatch.config import FolderConfig, load
+    from tlbatch.config import FolderConfig
 
     _prepare(verbose=False)
-    settings = load(FolderConfig, {"output": run_a}, config, set_ or ())
+    settings = _load(FolderConfig, {"output": run_a}, config, set_ or ())
     from tlbatch.report.compare import compare as hold
     from tlbatch.show import show_comparison
 
@@ -310,10 +323,10 @@ def review(
     json_: AsJson = False,
 ) -> None:
     """Choose the images a person should look at; write a contact sheet and a labels file to fill in."""
-    from tlbatch.config import ReviewConfig, load
+    from tlbatch.config import ReviewConfig
 
     _prepare(verbose=False)
-    settings = load(ReviewConfig, {"output": url, "budget": budget, "labels": labels or None, "to": to}, config, set_ or ())
+    settings = _load(ReviewConfig, {"output": url, "budget": budget, "labels": labels or None, "to": to}, config, set_ or ())
     from tlbatch import reviewing
     from tlbatch.show import show_review
 
@@ -323,10 +336,10 @@ def review(
 @app.command()
 def status(url: Folder, config: ConfigFile = None, set_: Assignments = None, json_: AsJson = False) -> None:
     """Say how an output stands, from the folder alone."""
-    from tlbatch.config import FolderConfig, load
+    from tlbatch.config import FolderConfig
 
     _prepare(verbose=False)
-    settings = load(FolderConfig, {"output": url}, config, set_ or ())
+    settings = _load(FolderConfig, {"output": url}, config, set_ or ())
     from tlbatch.report import folder
     from tlbatch.show import show_status
 
@@ -336,10 +349,10 @@ def status(url: Folder, config: ConfigFile = None, set_: Assignments = None, jso
 @app.command()
 def verify(url: Folder, config: ConfigFile = None, set_: Assignments = None, json_: AsJson = False) -> None:
     """Recompute the books and digests of an output; exit 1 with the first differences."""
-    from tlbatch.config import FolderConfig, load
+    from tlbatch.config import FolderConfig
 
     _prepare(verbose=False)
-    settings = load(FolderConfig, {"output": url}, config, set_ or ())
+    settings = _load(FolderConfig, {"output": url}, config, set_ or ())
     from tlbatch.report.verify import verify as check
     from tlbatch.show import show_verification
 
@@ -353,23 +366,136 @@ def verify(url: Folder, config: ConfigFile = None, set_: Assignments = None, jso
 def gc(
     url: Folder,
     older_than: Annotated[float | None, typer.Option(help="Hours; what is younger is left alone. 24 by default.")] = None,
+    keep: Annotated[
+        int | None, typer.Option(help="Of runs that are no part of the table any more only so many; all by default.")
+    ] = None,
     remove: Annotated[bool | None, typer.Option("--remove", help="Remove what is found instead of showing it.")] = None,
     config: ConfigFile = None,
     set_: Assignments = None,
     json_: AsJson = False,
 ) -> None:
     """Show, or remove, what runs that died left in an output and nobody needs."""
-    from tlbatch.config import CleanupConfig, load
+    from tlbatch.config import CleanupConfig
 
     _prepare(verbose=False)
-    settings = load(CleanupConfig, {"output": url, "older_than": older_than, "remove": remove}, config, set_ or ())
+    settings = _load(
+        CleanupConfig, {"output": url, "older_than": older_than, "keep": keep, "remove": remove}, config, set_ or ()
+    )
     from tlbatch import cleanup
     from tlbatch.show import show_leftovers
 
     result = cleanup.gc(
-        settings.output, older_than=settings.older_than, remove=settings.remove, storage_options=settings.storage_options
+        settings.output,
+        older_than=settings.older_than,
+        keep=settings.keep,
+        remove=settings.remove,
+        storage_options=settings.storage_options,
     )
     _print(result, json_, show_leftovers)
+
+
+@app.command()
+def compact(url: Folder, config: ConfigFile = None, set_: Assignments = None, json_: AsJson = False) -> None:
+    """Fold the runs of many nights into one; the table stays as it is."""
+    from tlbatch.config import CompactConfig
+
+    _prepare(verbose=False)
+    settings = _load(CompactConfig, {"output": url}, config, set_ or ())
+    from tlbatch import compacting
+    from tlbatch.show import show_run
+
+    _print(compacting.compact(settings), json_, show_run)
+
+
+@app.command()
+def rollback(
+    url: Folder,
+    to: Annotated[str | None, typer.Option(metavar="RUN", help="The run after which the table was as it is to be.")] = None,
+    config: ConfigFile = None,
+    set_: Assignments = None,
+    json_: AsJson = False,
+) -> None:
+    """Make the table what it was after an earlier run; nothing is done again."""
+    from tlbatch.config import RollbackConfig
+
+    _prepare(verbose=False)
+    settings = _load(RollbackConfig, {"output": url, "to": to}, config, set_ or ())
+    from tlbatch.commit import roll_back
+    from tlbatch.show import show_rollback
+    from tlbatch.storage import resolve
+
+    _print(roll_back(resolve(settings.output, settings.storage_options), settings.to), json_, show_rollback)
+
+
+@app.command(context_settings=_WORDS)
+def plan(context: typer.Context, config: ConfigFile = None, set_: Assignments = None, json_: AsJson = False) -> None:
+    """Say what classify with these flags would do, and what it would take; takes all of classify's flags."""
+    _prepare(verbose=False)
+    given = [*(["--config", str(config)] if config else []), *(word for one in set_ or () for word in ("--set", one))]
+    _, settings = _read(["classify", *given, *context.args])
+    if _readers:
+        raise _SettingsRead(settings)
+    from tlbatch import forecast
+    from tlbatch.show import show_forecast
+
+    _print(forecast.forecast(settings), json_ or "--json" in context.args, show_forecast)
+
+
+@app.command(context_settings=_WORDS)
+def submit(
+    context: typer.Context,
+    address: Annotated[str | None, typer.Option(help="Where the cluster takes jobs: http://HEAD:8265.")] = None,
+    follow: Annotated[bool | None, typer.Option("--follow", help="Print the job's log; end with its exit code.")] = None,
+    installed: Annotated[bool | None, typer.Option("--installed", help="Use the tlbatch that is installed there.")] = None,
+    insecure_cluster: Annotated[
+        bool | None, typer.Option("--insecure-cluster", help="Submit although it takes jobs from anybody.")
+    ] = None,
+    config: ConfigFile = None,
+    set_: Assignments = None,
+    json_: AsJson = False,
+) -> None:
+    """Run a command as a job on a Ray cluster: tlbatch submit --address http://HEAD:8265 classify ..."""
+    from tlbatch.config import SubmitConfig
+
+    _prepare(verbose=False)
+    from tlbatch.schedule import JOBS
+
+    if context.args and context.args[0] not in JOBS:
+        raise ConfigError(f"{context.args[0]}: a job is one of {', '.join(JOBS)}.")
+    verb, settings = _read(context.args)
+    flags = {"address": address, "follow": follow, "installed": installed, "insecure_cluster": insecure_cluster}
+    where = _load(SubmitConfig, flags, config, set_ or (), of=settings)
+    from tlbatch import cluster
+    from tlbatch.show import show_job
+
+    passed = [word for word in context.args if word in ("--json", "--verbose")]
+    say = partial(print, end="", flush=True, file=sys.stderr if json_ else results())
+    result = cluster.submit(where, verb, settings, passed, say)
+    _print(result, json_, show_job)
+    if result.get("exit_code"):
+        raise typer.Exit(result["exit_code"])
+
+
+@app.command(context_settings=_WORDS)
+def schedule(
+    context: typer.Context,
+    target: Annotated[str | None, typer.Option(help="cron, systemd or kuberay.")] = None,
+    at: Annotated[str | None, typer.Option(help='When, as cron has it: "0 2 * * *".')] = None,
+    image: Annotated[str | None, typer.Option(help="For kuberay: the container image.")] = None,
+    config: ConfigFile = None,
+    set_: Assignments = None,
+    json_: AsJson = False,
+) -> None:
+    """Print what makes a command run every night: tlbatch schedule --target cron --at "0 2 * * *" classify ..."""
+    from tlbatch.config import ScheduleConfig
+
+    _prepare(verbose=False)
+    _, settings = _read(context.args)
+    when = _load(ScheduleConfig, {"target": target, "at": at, "image": image}, config, set_ or ())
+    from tlbatch import schedule as schedules
+
+    text = schedules.schedule(when, context.args, settings)
+    _print({"target": when.target, "install": text}, json_, lambda result: print(result["install"], end="", file=results()))
 
 
 @app.command()
@@ -385,15 +511,73 @@ def demo(
     json_: AsJson = False,
 ) -> None:
     """Tell the whole story on photographs of solar cells, on this machine."""
-    from tlbatch.config import DemoConfig, load
+    from tlbatch.config import DemoConfig
 
     _prepare(verbose=False)
-    settings = load(DemoConfig, {"output": str(output), "weights": weights}, config, set_ or ())
+    settings = _load(DemoConfig, {"output": str(output), "weights": weights}, config, set_ or ())
     from tlbatch import demo as story
 
     result = story.tell(settings, quiet=json_)
     if json_:
         _print_json(result)
+
+
+class _SettingsRead(Exception):  # noqa: N818 - no error
+    """The settings of a command that is only read, not carried out."""
+
+    def __init__(self, settings: Any) -> None:
+        super().__init__()
+        self.settings = settings
+
+
+#: How many commands around this one only read it.
+_readers: list[Sequence[str]] = []
+
+
+def _read(words: Sequence[str]) -> tuple[str, Any]:
+    """The verb of a command and its checked settings; nothing of it is carried out."""
+    if not words:
+        raise ConfigError("Write the command that is meant behind the flags, such as: classify --images ... --bundle ...")
+    _readers.append(words)
+    try:
+        typer.main.get_command(app).main(list(words), prog_name="tlbatch", standalone_mode=False)
+    except _SettingsRead as read:
+        return words[0], read.settings
+    finally:
+        _readers.pop()
+    raise ConfigError(f"{words[0]}: this command cannot run by itself elsewhere or later.")
+
+
+def _load(
+    kind: type[Config], flags: Mapping[str, Any], file: Path | None, assignments: Sequence[str], of: Any = None
+) -> Config:
+    """A command's settings. Where the command is only read, it ends here; `of` is what then stands for it."""
+    from tlbatch.config import load
+
+    settings = load(kind, flags, file, assignments)
+    if _readers:
+        raise _SettingsRead(settings if of is None else of)
+    return settings
+
+
+def _run(what: str, settings: Any, work: Callable[..., dict[str, Any]], as_json: bool) -> None:
+    """Carry out a run, print its report, post how it ended, and exit with 3 where too many images failed."""
+    from tlbatch.notify import notifying
+    from tlbatch.show import show_run, watching
+
+    with notifying(settings.notify, what, settings.output) as tell:
+        with watching(what, as_json) as watch:
+            result = work(settings, watch)
+        many = result["failed"] > settings.max_failed_ratio * result["listed"]
+        tell(result, EXIT_TOO_MANY_FAILED if many else 0)
+    _print(result, as_json, show_run)
+    if many:
+        print(
+            f"{result['failed']} of {result['listed']} images failed, more than max_failed_ratio={settings.max_failed_ratio} "
+            "allows; the table is published all the same.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(EXIT_TOO_MANY_FAILED)
 
 
 def _prepare(verbose: bool) -> None:
@@ -420,16 +604,6 @@ def _print(result: Mapping[str, Any], as_json: bool, show: Callable[[Mapping[str
 
 def _print_json(result: Mapping[str, Any]) -> None:
     print(json.dumps(result), file=results())
-
-
-def _require_few_failed(result: Mapping[str, Any], most: float) -> None:
-    if result["failed"] > most * result["listed"]:
-        print(
-            f"{result['failed']} of {result['listed']} images failed, more than max_failed_ratio={most} allows; "
-            "the table is published all the same.",
-            file=sys.stderr,
-        )
-        raise typer.Exit(EXIT_TOO_MANY_FAILED)
 
 
 def main() -> None:

@@ -10,13 +10,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from tlbatch import ledger, publish, schema
-from tlbatch.errors import NotPromotedError
+from tlbatch.errors import NotPromotedError, OutputError, closest
 from tlbatch.lease import Lease
 from tlbatch.ledger import Published, Receipts, Run
 from tlbatch.publish import Each, Tables
@@ -27,20 +27,30 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Listed(Protocol):
-    """A manifest, and how many objects of the store were passed over."""
+@dataclass(frozen=True)
+class Promise:
+    """What a run would promise.
+
+    Attributes:
+        manifest: as `schema.MANIFEST_SCHEMA`.
+        skipped: how many objects of the store were passed over.
+        seconds: how long it took to list.
+        on: the published runs it adds to, as `latest.json` has them; without them its table is whole by itself.
+        removed: uri and key of what it takes from their table.
+        counts: of an incremental run, how many objects are new, changed and so on; None of any other.
+    """
+
+    manifest: pa.Table
+    skipped: int
+    seconds: float
+    on: Published = ()
+    removed: pa.Table = field(default_factory=schema.REMOVED_SCHEMA.empty_table)
+    counts: Mapping[str, int] | None = None
 
     @property
-    def manifest(self) -> pa.Table:
-        """As `schema.MANIFEST_SCHEMA`."""
-
-    @property
-    def skipped(self) -> int:
-        """How many."""
-
-    @property
-    def seconds(self) -> float:
-        """How long it took to list."""
+    def nothing_to_do(self) -> bool:
+        """Whether the table is what an incremental run would make of it."""
+        return self.counts is not None and not (self.manifest.num_rows or self.removed.num_rows)
 
 
 #: A complete run -> what it was measured to be against the table, and why it may not follow it.
@@ -62,7 +72,7 @@ class Order:
     features: pa.Schema | None
     #: Given what is published, what the store holds, listed since then. Asked for only when it is needed, under the lease: an
     #: older listing would take from the table what another run has added to it.
-    listing: Callable[[Published], Listed]
+    listing: Callable[[Published], Promise]
     #: Stages the outcome of the given rows of the manifest, each with its number in a column `row`, in parts of each run.
     work: Callable[[Sequence[Run], pa.Table], None]
     #: What else `run.json` says.
@@ -73,6 +83,8 @@ class Order:
     bottleneck: Callable[[Mapping[str, float], float], Mapping[str, Any] | None] = lambda _stages, _seconds: None
     #: Whether what failed will fail again, however transient its reason was: another run could do no better.
     final: bool = False
+    #: Whether only what the table lacks is done.
+    incremental: bool = False
     #: Asked before a complete run is published; None lets every run through.
     gate: Gate | None = None
     #: When the command began, by `time.monotonic`.
@@ -153,6 +165,9 @@ class _Begun(NamedTuple):
 
 def _start(output: Place, order: Order, run_id: str, lease: Lease) -> _Begun | dict[str, Any]:
     """Continue or begin a run; the report of one that is what was asked for already."""
+    newest = ledger.newest_published(output)
+    if newest is not None:
+        newest.place.join(schema.KEPT_BACK).delete()  # it was let through, by a command that died before it could say so
     run = to_continue(output, order, tidy=True)
     if run is None:
         done = _already_done(output, order) or _let_through(output, order, lease)
@@ -184,12 +199,17 @@ def to_continue(output: Place, order: Order, *, tidy: bool = False) -> Run | Non
     current = ledger.unfinished_run(output)
     if current is None:
         return None
-    decided = current.run_id in [entry["run_id"] for entry in ledger.read_latest(output)]
+    latest = ledger.read_latest(output)
+    decided = current.run_id in [entry["run_id"] for entry in latest]
     if decided or current.place.join(schema.KEPT_BACK).exists():
         if tidy:
             _tidy(current)
         return None
-    ledger.require_same(current, order.spec, order.bundle)
+    if "compacted" in current.facts["spec"] and current.facts["spec"] != order.spec:
+        return None  # the table is whole without it
+    if current.on and current.on != latest:
+        return None  # the table went back to an earlier one: what this run adds to is no more
+    ledger.require_same(current, order.spec, order.bundle, incremental=order.incremental)
     return current
 
 
@@ -198,14 +218,44 @@ def _already_done(output: Place, order: Order) -> dict[str, Any] | None:
     latest = ledger.read_latest(output)
     if not latest:
         return None
-    manifest_sha256 = schema.sha256(schema.to_parquet(order.listing(latest).manifest))
-    wanted = ledger.fingerprint(order.spec, order.bundle, manifest_sha256)
-    published = {entry["run_id"] for entry in latest}
-    for found in ledger.runs(output):
-        if found.run_id in published and found.fingerprint == wanted:
-            report = read_report(found)
-            return None if report["failed_transient"] and not order.final else {**report, "already_done": True}
-    return None
+    promise = order.listing(latest)
+    if promise.counts is not None:
+        return _nothing_new(output, order, promise) if promise.nothing_to_do else None
+    newest = ledger.newest_published(output)
+    # A table of several nights is not what its oldest run was, even where the store is.
+    if newest is None or len(latest) > 1 or newest.fingerprint != _fingerprint(order, promise):
+        return None
+    report = read_report(newest)
+    return None if report["failed_transient"] and not order.final else {**report, "already_done": True}
+
+
+def _fingerprint(order: Order, promise: Promise) -> str:
+    """Of the run that would keep a promise."""
+    increment: dict[str, Any] = {"on": list(promise.on)} if promise.on else {}
+    if promise.removed.num_rows:
+        increment["removed_sha256"] = schema.sha256(schema.to_parquet(promise.removed))
+    return ledger.fingerprint(order.spec, order.bundle, schema.sha256(schema.to_parquet(promise.manifest)), increment)
+
+
+def _nothing_new(output: Place, order: Order, promise: Promise) -> dict[str, Any]:
+    """The report of a night on which the store is what it was: it lists."""
+    newest = ledger.newest_published(output)
+    seconds = time.monotonic() - order.began
+    return {
+        "run_id": newest.run_id if newest else "",
+        "output": output.url,
+        **dict.fromkeys(("objects", "listed", "predicted", "failed", "failed_transient"), 0),
+        "skipped": promise.skipped,
+        "seconds": round(seconds, 3),
+        "images_per_second": 0.0,
+        "bundle": order.bundle,
+        "engine": order.spec["engine"],
+        "failed_by_kind": {},
+        "stage_seconds": {"list": round(promise.seconds, 3)},
+        "labels": {},
+        "counts": promise.counts,
+        "already_done": True,
+    }
 
 
 def _let_through(output: Place, order: Order, lease: Lease) -> dict[str, Any] | None:
@@ -217,8 +267,7 @@ def _let_through(output: Place, order: Order, lease: Lease) -> dict[str, Any] | 
     kept = [run for run in ledger.runs(output) if run.place.join(schema.KEPT_BACK).exists()]
     if not kept:
         return None
-    manifest_sha256 = schema.sha256(schema.to_parquet(order.listing(ledger.read_latest(output)).manifest))
-    wanted = ledger.fingerprint(order.spec, order.bundle, manifest_sha256)
+    wanted = _fingerprint(order, order.listing(ledger.read_latest(output)))
     found = next((run for run in reversed(kept) if run.fingerprint == wanted), None)
     if found is None:
         return None
@@ -243,10 +292,13 @@ def read_report(run: Run) -> dict[str, Any]:
 
 
 def _begin(output: Place, order: Order, run_id: str, lease: Lease) -> Run:
-    listed = order.listing(ledger.read_latest(output))
-    found = {"skipped": listed.skipped, "list_seconds": round(listed.seconds, 3)}
+    promise = order.listing(ledger.read_latest(output))
+    found: dict[str, Any] = {"skipped": promise.skipped, "list_seconds": round(promise.seconds, 3)}
+    if promise.counts is not None:
+        found["counts"] = promise.counts
     facts = {"spec": order.spec, "bundle": order.bundle, **found, **order.facts}
-    return ledger.begin(output, run_id, listed.manifest, facts, began=lease.since, still_mine=lease.require_held)
+    added = {"on": promise.on, "removed": promise.removed}
+    return ledger.begin(output, run_id, promise.manifest, facts, began=lease.since, still_mine=lease.require_held, **added)
 
 
 def what_is_left(run: Run) -> tuple[pa.Table, Receipts]:
@@ -290,6 +342,7 @@ def _publish(begun: _Begun) -> dict[str, Any]:
         "labels": dict(books.labels),
         "manifest_sha256": run.facts["manifest_sha256"],
         "files": dict(books.files),
+        **{name: run.facts[name] for name in ("counts", "on", "removed_sha256") if name in run.facts},
     }
     return _promote(output, order, run, lease, report)
 
@@ -311,6 +364,32 @@ def _promote(output: Place, order: Order, run: Run, lease: Lease, report: dict[s
     publish.make_visible(output, run, report, lease.require_held)
     _tidy(run)
     return report
+
+
+def roll_back(output: Place, run_id: str) -> dict[str, Any]:
+    """Make the table what it was after a run; nothing is done again, and the runs since then stay where they are.
+
+    Returns:
+        `table`, the names of the runs that make it up, and `before`, of those that did.
+
+    Raises:
+        OutputError: there is no such run, or it was never published.
+        BooksError: a run that it adds to is gone.
+        LeaseHeldError: somebody is at work there.
+    """
+    found = {run.run_id: run for run in ledger.runs(output)}
+    run = found.get(run_id)
+    if run is None or not run.finished() or run.place.join(schema.KEPT_BACK).exists():
+        known = [name for name, one in found.items() if one.finished()]
+        raise OutputError(f"to: {output.url} has never published a run {run_id!r}{closest(run_id, known)}.")
+    before = [entry["run_id"] for entry in ledger.read_latest(output)]
+    with Lease(output, "rollback") as lease:
+        ledger.read_published(output, run.on)
+        for one in found.values():
+            if one.run_id in before and not one.finished():
+                publish.tidy(one)  # or the next command would take it for one to continue
+        publish.flip(output, run, read_report(run), lease.require_held)
+    return {"output": output.url, "table": [*(entry["run_id"] for entry in run.on), run_id], "before": before}
 
 
 def _tidy(run: Run) -> None:

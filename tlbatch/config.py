@@ -109,6 +109,11 @@ class RunConfig(Spec, Resources):
     promote_if: str | None = Field(
         None, description="Publish only if this holds against the table there is: `psi<0.2 and agreement>0.9`."
     )
+    notify: str | None = Field(None, description="Address that gets a JSON post when the command ends; may hold ${NAME}.")
+    incremental: bool = Field(False, description="Do only what the table lacks: what is new, changed or worth another try.")
+    stale: Literal["keep", "redo", "rescore"] = Field(
+        "redo", description="With incremental, what another bundle predicted: kept, done again, or from stored features."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -117,6 +122,18 @@ class RunConfig(Spec, Resources):
         if not isinstance(bundles, list | tuple) or not bundles:
             return values
         return {**values, "bundle": bundles[0], "other_bundles": tuple(bundles[1:])}
+
+    @model_validator(mode="after")
+    def _increments_are_whole(self) -> Self:
+        if self.incremental and self.max_images is not None:
+            raise ValueError("max_images: with incremental, what it leaves out would be taken for deleted")
+        return self
+
+    @model_validator(mode="after")
+    def _rescores_for_one_bundle(self) -> Self:
+        if self.other_bundles and self.stale == "rescore":
+            raise ValueError("stale: several bundles share a pass over images; rescore is for one bundle")
+        return self
 
     @model_validator(mode="after")
     def _bundles_are_told_apart(self) -> Self:
@@ -166,6 +183,7 @@ class RescoreConfig(Resources):
     top_k: Count = Field(5, description="How many labels top_labels holds.")
     max_failed_ratio: Share = Field(0.01, description="More failed images than this share end with exit code 3.")
     run_id: str | None = Field(None, pattern=_RUN_ID, description="Name of the run; by default the time.")
+    notify: str | None = Field(None, description="Address that gets a JSON post when the command ends; may hold ${NAME}.")
 
 
 class ExtractConfig(Pretrained, RunConfig):
@@ -174,6 +192,9 @@ class ExtractConfig(Pretrained, RunConfig):
     bundle: str = Field("", description="Folder or URL of a bundle; without one, base, size and weights name a base.")
     predictions: Literal[False] = False
     features: Literal[True] = True
+    stale: Literal["keep", "redo"] = Field(
+        "redo", description="With incremental, features of another base: kept, or done again."
+    )
 
 
 class TrainConfig(Pretrained, Images, Resources):
@@ -249,10 +270,52 @@ class FolderConfig(_Strict):
     storage_options: StorageOptions = {}
 
 
+class SubmitConfig(_Strict):
+    """A cluster, and how a command becomes a job there."""
+
+    address: str = Field(description="Where the cluster takes jobs: http://HEAD:8265.")
+    follow: bool = Field(False, description="Print the job's log and end with its exit code.")
+    installed: bool = Field(False, description="Use the tlbatch that the cluster has installed instead of sending this one.")
+    insecure_cluster: bool = Field(False, description="Submit although the cluster takes jobs from anybody.")
+
+    @field_validator("address")
+    @classmethod
+    def _is_http(cls, address: str) -> str:
+        if not address.startswith(("http://", "https://")):
+            raise ValueError("write it with http:// or https://, as http://HEAD:8265")
+        return address
+
+
+class ScheduleConfig(_Strict):
+    """When a command is to run, and by what."""
+
+    target: Literal["cron", "systemd", "kuberay"] = Field(description="What starts it.")
+    at: str = Field(description='When, as cron has it: "0 2 * * *" is two every night; now, for kuberay, is once.')
+    name: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?$", description="Name of what is installed.")
+    image: str = Field("", description="For kuberay: the container image, with Ray and tlbatch in it.")
+    max_workers: Count = Field(4, description="For kuberay: the most workers of 4 CPUs.")
+    max_gpu_workers: Annotated[int, Field(ge=0)] = Field(0, description="For kuberay: the most workers with a GPU.")
+
+
+class CompactConfig(FolderConfig):
+    """An output whose nights become one run."""
+
+    address: str | None = Field(None, description="Ray cluster to use; by default the one this runs on, or this machine.")
+
+
+class RollbackConfig(FolderConfig):
+    """An output whose table is to be an earlier one."""
+
+    to: str = Field(description="The run after which the table was as it is to be.")
+
+
 class CleanupConfig(FolderConfig):
     """An output to tidy up."""
 
     older_than: float = Field(24.0, ge=0, description="Hours since something was written; what is younger is left.")
+    keep: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="How many runs that are no part of the table any more are kept; all of them by default."
+    )
     remove: bool = Field(False, description="Remove what was found instead of only showing it.")
 
 

@@ -7,7 +7,8 @@
     │   ├── LabelsError             a labels file that does not fit its images
     │   ├── WeightsError            weights that do not fit their base, or cannot be had
     │   ├── BundleError             a folder that is no bundle, or not the one it says it is
-    │   └── OutputError             an output folder that belongs to something else
+    │   ├── OutputError             an output folder that belongs to something else
+    │   └── ClusterError            a cluster that cannot be reached, or lets in everybody
     ├── BooksError                  a run whose rows do not add up
     ├── NotPromotedError            a run that is not what `promote_if` asks for; it is kept, the table is as it was
     └── UnfinishedError             exit code 4: run the same command again to continue
@@ -63,6 +64,10 @@ class BundleError(UsageError):
 
 class OutputError(UsageError):
     """The output folder cannot take this run."""
+
+
+class ClusterError(UsageError):
+    """The cluster cannot take the job, or should not be given it."""
 
 
 class BooksError(TlbatchError):

@@ -34,6 +34,9 @@ BLOCKS_AT_ONCE = 2
 #: Published files that are written at the same time, each by one CPU and in about a GB of memory.
 _FILES_AT_ONCE = 32
 
+#: Seconds in which an autoscaler is to have looked at its cluster once.
+_AUTOSCALER_SECONDS = 15.0
+
 #: Called every few seconds with the numbers of `progress.json`.
 Watcher = Callable[[Mapping[str, Any]], None]
 
@@ -106,11 +109,51 @@ class _Actor:
             return self._worker(block)
 
 
-def nodes() -> list[Mapping[str, float]]:
-    """For each machine of the cluster what it has, as Ray names it: "CPU", "GPU"."""
+class Cluster(NamedTuple):
+    """For each machine what it has, as Ray names it ("CPU", "GPU"), and whether more are started for work that wants them."""
+
+    machines: Sequence[Mapping[str, float]]
+    grows: bool = False
+
+
+def cluster() -> Cluster:
+    """The cluster that this process is connected to."""
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    grows = _grows()
+    # The autoscaler of a cluster that was started for this very job may need a moment to say what it is.
+    end = time.monotonic() + (0 if any(machine.get("CPU") for machine in machines) else _AUTOSCALER_SECONDS)
+    while not grows and time.monotonic() < end:
+        time.sleep(0.5)
+        grows = _grows()
+    return Cluster(machines, grows)
+
+
+def small_pool(blocks: int, cpus: int, concurrency: int | None) -> Pool:
+    """Actors for work that is mostly reading: as many as fit or, on a cluster that starts machines, as there are blocks."""
+    found = cluster()
+    fit = sum(int(machine.get("CPU", 0)) // cpus for machine in found.machines)
+    most = max(1, min(blocks, concurrency or blocks, blocks if found.grows else fit))
+    return Pool(cpus - WRITE_CPUS, 0, max(1, min(fit, most)), most)
+
+
+def _grows() -> bool:
+    """Whether an autoscaler that can start machines looks after the cluster.
+
+    Ray has no question for that. One that only watches names each node after itself, `node_<id>`; any other by its type.
+    """
+    import ray
+    from ray._private.worker import global_worker
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    # Not by `ray.experimental.internal_kv`, which loses its client when anything in this process shuts another cluster down.
+    said = global_worker.gcs_client.internal_kv_get(b"__autoscaling_status", None)
+    legacy = json.loads(said or b"{}").get("autoscaler_report") or {}
+    names = list((legacy.get("node_type_mapping") or {}).values())
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    names += [node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes)]
+    return any(name and not name.startswith("node_") for name in names)
 
 
 def write_windows(

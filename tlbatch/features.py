@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -19,12 +20,15 @@ import pyarrow.compute as pc
 from tlbatch import ledger, schema
 from tlbatch.errors import BooksError, OutputError
 from tlbatch.ledger import Run, read_sealed
+from tlbatch.overlay import visible_layers
 from tlbatch.schema import from_parquet, sha256
 from tlbatch.shards import IMAGE
 from tlbatch.storage import Place, resolve
 
 #: Files that are read at the same time; each may be 256 MiB.
 _FILES_AT_ONCE = 2
+#: What an object must have in common with another to be the same version of the same thing.
+_SAME = ["uri", "key", "etag"]
 
 
 class Window(NamedTuple):
@@ -37,21 +41,39 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureRun:
-    """A published run with features: where it lies, what it says, and its files."""
+    """A published run with features: where it lies, what it says, and its files.
+
+    `hidden` are uris of which a newer run of the same table has something else to say.
+    """
 
     run: Run
     report: Mapping[str, Any]
+    hidden: pa.ChunkedArray | None = None
 
     @property
     def base(self) -> str:
         """The digest that the base of a bundle must have to be used with these features."""
         return str(self.run.facts["base"])
 
-    def windows(self) -> list[Window]:
-        """Its files by the rows of the manifest they are of, in their order."""
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What features must have in common to be used together: base and precision."""
+        return self.base, str(self.run.facts["spec"].get("features_dtype"))
+
+    @property
+    def visible(self) -> np.ndarray:
+        """(n,) bool: which rows of its manifest are part of the table."""
+        uris = self.run.manifest["uri"]
+        if self.hidden is None or not len(self.hidden):
+            return np.ones(len(uris), bool)
+        found: np.ndarray = ~pc.is_in(uris, self.hidden).to_numpy()
+        return found
+
+    def windows(self, *, predictions: bool = False) -> list[Window]:
+        """Its files by the rows of the manifest they are of, in their order; those with predictions where they are wanted."""
         found: dict[tuple[int, int], dict[str, str]] = {}
         for name, facts in self.report["files"].items():
-            if not name.startswith("predictions/"):
+            if predictions or not _holds_predictions(name):
                 found.setdefault((facts["objects"][0], facts["objects"][1]), {})[name] = facts["sha256"]
         return [Window(start, end, files) for (start, end), files in sorted(found.items())]
 
@@ -78,25 +100,160 @@ class FeatureRun:
                 yield from pool.map(lambda named: read_checked(self.run.place, *named), names[start : start + _FILES_AT_ONCE])
 
 
-def find_features(url: str, options: Mapping[str, Any] | None = None) -> FeatureRun:
-    """The features of a run's folder, or of the newest run with features that an output has published.
+class Held(NamedTuple):
+    """Where the features of promised objects are.
+
+    Attributes:
+        source: the run that has them.
+        target: (n,) int: for each row of its manifest the row of the promised one that is the same object, -1 where none is.
+    """
+
+    source: FeatureRun
+    target: np.ndarray
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """The features of a table: those of its runs, the newest first."""
+
+    runs: tuple[FeatureRun, ...]
+
+    @property
+    def newest(self) -> Run:
+        """The run that says what they are features of."""
+        return self.runs[0].run
+
+    @cached_property
+    def manifest(self) -> pa.Table:
+        """The objects of all its runs, sorted by key."""
+        return self._sorted[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """It stands for the images and their base."""
+        return self.newest.fingerprint
+
+    def held(self) -> list[Held]:
+        """Where each row of the manifest is."""
+        return [Held(*one) for one in zip(self.runs, self._sorted[1], strict=True)]
+
+    def require_base(self, digest: str, whose: str) -> None:
+        """Raises OutputError where a bundle's base is not the one that these features are of."""
+        self.runs[0].require_base(digest, whose)
+
+    @cached_property
+    def _sorted(self) -> tuple[pa.Table, list[np.ndarray]]:
+        if len(self.runs) == 1:
+            return self.newest.manifest, [np.arange(self.newest.manifest.num_rows)]
+        visible = [one.visible for one in self.runs]
+        parts = [one.run.manifest.filter(pa.array(mask)) for one, mask in zip(self.runs, visible, strict=True)]
+        whole = pa.concat_tables(parts)
+        order = pc.sort_indices(whole["key"])
+        places = np.empty(whole.num_rows, np.int64)
+        places[order.to_numpy()] = np.arange(whole.num_rows)
+        targets, start = [], 0
+        for mask in visible:
+            target = np.full(len(mask), -1)
+            target[mask] = places[start : start + int(mask.sum())]
+            start += int(mask.sum())
+            targets.append(target)
+        return whole.take(order).combine_chunks(), targets
+
+
+def find_features(url: str, options: Mapping[str, Any] | None = None) -> FeatureTable:
+    """The features of a run's folder, or of the table that an output has published.
+
+    Of a table that was re-scored, or made again without features, they are those of an earlier run over the very same objects.
 
     Raises:
-        OutputError: there are none.
+        OutputError: there are none, or some of a table's runs have none, or others than the newest.
     """
     place = resolve(url, options)
     if place.join(schema.RUN).exists():
-        candidates = [Run(place, read_sealed(place.join(schema.RUN)))]
-    else:
-        candidates = ledger.runs(place) if schema.RUNS in place.names() else []
-    for run in reversed(candidates):
-        kept_back = run.place.join(schema.KEPT_BACK).exists() and len(candidates) > 1
-        if run.facts["spec"].get("features") and run.finished() and not kept_back:
-            return FeatureRun(run, read_sealed(run.place.join(schema.REPORT)))
+        run = Run(place, read_sealed(place.join(schema.RUN)))
+        found = [FeatureRun(run, read_sealed(run.place.join(schema.REPORT)))] if _has_features(run) else []
+        return FeatureTable(tuple(found or _none(place)))
+    having = {one.run.run_id: one for one in runs_with_features(place)}
+    table = ledger.read_published(place, ledger.read_latest(place)) if having else []
+    if not table:
+        _none(place)
+    if not all(run.run_id in having for run in table):
+        table = _of_the_same(place, table, list(having.values()))
+    seen = visible_layers(table)
+    newest = next((having[layer.run.run_id] for layer in seen if layer.run.run_id in having), None) or _none(place)
+    for name in (layer.run.run_id for layer in seen):
+        if name not in having or having[name].kind != newest.kind:
+            raise OutputError(
+                f"The run {name} is part of the table at {place.url} and has not the features of the newest one; "
+                "`classify --incremental --features` makes them."
+            )
+    return FeatureTable(tuple(replace(having[one.run.run_id], hidden=one.hidden) for one in seen))
+
+
+def _of_the_same(place: Place, table: list[Run], having: Sequence[FeatureRun]) -> list[Run]:
+    """The runs with features that stand for a table without; the table itself where there are none."""
+    only = table[0]
+    for one in having if len(table) == 1 else ():
+        rescored = one.run.fingerprint == only.facts["spec"].get("rescored")
+        same = not one.run.on and one.run.facts["manifest_sha256"] == only.facts["manifest_sha256"]
+        if rescored or same:
+            return [*ledger.read_published(place, one.run.on), one.run]
+    return table if any(one.run.run_id in {run.run_id for run in table} for one in having) else _none(place)
+
+
+def runs_with_features(output: Place) -> list[FeatureRun]:
+    """The runs of an output that have published features, the newest first; those that were kept back are left out."""
+    found = ledger.runs(output) if schema.RUNS in output.names() else []
+    kept = [run for run in found if _has_features(run) and not run.place.join(schema.KEPT_BACK).exists()]
+    return [FeatureRun(run, read_sealed(run.place.join(schema.REPORT))) for run in reversed(kept)]
+
+
+def _has_features(run: Run) -> bool:
+    return bool(run.facts["spec"].get("features")) and run.finished()
+
+
+def _none(place: Place) -> NoReturn:
     raise OutputError(
         f"There are no features at {place.url}: `tlbatch extract`, or `classify --features`, writes them, and they are there "
         "once it has published."
     )
+
+
+def holding(runs: Sequence[FeatureRun], rows: pa.Table) -> list[Held]:
+    """Which of some objects have features, in the very version that is promised.
+
+    Args:
+        runs: where to look, first come first served.
+        rows: of a manifest, each with its number in a column `row`. An object without an etag is not known to be the same.
+    """
+    found = []
+    left = rows.select(["row", *_SAME])
+    for source in runs:
+        own = source.run.manifest.select(_SAME)
+        own = own.append_column("own", pa.array(np.arange(own.num_rows)))
+        if source.report["failed_transient"]:
+            errors = _errors_of(source)
+            own = own.filter(pc.invert(pc.is_in(own["uri"], errors["uri"].filter(errors["transient"]))))
+        own = own.group_by(_SAME).aggregate([("own", "min")])
+        both = left.join(own, _SAME, join_type="inner")
+        if not both.num_rows:
+            continue
+        target = np.full(source.run.manifest.num_rows, -1)
+        target[both["own_min"].to_numpy()] = both["row"].to_numpy()
+        taken = target[target >= 0]
+        left = left.filter(pa.array(~np.isin(left["row"].to_numpy(), taken)))
+        found.append(Held(source, target))
+    return found
+
+
+def _errors_of(source: FeatureRun) -> pa.Table:
+    """Uri and transient of what failed in a run."""
+    names = [(name, facts["sha256"]) for name, facts in source.report["files"].items() if name.startswith("errors/")]
+    return pa.concat_tables(read_checked(source.run.place, *named).select(["uri", "transient"]) for named in names)
+
+
+def _holds_predictions(name: str) -> bool:
+    return name.startswith("predictions/")
 
 
 def _holds_features(name: str) -> bool:
@@ -141,10 +298,7 @@ def read_window(run: Place, window: Window, rows: pa.Table) -> Found:
         BooksError: a file is damaged, or holds an image that the manifest does not promise.
     """
     tables = {name: read_checked(run, name, digest) for name, digest in window.files.items()}
-    good = pa.concat_tables([table for name, table in tables.items() if _holds_features(name)])
-    bad = pa.concat_tables(
-        [table for name, table in tables.items() if not _holds_features(name)] or [schema.ERRORS.empty_table()]
-    )
+    good, bad = _good(tables), tables.get(f"errors/{_part(window)}", schema.ERRORS.empty_table())
     placed = _places([good, bad], rows)
     images = np.bincount(placed["row"] - window.start, minlength=window.end - window.start)
     if len(images) != window.end - window.start or not images.all():
@@ -152,6 +306,20 @@ def read_window(run: Place, window: Window, rows: pa.Table) -> Found:
     placed["images"] = images[placed["row"] - window.start]
     first, second = placed.iloc[: len(good)], placed.iloc[len(good) :]
     return Found(_beside(good, first), _beside(bad, second))
+
+
+def _part(window: Window) -> str:
+    return next(iter(window.files)).rsplit("/", 1)[-1]
+
+
+def _good(tables: Mapping[str, pa.Table]) -> pa.Table:
+    """The images that did not fail: their predictions, their features or, as both have the same rows, both."""
+    features, predictions = (
+        next((table for name, table in tables.items() if holds(name)), None) for holds in (_holds_features, _holds_predictions)
+    )
+    if predictions is None or features is None:
+        return features if predictions is None else predictions
+    return predictions.append_column("features", features["features"])
 
 
 def _beside(table: pa.Table, places: pd.DataFrame) -> pa.Table:
@@ -191,13 +359,21 @@ def window_of(windows: Sequence[Window], row: int) -> Window:
     return next(window for window in windows if window.start <= row < window.end)
 
 
-def look_up(source: FeatureRun, column: str, names: pa.Array) -> pa.Table:
-    """key, uri and features of the images with these names, in the manifest's order; no image is read.
+def look_up(source: FeatureTable, column: str, names: pa.Array) -> pa.Table:
+    """key, uri and features of the images with these names, run by run in the manifest's order; no image is read.
 
     Only files are read that can hold one of them: what is in a shard is not known from the manifest.
     """
+    return pa.concat_tables(_look_up(one, column, names) for one in source.runs)
+
+
+def _look_up(source: FeatureRun, column: str, names: pa.Array) -> pa.Table:
     manifest = source.run.manifest
     wanted = pc.or_(pc.is_in(manifest[column], names), pc.not_equal(manifest["format"], IMAGE))
     rows = np.flatnonzero(wanted.to_numpy())
-    tables = source.vectors(rows if len(rows) else np.array([0]))
-    return pa.concat_tables(table.filter(pc.is_in(table[column], names)).select(["uri", "key", "features"]) for table in tables)
+    tables = list(source.vectors(rows if len(rows) else np.array([0])))
+    found = pa.concat_tables(
+        table.filter(pc.is_in(table[column], names)).select(["uri", "key", "features"]) for table in tables
+    )
+    hidden = source.hidden
+    return found if hidden is None or not len(hidden) else found.filter(pc.invert(pc.is_in(found["uri"], hidden)))

@@ -9,7 +9,7 @@ import json
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from tlbatch import schema
-from tlbatch.errors import BooksError, OutputError
+from tlbatch.errors import BooksError, LeaseHeldError, OutputError
 from tlbatch.schema import RECEIPT_SUFFIX, from_parquet, seal, sha256, to_parquet, unseal
 from tlbatch.storage import Place, resolve
 
@@ -62,6 +62,21 @@ class Run:
             raise BooksError(f"The manifest of run {self.run_id} differs from its recorded sha256; the run cannot be trusted.")
         return from_parquet(data)
 
+    @cached_property
+    def removed(self) -> pa.Table:
+        """Uri and key of what the run takes from the table it adds to, checked as the manifest is; mostly nothing."""
+        if "removed_sha256" not in self.facts:
+            return schema.REMOVED_SCHEMA.empty_table()
+        data = self.place.join(schema.REMOVED).read()
+        if sha256(data) != self.facts["removed_sha256"]:
+            raise BooksError(f"{schema.REMOVED} of run {self.run_id} differs from its recorded sha256; it cannot be trusted.")
+        return from_parquet(data)
+
+    @property
+    def on(self) -> list[dict[str, str]]:
+        """The published runs that it adds to; empty where its table is whole by itself."""
+        return list(self.facts.get("on", []))
+
     def promises(self) -> bool:
         """Whether its manifest is there, which is written first: someone who tidied up may have been faster than `run.json`."""
         return self.place.join(schema.MANIFEST).exists()
@@ -69,6 +84,10 @@ class Run:
     def finished(self) -> bool:
         """Whether all of it is published."""
         return self.place.join(schema.SUCCESS).exists()
+
+
+#: The runs that make up a table, as `latest.json` has them.
+Published = Sequence[dict[str, str]]
 
 
 def runs(output: Place) -> list[Run]:
@@ -98,11 +117,7 @@ def read_sealed(place: Place) -> dict[str, Any]:
     return body
 
 
-#: The runs that make up a table, as `latest.json` has them.
-Published = list[dict[str, str]]
-
-
-def read_latest(output: Place) -> Published:
+def read_latest(output: Place) -> list[dict[str, str]]:
     """The published runs that make up the table, oldest first; empty where nothing was published yet.
 
     Raises:
@@ -114,10 +129,30 @@ def read_latest(output: Place) -> Published:
         return []
 
 
+def require_unchanged(read: Published, now: Published) -> None:
+    """Raises LeaseHeldError where a table is not the one that somebody began to work from."""
+    if list(read) != list(now):
+        raise LeaseHeldError("Another run was published meanwhile; run the same command again.")
+
+
 def newest_published(output: Place) -> Run | None:
     """The newest of the runs that make up the table; None where nothing is published."""
     latest = read_latest(output)
     return _read_run(output.join(schema.RUNS, latest[-1]["run_id"])) if latest else None
+
+
+def read_published(output: Place, published: Published) -> list[Run]:
+    """The runs that a pointer names, in its order.
+
+    Raises:
+        BooksError: one of them is not there.
+    """
+    with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+        found = list(pool.map(lambda entry: _read_run(output.join(schema.RUNS, entry["run_id"])), published))
+    for entry, run in zip(published, found, strict=True):
+        if run is None:
+            raise BooksError(f"{output.url}/{schema.LATEST} names run {entry['run_id']}, which is not there.")
+    return [run for run in found if run is not None]
 
 
 def unfinished_run(output: Place) -> Run | None:
@@ -153,10 +188,13 @@ def require_output(output: Place, images: str) -> None:
         )
 
 
-def require_same(run: Run, spec: Mapping[str, Any], bundle: str) -> None:
-    """Raises OutputError with the fields that differ when an unfinished run was begun with another spec or bundle."""
-    begun = {**run.facts["spec"], "bundle": run.facts["bundle"]}
-    asked = {**spec, "bundle": bundle}
+def require_same(run: Run, spec: Mapping[str, Any], bundle: str, *, incremental: bool = False) -> None:
+    """Raises OutputError with the fields that differ when an unfinished run was begun with another spec or bundle.
+
+    A whole run may be finished by an incremental command, but not the other way round.
+    """
+    begun = {**run.facts["spec"], "bundle": run.facts["bundle"], "incremental": bool(run.on)}
+    asked = {**spec, "bundle": bundle, "incremental": incremental and bool(run.on)}
     differ = sorted(name for name in begun.keys() | asked.keys() if begun.get(name) != asked.get(name))
     if differ:
         changes = ", ".join(f"{name} was {_short(begun.get(name))} and is {_short(asked.get(name))}" for name in differ)
@@ -178,6 +216,8 @@ def begin(
     facts: Mapping[str, Any],
     *,
     began: float | None = None,
+    on: Published = (),
+    removed: pa.Table | None = None,
     still_mine: Callable[[], None] = lambda: None,
 ) -> Run:
     """Write the manifest, then `run.json`, which makes the run real.
@@ -189,6 +229,8 @@ def begin(
         facts: `spec`, `bundle` and whatever else `run.json` says.
         began: when the lease was taken, in seconds since the epoch. Not now: a run that slept over its lease and wakes up
             here must not look younger than its heir's.
+        on: the published runs that this one adds to; without them its table is whole by itself.
+        removed: uri and key of what it takes from their table.
         still_mine: raises if the lease is no longer ours; asked right before `run.json` is written.
 
     Raises:
@@ -201,6 +243,11 @@ def begin(
     data = to_parquet(manifest)
     manifest_sha256 = sha256(data)
     place.join(schema.MANIFEST).write(data)
+    increment: dict[str, Any] = {"on": list(on)} if on else {}
+    if removed is not None and removed.num_rows:
+        data = to_parquet(removed)
+        place.join(schema.REMOVED).write(data)
+        increment["removed_sha256"] = sha256(data)
     full = {
         "schema_version": schema.SCHEMA_VERSION,
         "run_id": run_id,
@@ -208,16 +255,17 @@ def begin(
         "manifest_sha256": manifest_sha256,
         "objects": manifest.num_rows,
         **facts,
-        "fingerprint": fingerprint(facts["spec"], facts["bundle"], manifest_sha256),
+        **increment,
+        "fingerprint": fingerprint(facts["spec"], facts["bundle"], manifest_sha256, increment),
     }
     still_mine()
     place.join(schema.RUN).write(seal(full))
     return Run(place, full)
 
 
-def fingerprint(spec: Mapping[str, Any], bundle: str, manifest_sha256: str) -> str:
-    """sha256 over all that a run's answer depends on."""
-    asked = {"spec": {**spec, "bundle": bundle}, "manifest": manifest_sha256}
+def fingerprint(spec: Mapping[str, Any], bundle: str, manifest_sha256: str, increment: Mapping[str, Any] | None = None) -> str:
+    """sha256 over all that a run's answer depends on; `increment` is what it adds to and takes from a table, if it does."""
+    asked = {"spec": {**spec, "bundle": bundle}, "manifest": manifest_sha256, **(increment or {})}
     return sha256(json.dumps(asked, sort_keys=True).encode())
 
 

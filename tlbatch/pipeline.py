@@ -10,29 +10,33 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from tlbatch import commit, ledger, schema
-from tlbatch.commit import Gate, Order
+from tlbatch import commit, ledger, rescorer, schema
+from tlbatch.commit import Gate, Order, Promise
 from tlbatch.config import RunConfig, TrainConfig
-from tlbatch.errors import BundleError, InterruptedRunError
-from tlbatch.execution import Watcher, continued_later, heartbeat, nodes, stage, write_windows
+from tlbatch.errors import BundleError, InterruptedRunError, OutputError
+from tlbatch.execution import Watcher, cluster, continued_later, heartbeat, stage, write_windows
+from tlbatch.features import Held, holding, runs_with_features
+from tlbatch.incremental import Origin, increment
 from tlbatch.lease import require_free
 from tlbatch.ledger import Published, Run
 from tlbatch.listing import Listing, Selection, list_store
 from tlbatch.model.bundle import Bundle, load_bundle
 from tlbatch.model.engines import choose, gpus_of_this_process
-from tlbatch.plan import Plan, blocks_of, lanes_of, plan_for, weights_of
 from tlbatch.report.bottleneck import bottleneck
 from tlbatch.report.compare import judge, parse_conditions
 from tlbatch.session import gpus_that_work, ray_session
+from tlbatch.sizing import Plan, blocks_of, lanes_of, plan_for, weights_of
 from tlbatch.storage import Place, require_folder, resolve
 from tlbatch.worker import Job
 
@@ -42,7 +46,7 @@ _LISTING_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class _Table:
+class Table:
     """One table that a pass fills: its bundle's predictions, in its output."""
 
     config: RunConfig
@@ -54,7 +58,7 @@ class _Table:
 class _Pass:
     """One pass over a store, and what the tables that it fills share. `listing` is given where the caller chose the images."""
 
-    tables: list[_Table]
+    tables: list[Table]
     #: The folder that is written to.
     root: Place
     watch: Watcher | None
@@ -62,8 +66,12 @@ class _Pass:
     run_id: str = ""
     #: What each output had published when the store was listed.
     published: dict[str, Published] = field(default_factory=dict)
+    #: What is to be done for each output, once that is known.
+    promises: dict[str, Promise] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
     start_ray: Callable[[], None] = lambda: None
+    #: Whether a run was found that an earlier command had begun.
+    continued: bool = False
     #: How much of each stage can be under way at once; None until something is.
     lanes: Mapping[str, int] | None = None
 
@@ -77,12 +85,17 @@ class _Pass:
         """The engine that `auto` stands for; another one would give other last digits."""
         return choose(self.tables[0].bundle, self.config.engine, gpu=bool(self.config.num_gpus))
 
-    def list(self, output: Place, published: Published) -> Listing:
-        """What the store holds: listed once a command, and once more if another run published something meanwhile."""
-        if self.listing is None or self.published[output.url] != published:
+    def promise(self, table: Table, published: Published) -> Promise:
+        """What of the store is to be done for a table: listed once a command, and again if somebody published meanwhile."""
+        url = table.output.url
+        if self.listing is None or self.published[url] != published:
             self.listing = list_images(self.config, self.root, self.stop)
-            self.published[output.url] = published
-        return self.listing
+            self.published[url] = published
+            self.promises.pop(url, None)
+        if url not in self.promises:
+            whole = Promise(self.listing.manifest, self.listing.skipped, self.listing.seconds)
+            self.promises[url] = increment_of(table, whole, published) if self.config.incremental else whole
+        return self.promises[url]
 
     def bottleneck(self, stage_seconds: Mapping[str, float], seconds: float) -> dict[str, Any] | None:
         """What the command waited for, if it classified anything."""
@@ -92,7 +105,7 @@ class _Pass:
         return bottleneck({"list": listed, **stage_seconds}, self.lanes, seconds, gpu=bool(self.config.num_gpus))
 
 
-def _order(work: _Pass, table: _Table) -> Order:
+def _order(work: _Pass, table: Table) -> Order:
     """What the command asks for: the store's full address; the bundle's digest, which stands for its place."""
     config, bundle = table.config, table.bundle
     spec = config.spec.model_dump(mode="json", exclude={"bundle"})
@@ -102,16 +115,28 @@ def _order(work: _Pass, table: _Table) -> Order:
         base=bundle.base_digest,
         predictions=config.predictions,
         features=schema.features_schema(bundle.features_length, config.features_dtype) if config.features else None,
-        listing=partial(work.list, table.output),
+        listing=partial(work.promise, table),
         work=partial(_execute, work),
         facts=_facts(config, bundle),
         each=lambda function, windows: write_windows(work.start_ray, work.run_id, function, windows),
         bottleneck=work.bottleneck,
+        incremental=config.incremental,
         gate=_gate(table),
     )
 
 
-def _gate(table: _Table) -> Gate | None:
+def increment_of(table: Table, whole: Promise, published: Published) -> Promise:
+    """What a night has to do. Features are stale with their base, whatever head the bundle has."""
+    config, bundle = table.config, table.bundle
+    name, digest = ("bundle", bundle.digest) if config.predictions else ("base", bundle.base_digest)
+    origin = Origin(name, digest, config.predictions, config.features_dtype if config.features else None)
+    runs = ledger.read_published(table.output, published)
+    if not config.predictions and any(run.facts["spec"].get("predictions") for run in runs):
+        raise OutputError(f"The table at {table.output.url} has predictions; extract features into an output of their own.")
+    return increment(whole, published, runs, origin, table.config.stale)
+
+
+def _gate(table: Table) -> Gate | None:
     """What `promote_if` says, as a question to a complete run."""
     if table.config.promote_if is None:
         return None
@@ -185,15 +210,28 @@ def run(config: RunConfig, watch: Watcher | None = None, listing: Listing | None
             auto = config.engine != "openvino" and gpus_that_work(start_ray, config.address, gpus_of_this_process)
             config = config.model_copy(update={"num_gpus": float(auto)})
         tables = [
-            _Table(one, bundle, resolve(one.output, config.storage_options))
+            Table(one, bundle, resolve(one.output, config.storage_options))
             for one, bundle in zip(config.tables.values(), bundles, strict=True)
         ]
-        published = {table.output.url: ledger.read_latest(table.output) for table in tables}
         root = resolve(config.output, config.storage_options)
-        reports = _run(_Pass(tables, root, watch, listing, published=published, start_ray=start_ray))
+        work = _Pass(tables, root, watch, listing, start_ray=start_ray)
+        reports = _run(work)
+        if config.incremental and work.continued:
+            # What it promised was listed by the command that began it, and the store has gone on since.
+            more = _run(_Pass(tables, root, watch, None, ledger.new_run_id(), start_ray=start_ray))
+            reports = [_together(*pair) for pair in zip(reports, more, strict=True)]
     if len(reports) == 1:
         return reports[0]
     return {**reports[0], "output": root.url, "tables": dict(zip(config.tables, reports, strict=True))}
+
+
+def _together(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """The report of a command that finished one run and did another: the counts are of both."""
+    if second.get("already_done"):
+        return first
+    sums = {name: first[name] + second[name] for name in ("objects", "listed", "predicted", "failed", "failed_transient")}
+    kinds = dict(Counter(first["failed_by_kind"]) + Counter(second["failed_by_kind"]))
+    return {**second, **sums, "failed_by_kind": kinds, "continued": first["run_id"]}
 
 
 def _require_fit(config: RunConfig, bundles: Sequence[Bundle]) -> None:
@@ -210,6 +248,7 @@ def _require_fit(config: RunConfig, bundles: Sequence[Bundle]) -> None:
 
 
 def _run(work: _Pass) -> list[dict[str, Any]]:
+    work.published = {table.output.url: ledger.read_latest(table.output) for table in work.tables}
     orders = [_order(work, table) for table in work.tables]
     currents = []
     for table, order in zip(work.tables, orders, strict=True):
@@ -217,9 +256,10 @@ def _run(work: _Pass) -> list[dict[str, Any]]:
         require_free(table.output)
         currents.append(commit.to_continue(table.output, order))
     begun = [current.run_id for current in currents if current is not None]
+    work.continued = bool(begun)
     all_begun = len(begun) == len(currents)
     # A run that is begun beside one that is continued has a name of its own: its output may have a run of the other's name.
-    work.run_id = begun[0] if all_begun else (work.config.run_id or ledger.new_run_id())
+    work.run_id = begun[0] if all_begun else (work.run_id or work.config.run_id or ledger.new_run_id())
     with continued_later(work.run_id):
         if not all_begun:
             _list(work)
@@ -232,13 +272,14 @@ def _list(work: _Pass) -> None:
 
     Ray starts meanwhile, in this thread, which it needs; but not where a table is published and there may be nothing to do.
     """
-    first = work.tables[0].output
-    if work.published[first.url]:
-        work.list(first, work.published[first.url])
+    first = work.tables[0]
+    published = work.published[first.output.url]
+    if published:
+        work.promise(first, published)
         return
     require_folder(resolve(work.config.images, work.config.storage_options))
     with ThreadPoolExecutor(1, thread_name_prefix="tlbatch-listing") as beside:
-        listing = beside.submit(work.list, first, work.published[first.url])
+        listing = beside.submit(work.promise, first, published)
         try:
             work.start_ray()
             listing.result()
@@ -249,38 +290,88 @@ def _list(work: _Pass) -> None:
 
 def _execute(work: _Pass, runs: Sequence[Run], left: pa.Table) -> None:
     """Everything between manifest and receipts, on Ray Data; `runs` are those of the tables that lack something."""
-    config = work.config
     work.start_ray()
     with heartbeat(runs[0], work.watch):
-        weights = weights_of(left, config.rows_per_task)
-        plan = plan_for(config, int(weights.sum()), nodes())
-        job = _job(work, runs, plan, left["uri"][0].as_py())
-        work.lanes = lanes_of(job, plan, left)
-        _suspects(runs[0]).delete()  # those of an earlier command died with it, whatever they were alone with
-        stage(runs, blocks_of(left, weights, plan.rows_per_task), plan.pools, job)
+        if work.config.incremental and work.config.stale == "rescore":
+            left = _rescore(work, runs, left)
+        if left.num_rows:
+            _classify(work, runs, left)
 
 
-def _job(work: _Pass, runs: Sequence[Run], plan: Plan, left_uri: str) -> Job:
+def _classify(work: _Pass, runs: Sequence[Run], left: pa.Table) -> None:
+    """Read and predict images."""
     config = work.config
+    weights = weights_of(left, config.rows_per_task)
+    plan = plan_for(config, int(weights.sum()), cluster())
+    job = _job(work, runs, plan, left)
+    work.lanes = lanes_of(job, plan, left)
+    _suspects(runs[0]).delete()  # those of an earlier command died with it, whatever they were alone with
+    stage(runs, blocks_of(left, weights, plan.rows_per_task), plan.pools, job)
+
+
+def _rescore(work: _Pass, runs: Sequence[Run], left: pa.Table) -> pa.Table:
+    """Predict from stored features what has some; returns what has none."""
+    config, table = work.config, work.tables[0]
+    held = held_features(table, left)
+    if held:
+        job = rescorer.Job(
+            bundle_url=table.bundle.place.url,
+            storage_options=config.storage_options,
+            sources=rescorer.sources_of(held),
+            engine=work.engine,
+            threads=int(config.num_cpus or 1),
+            top_k=config.top_k,
+            features_dtype=config.features_dtype if config.features else None,
+        )
+        rescorer.stage_held(runs, held, left["row"].to_numpy(), job, config.concurrency)
+    return without(left, held)
+
+
+def held_features(table: Table, left: pa.Table) -> list[Held]:
+    """Where features of the table's base are stored for rows of a manifest, in the very version that is promised."""
+    config = table.config
+    wanted = config.features_dtype if config.features else None
+    sources = [
+        one
+        for one in runs_with_features(table.output)
+        if one.base == table.bundle.base_digest and (wanted is None or one.run.facts["spec"].get("features_dtype") == wanted)
+    ]
+    return holding(sources, left)
+
+
+def without(left: pa.Table, held: Sequence[Held]) -> pa.Table:
+    """The rows of a manifest whose features nobody holds."""
+    done = np.concatenate([np.array([-1]), *(one.target for one in held)])
+    return left.filter(pa.array(~np.isin(left["row"].to_numpy(), done)))
+
+
+def _job(work: _Pass, runs: Sequence[Run], plan: Plan, left: pa.Table) -> Job:
     of_output = {table.output.url: table.bundle.place.url for table in work.tables}
     urls = [of_output[run.place.url.removesuffix(f"/{schema.RUNS}/{run.run_id}")] for run in runs]
+    job = job_of(work.config, urls[0], work.engine, plan, left)
+    features_dtype = work.config.features_dtype if runs[0].facts["spec"]["features"] else None
+    return replace(job, head_urls=tuple(urls[1:]), features_dtype=features_dtype, suspects_url=_suspects(runs[0]).url)
+
+
+def job_of(config: RunConfig, bundle_url: str, engine: str, plan: Plan, left: pa.Table) -> Job:
+    """What actors must know to classify the rows `left`; no image of theirs is suspected of anything."""
     return Job(
-        bundle_url=urls[0],
-        head_urls=tuple(urls[1:]),
+        bundle_url=bundle_url,
+        head_urls=(),
         storage_options=config.storage_options,
-        engine=work.engine,
+        engine=engine,
         decode_threads=plan.decode_threads,
         predict_threads=plan.predict_threads,
         gpu=bool(config.num_gpus),
         batch_size=config.batch_size,
-        remote="://" in left_uri,
+        remote="://" in left["uri"][0].as_py(),
         image_field=config.image_field,
         max_bytes=config.max_bytes,
         max_pixels=config.max_pixels,
         top_k=config.top_k,
         predictions=config.predictions,
-        features_dtype=config.features_dtype if runs[0].facts["spec"]["features"] else None,
-        suspects_url=_suspects(runs[0]).url,
+        features_dtype=config.features_dtype if config.features else None,
+        suspects_url="",
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlbatch import schema
+from tlbatch import ledger, schema
 from tlbatch.errors import BooksError
 from tlbatch.ledger import PARTS_AT_ONCE, Receipts, Run
 from tlbatch.schema import from_parquet, part_name, sha256, to_parquet
@@ -41,6 +41,13 @@ class Tables:
     base: str
     predictions: bool
     features: pa.Schema | None
+
+    def nothing(self) -> pa.Table:
+        """What parts would hold, without a row."""
+        names: dict[str, pa.Field] = {}
+        for table in (self.features, schema.PREDICTIONS, schema.ERRORS):
+            names |= {field.name: field for field in table or ()}
+        return pa.schema(list(names.values())).empty_table()
 
     @property
     def rows_per_file(self) -> int:
@@ -153,6 +160,8 @@ def write_window(run: Run, tables: Tables, window: Window) -> Written:
         BooksError: an image is in no part, or a part is not the one its receipt describes.
     """
     outcome = _outcome(run, window)
+    if outcome is None:
+        outcome = tables.nothing()
     failed = pc.is_valid(outcome["kind"])
     good, bad = outcome.filter(pc.invert(failed)), outcome.filter(failed)
     files = {}
@@ -176,10 +185,12 @@ def count(column: pa.ChunkedArray) -> Counter[str]:
     return Counter(dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)))
 
 
-def _outcome(run: Run, window: Window) -> pa.Table:
-    """What became of each image of a window, sorted, each once, none missing."""
+def _outcome(run: Run, window: Window) -> pa.Table | None:
+    """What became of each image of a window, sorted, each once, none missing; None where there is none."""
     with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
         parts = list(pool.map(lambda part: _read_part(run, part[1], part[0]), window.parts.items()))
+    if not parts:
+        return None  # a night on which things were only deleted
     outcome = pa.concat_tables(parts).sort_by([("row", "ascending"), ("index", "ascending")])
     rows = outcome["row"].to_numpy()
     mine = (rows >= window.start) & (rows < window.end)
@@ -244,12 +255,22 @@ def make_visible(output: Place, run: Run, report: Mapping[str, Any], still_mine:
         still_mine: raises if the lease is no longer ours; asked right before the flip.
     """
     run.place.join(schema.REPORT).write(schema.seal(report))
+    if run.on and run.on != ledger.read_latest(output):
+        raise BooksError(
+            f"The table is no longer the one that run {run.run_id} adds to; nothing is published. Delete {run.place.url} and "
+            "run the same command again."
+        )
+    flip(output, run, report, still_mine)
+
+
+def flip(output: Place, run: Run, report: Mapping[str, Any], still_mine: Callable[[], None]) -> None:
+    """Make a run, with those it adds to, the table."""
     place = output.join(schema.LATEST)
     old = place.read() if place.exists() else None
     pointer = {
         "schema_version": schema.SCHEMA_VERSION,
         "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "runs": [{"run_id": run.run_id, "books_sha256": books_digest(report)}],
+        "runs": [*run.on, {"run_id": run.run_id, "books_sha256": books_digest(report)}],
     }
     still_mine()
     if not place.swap(schema.seal(pointer), old):
@@ -260,7 +281,8 @@ def make_visible(output: Place, run: Run, report: Mapping[str, Any], still_mine:
 
 def books_digest(report: Mapping[str, Any]) -> str:
     """sha256 of what of a report follows from manifest and plan alone, whoever writes it, however long it took."""
-    names = ("listed", "predicted", "failed", "failed_by_kind", "labels", "manifest_sha256", "files")
+    names = ["listed", "predicted", "failed", "failed_by_kind", "labels", "manifest_sha256", "files"]
+    names += [name for name in ("on", "removed_sha256") if name in report]
     return sha256(json.dumps({name: report[name] for name in names}, sort_keys=True).encode())
 
 

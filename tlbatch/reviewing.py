@@ -20,12 +20,12 @@ from tlbatch import ledger, schema
 from tlbatch.config import ReviewConfig
 from tlbatch.decode import thumbnail
 from tlbatch.errors import Failure, OutputError
-from tlbatch.features import FeatureRun, find_features, look_up, matrix
+from tlbatch.features import FeatureTable, find_features, look_up, matrix
 from tlbatch.labels import read_all_labels
-from tlbatch.ledger import Run, read_latest, read_sealed
+from tlbatch.overlay import layers
 from tlbatch.reader import Reader
 from tlbatch.report.sheet import Picture, make_sheet
-from tlbatch.report.table import read_predictions, read_run_table
+from tlbatch.report.table import read_predictions, read_table
 from tlbatch.shards import IMAGE
 from tlbatch.storage import Place, resolve
 
@@ -82,14 +82,14 @@ def _require_unwritten(place: Place) -> None:
         raise OutputError(f"{place.url} has labels that somebody has filled in; choose another folder with --to.")
 
 
-def _features(output: str, options: Mapping[str, Any]) -> FeatureRun | None:
+def _features(output: str, options: Mapping[str, Any]) -> FeatureTable | None:
     try:
         return find_features(output, options)
     except OutputError:
         return None
 
 
-def _choose(config: ReviewConfig, table: pd.DataFrame, source: FeatureRun | None) -> tuple[pd.DataFrame, int | None]:
+def _choose(config: ReviewConfig, table: pd.DataFrame, source: FeatureTable | None) -> tuple[pd.DataFrame, int | None]:
     """The rows to look at, each with `why`, and how many near-duplicates were passed over."""
     changed = _changed(config, table)
     random = np.random.default_rng(config.seed)
@@ -154,9 +154,9 @@ def _margins(table: pd.DataFrame) -> np.ndarray:
 def _changed(config: ReviewConfig, table: pd.DataFrame) -> np.ndarray:
     """Which images are new, or another version, since the published run before; all False where there is none."""
     place = resolve(config.output, config.storage_options)
-    newest = read_latest(place)[-1]["run_id"]
+    newest = ledger.newest_published(place)
     runs = ledger.runs(place)
-    earlier = runs[: [run.run_id for run in runs].index(newest)]
+    earlier = runs[: [run.run_id for run in runs].index(newest.run_id)] if newest else []
     before = [
         run
         for run in earlier
@@ -164,12 +164,13 @@ def _changed(config: ReviewConfig, table: pd.DataFrame) -> np.ndarray:
     ]
     if not before:
         return np.zeros(len(table), bool)
-    old = read_run_table(before[-1].place, "predictions", ["uri", "key", "etag"]).to_pandas()
+    whole = [*ledger.read_published(place, before[-1].on), before[-1]]
+    old = read_table(whole, "predictions", ["uri", "key", "etag"]).to_pandas()
     known = set(zip(old["uri"], old["key"], old["etag"], strict=True))
     return np.array([one not in known for one in zip(table["uri"], table["key"], table["etag"], strict=True)])
 
 
-def _vectors(table: pd.DataFrame, source: FeatureRun, rows: np.ndarray) -> dict[int, np.ndarray]:
+def _vectors(table: pd.DataFrame, source: FeatureTable, rows: np.ndarray) -> dict[int, np.ndarray]:
     """Features of some rows: around their mean, because those of one store are all alike, and of unit length."""
     wanted = {(table["uri"].iloc[row], table["key"].iloc[row]): int(row) for row in rows}
     found = look_up(source, "key", pa.array([key for _, key in wanted], pa.string()))
@@ -183,11 +184,11 @@ def _vectors(table: pd.DataFrame, source: FeatureRun, rows: np.ndarray) -> dict[
 def _pictures(config: ReviewConfig, chosen: pd.DataFrame) -> list[Picture]:
     """Thumbnails of the chosen images; a shard is read once for all of its images."""
     place = resolve(config.output, config.storage_options)
-    latest = place.join(schema.RUNS, read_latest(place)[-1]["run_id"])
-    run = Run(latest, read_sealed(latest.join(schema.RUN)))
-    spec = run.facts["spec"]
-    manifest = run.manifest.filter(pa.compute.is_in(run.manifest["uri"], pa.array(chosen["uri"].unique(), pa.string())))
-    reader = Reader(config.storage_options, image_field=spec.get("image_field"))
+    runs = ledger.read_published(place, ledger.read_latest(place))
+    uris = pa.array(chosen["uri"].unique(), pa.string())
+    seen = [layer.visible(layer.run.manifest) for layer in layers(runs)]
+    manifest = pa.concat_tables(table.filter(pa.compute.is_in(table["uri"], uris)) for table in seen)
+    reader = Reader(config.storage_options, image_field=runs[-1].facts["spec"].get("image_field"))
     found: dict[tuple[str, str], bytes | Failure] = {}
     for row in manifest.to_pylist():
         if row["format"] == IMAGE:

@@ -22,6 +22,7 @@ LEASE = "lease.json"
 RUNS = "runs"
 RUN = "run.json"
 MANIFEST = "manifest.parquet"
+REMOVED = "removed.parquet"  # beside the manifest: what the store has no more
 PROGRESS = "progress.json"
 BASE = "base"  # the bundle without a head that `extract --base` works with
 STAGED = "staged"
@@ -65,6 +66,9 @@ MANIFEST_SCHEMA = _versioned(
         ("format", pa.string()),
     ]
 )
+
+#: Objects that a night's run takes from the table, by uri and key.
+REMOVED_SCHEMA = pa.schema([("uri", pa.string()), ("key", pa.string())])
 
 #: width and height are those a person sees: pixels of the original, EXIF orientation applied.
 PREDICTIONS = _versioned(

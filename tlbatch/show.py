@@ -43,8 +43,11 @@ def watching(what: str, quiet: bool) -> Iterator[Watcher | None]:
 def show_run(result: Mapping[str, Any]) -> None:
     """The books of a run, and where its table is."""
     console = _console()
+    if result.get("counts"):
+        console.print("The store: " + _counted(result["counts"]), soft_wrap=True)
     if result.get("already_done"):
-        console.print(f"Nothing to do: run {result['run_id']} has classified exactly these images.")
+        what = "the table has all that the store has" if result.get("counts") else "has classified exactly these images"
+        console.print(f"Nothing to do: {'' if result.get('counts') else 'run ' + result['run_id'] + ' '}{what}.")
     books = f"{result['listed']:,} listed = {result['predicted']:,} predicted + {result['failed']:,} failed"
     console.print(f"{books} ({result['skipped']:,} other objects passed over)", soft_wrap=True)
     for kind, count in result["failed_by_kind"].items():
@@ -62,6 +65,41 @@ def show_run(result: Mapping[str, Any]) -> None:
     if found:
         console.print(f"Bottleneck: {found['stage']}, busy {found['busy']:.0%} of the time: {found['remedy']}", soft_wrap=True)
     console.print(f"{result['output']}/runs/{result['run_id']}", soft_wrap=True)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+
+
+def show_forecast(result: Mapping[str, Any]) -> None:
+    """What is to be done, what it would take, and how one knows."""
+    console = _console()
+    console.print("The store: " + _counted(result["counts"]), soft_wrap=True)
+    rescored = f", {result['rescored']:,} of them from stored features" if result["rescored"] else ""
+    console.print(f"To do: {result['objects']:,} objects{rescored}; {result['bytes'] / 1e6:,.1f} MB to read", soft_wrap=True)
+    hours = f"{result['cpu_hours']:,.2f} CPU hours" + (f", {result['gpu_hours']:,.2f} GPU hours" if result["gpu_hours"] else "")
+    console.print(
+        f"About {result['seconds']:,.0f} s and {hours}, at {result['images_per_second']:,.0f} images/s; "
+        f"known from {result['known_from']}",
+        soft_wrap=True,
+    )
+
+
+def show_rollback(result: Mapping[str, Any]) -> None:
+    """Which runs make up the table now, and which did."""
+    console = _console()
+    console.print(
+        f"The table is that of {', '.join(result['table'])}; it was that of {', '.join(result['before'])}", soft_wrap=True
+    )
+
+
+def show_job(result: Mapping[str, Any]) -> None:
+    """The job's name, and how it ended if that is known."""
+    console = _console()
+    if "status" in result:
+        console.print(f"Job {result['job']}: {result['status'].lower()}, exit code {result['exit_code']}", soft_wrap=True)
+    else:
+        console.print(f"Job {result['job']} runs at {result['address']}; it goes on without this terminal", soft_wrap=True)
 
 
 def show_training(result: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ from tlbatch.config import Resources, RunConfig, TrainConfig
 from tlbatch.errors import LabelsError
 from tlbatch.execution import Watcher
 from tlbatch.extraction import freeze_named, probe_pixels, read_weights
-from tlbatch.features import FeatureRun, find_features, look_up, matrix
+from tlbatch.features import FeatureTable, find_features, look_up, matrix
 from tlbatch.labels import NO_LABEL, Labels, labels_from_folders, read_all_labels
 from tlbatch.listing import Listing
 from tlbatch.model import bundle as bundles
@@ -153,12 +153,12 @@ def _from_features(config: TrainConfig, how: HeadTraining) -> _Made:
     return _Made(frozen, features, parts, split, *train_head(parts["train"], parts["validation"], len(features.labels), how))
 
 
-def _base_of(config: TrainConfig, source: FeatureRun) -> tuple[Frozen, bundles.Bundle]:
+def _base_of(config: TrainConfig, source: FeatureTable) -> tuple[Frozen, bundles.Bundle]:
     """The base that gave the features: the one the run worked with. One that the configuration names must be the same."""
     if config.model_fields_set & {"base", "size", "weights"}:
         named = freeze_named(config, read_weights(config))
         source.require_base(named.digest, f"{named.base.name} at {named.size} pixels with weights {named.weights}")
-    bundle = load_bundle(source.run.facts["bundle_url"], config.storage_options)
+    bundle = load_bundle(source.newest.facts["bundle_url"], config.storage_options)
     source.require_base(bundle.base_digest, f"the bundle {bundle.place.url}")
     return thaw(bundle), bundle
 
@@ -319,9 +319,9 @@ def _extract(config: TrainConfig, frozen: Frozen, labelled: _Labelled, place: Pl
     return _assembled(config, table, labelled, failed=report["failed"], images_read=read, probes=probes)
 
 
-def _looked_up(config: TrainConfig, source: FeatureRun, base: bundles.Bundle) -> _Features:
+def _looked_up(config: TrainConfig, source: FeatureTable, base: bundles.Bundle) -> _Features:
     """The stored features of the labelled images."""
-    manifest, where = source.run.manifest, source.run.place.url
+    manifest, where = source.manifest, source.newest.place.url
     labels, labels_of = _labels_by_name(config, manifest["key"].to_pylist() if not config.labels else (), where)
     table = look_up(source, labels.column, pa.array(labels_of, pa.string()))
     _require_some(table, labels, where, manifest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,8 @@ from tlbatch import ledger, schema
 from tlbatch.errors import ConfigError, OutputError
 from tlbatch.features import FeatureRun, matrix
 from tlbatch.ledger import Run, read_sealed
-from tlbatch.report.table import read_run_table
+from tlbatch.overlay import layers
+from tlbatch.report.table import read_table
 from tlbatch.storage import Place, resolve
 
 #: Bins of a population stability index, cut where the first run has as many images in each.
@@ -48,35 +49,42 @@ def compare(
     Raises:
         OutputError: there is no run, or one without predictions.
     """
-    return compare_runs(_find(run_a, storage_options), _find(run_b, storage_options), most)
+    return compare_tables(_find(run_a, storage_options), _find(run_b, storage_options), most)
 
 
-def _find(url: str, options: Mapping[str, Any] | None) -> Run:
+def _find(url: str, options: Mapping[str, Any] | None) -> list[Run]:
+    """The runs that make up a table, the oldest first."""
     place = resolve(url, options)
     if place.join(schema.RUN).exists():
-        return Run(place, read_sealed(place.join(schema.RUN)))
-    newest = ledger.newest_published(place)
-    if newest is None:
+        run = Run(place, read_sealed(place.join(schema.RUN)))
+        return _with_those_below(run, resolve(place.url.rsplit(f"/{schema.RUNS}/", 1)[0], options))
+    found = ledger.read_published(place, ledger.read_latest(place))
+    if not found:
         raise OutputError(f"Nothing is published at {place.url}, and it is no run's folder.")
-    return newest
+    return found
 
 
-def compare_runs(run_a: Run, run_b: Run, most: int = _MOST_CHANGED) -> dict[str, Any]:
-    """`compare`, of runs that were found."""
-    first, second = (read_run_table(run.place, "predictions", _COLUMNS).to_pandas() for run in (run_a, run_b))
+def _with_those_below(run: Run, output: Place) -> list[Run]:
+    """A run as the table that it made."""
+    return [*ledger.read_published(output, run.on), run]
+
+
+def compare_tables(table_a: Sequence[Run], table_b: Sequence[Run], most: int = _MOST_CHANGED) -> dict[str, Any]:
+    """`compare`, of the runs that make up two tables, each the oldest first."""
+    first, second = (read_table(runs, "predictions", _COLUMNS).to_pandas() for runs in (table_a, table_b))
     both = _side_by_side(first, second)
     same = both["label_a"] == both["label_b"]
     indices = {
         "psi_scores": stability_index(first["score"].to_numpy(), second["score"].to_numpy()),
         "psi_labels": _of_shares(*_shares_of_labels(first["label"], second["label"])),
     }
-    vectors = [_vectors(run) for run in (run_a, run_b)]
+    vectors = [_vectors(runs) for runs in (table_a, table_b)]
     if vectors[0] is not None and vectors[1] is not None and vectors[0].shape[1] == vectors[1].shape[1]:
         columns = range(vectors[0].shape[1])
         indices["psi_features"] = float(np.mean([stability_index(vectors[0][:, at], vectors[1][:, at]) for at in columns]))
     return {
-        "run_a": run_a.place.url,
-        "run_b": run_b.place.url,
+        "run_a": table_a[-1].place.url,
+        "run_b": table_b[-1].place.url,
         "images": len(both),
         "only_a": len(first) - len(both),
         "only_b": len(second) - len(both),
@@ -139,15 +147,19 @@ def _of_shares(first: np.ndarray, second: np.ndarray) -> float:
     return float(((q - p) * np.log(q / p)).sum())
 
 
-def _vectors(run: Run) -> np.ndarray | None:
-    """(n, F) features of a run's first images; None where it has none."""
-    if not run.facts["spec"].get("features") or not run.place.join(schema.REPORT).exists():
+def _vectors(runs: Sequence[Run]) -> np.ndarray | None:
+    """(n, F) features of a table's images, the newest runs' first; None where a run of it has none, or others."""
+    if not all(run.facts["spec"].get("features") and run.place.join(schema.REPORT).exists() for run in runs):
+        return None
+    kinds = {FeatureRun(run, {}).kind for run in runs}
+    if len(kinds) > 1:
         return None
     tables: list[pa.Table] = []
-    for table in FeatureRun(run, read_sealed(run.place.join(schema.REPORT))).vectors():
-        tables.append(table.slice(0, _MOST_VECTORS))
-        if sum(table.num_rows for table in tables) >= _MOST_VECTORS:
-            break
+    for layer in layers(runs):
+        for table in FeatureRun(layer.run, read_sealed(layer.run.place.join(schema.REPORT))).vectors():
+            tables.append(layer.visible(table).slice(0, _MOST_VECTORS))
+            if sum(table.num_rows for table in tables) >= _MOST_VECTORS:
+                return matrix(pa.concat_tables(tables)["features"])[:_MOST_VECTORS]
     return matrix(pa.concat_tables(tables)["features"])[:_MOST_VECTORS]
 
 
@@ -195,10 +207,10 @@ def judge(output: Place, run: Run, conditions: list[Condition]) -> tuple[dict[st
     Returns:
         What `compare` gave (None where nothing is published yet), and a sentence for each condition that does not hold.
     """
-    newest = ledger.newest_published(output)
-    if newest is None:
+    table = ledger.read_published(output, ledger.read_latest(output))
+    if not table:
         return None, []
-    measured = compare_runs(newest, run, most=0)
+    measured = compare_tables(table, _with_those_below(run, output), most=0)
     broken = []
     for condition in conditions:
         value = measured.get(condition.name)

@@ -1,4 +1,4 @@
-"""An output folder -> the table: the newest row per key over the published runs."""
+"""An output folder -> the table: of each image the row of the newest published run that has it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from tlbatch import schema
+from tlbatch import ledger, schema
 from tlbatch.errors import OutputError
-from tlbatch.ledger import read_latest
+from tlbatch.ledger import Run, read_latest
+from tlbatch.overlay import layers
 from tlbatch.schema import from_parquet
 from tlbatch.storage import Place, resolve
 
@@ -48,10 +48,15 @@ def _read(output: str, folder: str, columns: Sequence[str] | None, options: Mapp
         raise OutputError(f"Nothing is published at {place.url}: it has no {schema.LATEST}.")
     wanted = list(columns) if columns is not None else None
     needed = None if wanted is None else list(dict.fromkeys([*wanted, "key", "uri"]))
-    tables = [read_run_table(place.join(schema.RUNS, entry["run_id"]), folder, needed) for entry in entries]
-    table = tables[0] if len(tables) == 1 else _newest(pa.concat_tables(tables))
+    table = read_table(ledger.read_published(place, entries), folder, needed)
     frame: pd.DataFrame = table.to_pandas()
     return frame if wanted is None else frame[wanted]
+
+
+def read_table(runs: Sequence[Run], folder: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """One table of the runs that make it up, the oldest first; `columns` must hold `uri`."""
+    seen = [layer.visible(read_run_table(layer.run.place, folder, columns)) for layer in layers(runs)]
+    return pa.concat_tables(reversed(seen))
 
 
 def read_run_table(run: Place, folder: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -61,10 +66,3 @@ def read_run_table(run: Place, folder: str, columns: Sequence[str] | None = None
         raise OutputError(f"The run {run.url} has no {folder}.")
     wanted = list(columns) if columns is not None else None
     return pa.concat_tables([from_parquet(run.join(folder, name).read(), wanted) for name in names])
-
-
-def _newest(table: pa.Table) -> pa.Table:
-    """The last row of each uri and key: the runs stand in the order of their time."""
-    numbered = table.append_column("_number", pa.array(range(table.num_rows), pa.int64()))
-    last = numbered.group_by(["uri", "key"]).aggregate([("_number", "max")])["_number_max"]
-    return table.take(last.take(pc.sort_indices(last)))

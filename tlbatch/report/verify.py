@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from tlbatch import commit, ledger, schema
 from tlbatch.errors import BooksError
-from tlbatch.ledger import Run, read_latest, require_runs
+from tlbatch.ledger import Published, Run, read_latest, require_runs
+from tlbatch.overlay import Layer, layers
 from tlbatch.publish import books_digest, count
 from tlbatch.schema import from_parquet, sha256
 from tlbatch.shards import IMAGE
@@ -46,17 +47,20 @@ def verify(output: str, storage_options: Mapping[str, Any] | None = None) -> dic
     totals = {"listed": 0, "predicted": 0, "failed": 0}
     entries = {entry["run_id"]: entry for entry in read_latest(place)}
     found = ledger.runs(place)
-    differences += [
-        f"latest.json names run {name}, which is not there" for name in entries.keys() - {run.run_id for run in found}
-    ]
+    by_name = {run.run_id: run for run in found}
+    differences += [f"latest.json names run {name}, which is not there" for name in entries if name not in by_name]
     for run in found:
-        entry = entries.get(run.run_id)
-        if entry is None:
+        if run.run_id not in entries:
             differences += _check_unpublished(run)
-            continue
-        counts, wrong = _check_published(run, entry["books_sha256"])
-        differences += wrong
-        totals = {name: totals[name] + counts[name] for name in totals}
+    table = [by_name[name] for name in entries if name in by_name]
+    differences += _check_order(table, list(entries.values()))
+    try:
+        for layer in layers(table):
+            counts, wrong = _check_published(layer, entries[layer.run.run_id]["books_sha256"])
+            differences += wrong
+            totals = {name: totals[name] + counts[name] for name in totals}
+    except (BooksError, FileNotFoundError) as error:
+        differences.append(str(error))
     return {
         "ok": not differences,
         "output": place.url,
@@ -65,6 +69,15 @@ def verify(output: str, storage_options: Mapping[str, Any] | None = None) -> dic
         "differences": differences[:MOST_DIFFERENCES],
         "differences_in_all": len(differences),
     }
+
+
+def _check_order(table: list[Run], entries: Published) -> list[str]:
+    """A night's run adds to the runs before it, and to no others."""
+    return [
+        f"{run.run_id}: it adds to other runs than those before it in {schema.LATEST}"
+        for number, run in enumerate(table)
+        if run.on != entries[:number]
+    ]
 
 
 def _check_unpublished(run: Run) -> list[str]:
@@ -85,8 +98,9 @@ def _check_unpublished(run: Run) -> list[str]:
     return wrong
 
 
-def _check_published(run: Run, books_sha256: str) -> tuple[dict[str, int], list[str]]:
-    """The counts of a run that is in the table, and what is wrong with it; one file's worth of rows is held at a time."""
+def _check_published(layer: Layer, books_sha256: str) -> tuple[dict[str, int], list[str]]:
+    """What a run adds to the table's counts, and what is wrong with it; one file's worth of rows is held at a time."""
+    run = layer.run
     nothing = {"listed": 0, "predicted": 0, "failed": 0}
     try:
         report = commit.read_report(run)
@@ -100,7 +114,7 @@ def _check_published(run: Run, books_sha256: str) -> tuple[dict[str, int], list[
     if manifest.damage:
         return nothing, [f"{run.run_id}/{schema.MANIFEST}: {manifest.damage}"]
     wrong = [f"{run.run_id}/{name}: is not in the report" for name in _unexpected(run, report)]
-    found = _Found()
+    found = _Found(layer)
     for window in _windows(report["files"]):
         wrong += [f"{run.run_id}/{damage}" for damage in _check_window(run, manifest, window, found)]
     if manifest.rest():
@@ -108,19 +122,24 @@ def _check_published(run: Run, books_sha256: str) -> tuple[dict[str, int], list[
     for name, counted in found.books().items():
         if not wrong and counted != report[name]:
             wrong.append(f"{run.run_id}: {name} is {report[name]} in the report and {counted} in the files")
-    return {name: found.books()[name] for name in nothing}, wrong
+    return found.seen, wrong
 
 
 @dataclass
 class _Found:
-    """What the tables hold, added up file by file."""
+    """What a run's tables hold, added up file by file; `seen` is what of it no newer run has taken the place of."""
 
+    layer: Layer
+    seen: dict[str, int] = field(default_factory=lambda: {"listed": 0, "predicted": 0, "failed": 0})
     predicted: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
 
     def add(self, name: str, table: pa.Table) -> None:
         """Count one file."""
+        visible = self.layer.visible(table).num_rows
+        self.seen["listed"] += visible
+        self.seen["failed" if name.startswith("errors/") else "predicted"] += visible
         if name.startswith("errors/"):
             self.kinds += count(table["kind"])
             return

@@ -5,7 +5,8 @@ import pytest
 
 from tlbatch.config import RunConfig
 from tlbatch.errors import ConfigError
-from tlbatch.plan import blocks_of, plan_for, weights_of
+from tlbatch.execution import Cluster, cluster
+from tlbatch.sizing import blocks_of, plan_for, weights_of
 from tlbatch.worker import Classifier, DecodingActor, PredictingActor
 
 LAPTOP = [{"CPU": 2.0}]
@@ -13,8 +14,8 @@ FARM = [{"CPU": 16.0}] * 3
 GPUS = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 32.0}]
 
 
-def plan(nodes, images=1_000_000, **settings):
-    return plan_for(RunConfig(images="a", bundle="b", output="c", **settings), images, nodes)
+def plan(nodes, images=1_000_000, *, grows=False, **settings):
+    return plan_for(RunConfig(images="a", bundle="b", output="c", **settings), images, Cluster(nodes, grows))
 
 
 def pools(found):
@@ -55,6 +56,15 @@ def test_little_work_is_shared_out_and_no_actor_is_without_any(images, settings)
     assert all(1 <= pool.least <= pool.actors <= tasks for _, pool in found.pools)
 
 
+def test_pools_grow_with_machines_that_are_started_for_the_work():
+    assert pools(plan([{"CPU": 0.0}], grows=True)) == [(Classifier, 0.99, 0, 1, 64)]
+    assert pools(plan(FARM, grows=True)) == [(Classifier, 3.99, 0, 12, 64)]
+    assert pools(plan(FARM, grows=True, concurrency=20)) == [(Classifier, 3.99, 0, 12, 20)]
+    assert pools(plan([{"CPU": 0.0}], 600, grows=True, num_cpus=8))[0][3:] == (1, 2), "no more than there is work for"
+    split = pools(plan([{"CPU": 0.0}], grows=True, num_gpus=1, num_cpus=4))
+    assert split == [(DecodingActor, 3.99, 0, 1, 64), (PredictingActor, 0, 1, 1, 64)]
+
+
 def test_what_no_machine_has_is_a_sentence():
     with pytest.raises(ConfigError, match=r"asks for 2 CPUs and 1 GPUs, and no machine has them \(2 CPUs and 0 GPUs\)"):
         plan(LAPTOP, num_gpus=1)
@@ -69,3 +79,17 @@ def test_an_object_is_in_one_block_and_a_shard_counts_by_its_bytes():
     blocks = blocks_of(rows, weights, 64)
     assert [block.num_rows for block in blocks] == [2, 3, 1]
     assert pa.concat_tables(blocks).equals(rows)
+
+
+def test_a_cluster_is_asked_what_it_is_though_another_was_shut_down_in_this_process(ray_here):
+    """Ray keeps one client for its key-value store in a process, and any shutdown of a test cluster takes it away."""
+    from ray._private.worker import global_worker
+    from ray.experimental.internal_kv import _initialize_internal_kv, _internal_kv_reset
+
+    _internal_kv_reset()
+    try:
+        found = cluster()
+    finally:
+        _initialize_internal_kv(global_worker.gcs_client)
+    assert found.machines[0]["CPU"] >= 1
+    assert not found.grows, "nothing starts machines for this one"

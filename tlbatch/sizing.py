@@ -16,12 +16,14 @@ import pyarrow.compute as pc
 
 from tlbatch.config import RunConfig
 from tlbatch.errors import ConfigError
-from tlbatch.execution import BLOCKS_AT_ONCE, WRITE_CPUS, Pool, Worker
+from tlbatch.execution import BLOCKS_AT_ONCE, WRITE_CPUS, Cluster, Pool, Worker
 from tlbatch.shards import IMAGE
 from tlbatch.worker import Classifier, DecodingActor, Job, PredictingActor
 
 #: CPUs of one actor where nobody says otherwise: beyond, Python's lock holds the decoding threads back.
 _CPUS_PER_ACTOR = 4
+#: Actors that a cluster is asked for which starts machines for work, where nobody says how many.
+_MOST_ACTORS = 64
 #: Bytes of shards that one task reads; a shard is not cut.
 _SHARD_BYTES_PER_TASK = 64 * 1024 * 1024
 
@@ -35,40 +37,52 @@ class Plan(NamedTuple):
     rows_per_task: int
 
 
-def plan_for(config: RunConfig, images: int, nodes: Sequence[Mapping[str, float]]) -> Plan:
+def plan_for(config: RunConfig, images: int, cluster: Cluster) -> Plan:
     """Sizes that follow from the cluster and from how much there is to do; what the configuration says goes first.
 
     Args:
         config: its `plan`, `num_cpus`, `num_gpus`, `concurrency` and `rows_per_task`.
         images: how many images' worth of work there is.
-        nodes: for each machine what it has, as Ray names it: "CPU", "GPU".
+        cluster: what each machine has. One that starts machines is asked for as many actors as `concurrency` says, or as
+            there is work for: how many it may start is its own affair.
 
     Raises:
-        ConfigError: one actor asks for more than any machine has.
+        ConfigError: one actor asks for more than any machine has, and none will be started.
     """
+    nodes = cluster.machines
     gpus = config.num_gpus or 0
     cpus = config.num_cpus or min(_CPUS_PER_ACTOR, max(1, *(int(node.get("CPU", 0)) for node in nodes)))
     split = config.plan == "split" or (config.plan == "auto" and gpus > 0)
-    decoders = _fit(nodes, cpus, 0)
-    predictors = _fit(nodes, 0 if split else cpus, gpus) if gpus else decoders
-    if not (decoders and predictors):
+    decoders, predictors = now = _fit_both(nodes, cpus, gpus, split)
+    if cluster.grows:
+        decoders, predictors = (max(_MOST_ACTORS, fit) for fit in now)
+    elif not (decoders and predictors):
         largest = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
         asked = f"{cpus} CPUs and {gpus:g} GPUs"
         raise ConfigError(f"num_cpus, num_gpus: one actor asks for {asked}, and no machine has them ({largest}).")
     predictors = min(predictors, config.concurrency or predictors)
-    workers = decoders if split and gpus else predictors
+    there = [min(pair) for pair in zip((decoders, predictors), now, strict=True)]
+    workers = max(1, there[0] if split and gpus else there[1])
     per_task = max(1, min(config.rows_per_task, math.ceil(images / (2 * workers))))
     tasks = math.ceil(images / per_task)
     decoders, predictors = min(decoders, tasks), min(predictors, tasks)
+    # Machines that are started for the work come one by one: the pools grow with them.
+    decoders_now, predictors_now = (max(1, min(pair)) for pair in zip((decoders, predictors), now, strict=True))
     # The last hundredth stays free for a write task, or none could run beside actors that fill the machine.
     whole, half = cpus - WRITE_CPUS, (cpus - WRITE_CPUS) / 2
     if not split:
-        return Plan([(Classifier, Pool(whole, gpus, predictors, predictors))], cpus, cpus, per_task)
+        return Plan([(Classifier, Pool(whole, gpus, predictors_now, predictors))], cpus, cpus, per_task)
     if gpus:  # what predicts waits for its GPU: the CPUs are the decoders'
-        decode, predict = Pool(whole, 0, decoders, decoders), Pool(0, gpus, 1, predictors)
+        decode, predict = Pool(whole, 0, decoders_now, decoders), Pool(0, gpus, 1, predictors)
         return Plan([(DecodingActor, decode), (PredictingActor, predict)], cpus, 1, per_task)
-    each = Pool(half, 0, predictors, predictors)
+    each = Pool(half, 0, predictors_now, predictors)
     return Plan([(DecodingActor, each), (PredictingActor, each)], max(1, cpus // 2), max(1, cpus - cpus // 2), per_task)
+
+
+def _fit_both(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float, split: bool) -> tuple[int, int]:
+    """How many actors that decode, and that predict, the machines hold."""
+    decoders = _fit(nodes, cpus, 0)
+    return decoders, _fit(nodes, 0 if split else cpus, gpus) if gpus else decoders
 
 
 def _fit(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
