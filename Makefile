@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos lint format bench lock clean
+.PHONY: help install demo test chaos cluster lint format bench lock clean
 
 help:  ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ chaos: $(INSTALLED)  ## Bad networks, kills at every step, and the protocol in 1
 	TLBATCH_KILLS=50 $(BIN)/python -m pytest -s tests/test_kills.py
 	TLBATCH_EXAMPLES=1000 $(BIN)/python -m pytest --timeout 1800 tests/test_protocol.py
 
+cluster: $(INSTALLED)  ## 5,000 images on three hosts, with a host cut off; nights of 1,000 images (as root; make test does a sample)
+	TLBATCH_CLUSTER_IMAGES=5000 $(BIN)/python -m pytest -s --timeout 900 tests/test_cluster.py
+	TLBATCH_NIGHTS=1000 $(BIN)/python -m pytest -s --timeout 900 tests/test_nights.py
+
 lint: $(INSTALLED)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,6 +51,7 @@ bench: $(INSTALLED)  ## Measure, against peers, in one run; prints tables (hours
 	$(BIN)/python benchmarks/frozen_base.py
 	$(BIN)/python benchmarks/stores.py
 	$(BIN)/python benchmarks/million.py
+	$(BIN)/python benchmarks/nights.py
 
 lock: $(INSTALLED)  ## Pin and hash the requirements anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra demo --extra dev --universal --python-version 3.11 \

@@ -41,7 +41,7 @@ WAYS = {
     "tlbatch": (HERE, "-m", "tlbatch", "classify"),
 }
 WATCHED = (HERE, __file__, "--watched")
-LARGE, LARGE_SIZE = 600, (4000, 3000)
+LARGE, LARGE_SIZE = 3_000, (4000, 3000)
 
 
 def main() -> None:

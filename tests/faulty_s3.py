@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import ctypes
 import dataclasses
 import hashlib
 import json
 import random
+import socket
 from collections import Counter
+from collections.abc import Iterator
 
 import aiohttp
 from aiohttp import web
@@ -56,6 +60,7 @@ class Proxy:
         self.faults = faults
         self.counts: Counter[str] = Counter()
         self.gets: Counter[str] = Counter()
+        self.peers: Counter[str] = Counter()
         self._asked: Counter[str] = Counter()
         self._pages = 0
         self._session: aiohttp.ClientSession | None = None
@@ -71,12 +76,14 @@ class Proxy:
             self.faults = Faults(**{**dataclasses.asdict(self.faults), **await request.json()})
             return web.Response()
         if request.path == "/__counts__":
-            return web.json_response({**self.counts, "gets": dict(self.gets)})
+            return web.json_response({**self.counts, "gets": dict(self.gets), "peers": dict(self.peers)})
         body = await request.read()
         listing = "list-type" in request.query
         self.counts[f"{request.method} list" if listing else request.method] += 1
         if request.method == "GET" and not listing:
             self.gets[request.path] += 1
+            if request.path.endswith(".jpg"):
+                self.peers[str(request.remote)] += 1
         faults = self.faults
         if faults.latency:
             await asyncio.sleep(faults.latency)
@@ -182,6 +189,8 @@ def main() -> None:
     """Serve until the process is ended."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--upstream", required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--netns", help="listen in this network namespace; the server is reached from the one it is started in")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", type=json.loads, default={})
@@ -190,7 +199,24 @@ def main() -> None:
     app = web.Application(client_max_size=1 << 30)
     app.router.add_route("*", "/{tail:.*}", proxy.handle)
     app.on_cleanup.append(proxy.close)
-    web.run_app(app, host="127.0.0.1", port=options.port, print=None, access_log=None, handle_signals=True)
+    with inside(options.netns):
+        listener = socket.create_server((options.host, options.port), backlog=512)
+    web.run_app(app, sock=listener, print=None, access_log=None, handle_signals=True)
+
+
+@contextlib.contextmanager
+def inside(netns: str | None) -> Iterator[None]:
+    """This thread in a network namespace while the block runs. What is opened there stays there."""
+    if netns is None:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/self/ns/net") as here, open(f"/run/netns/{netns}") as there:
+        for namespace in (there, here):
+            if libc.setns(namespace.fileno(), 0):
+                raise OSError(ctypes.get_errno(), f"setns {namespace.name}")
+            if namespace is there:
+                yield
 
 
 if __name__ == "__main__":
