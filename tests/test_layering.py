@@ -41,7 +41,7 @@ ALLOWED = {
     "sizing": GROUND | {"config", "worker", "execution"},
     "pipeline": JOINS | {"features", "incremental", "listing", "sizing", "rescorer", "worker"},
     "features": GROUND | {"ledger", "overlay"},
-    "rescorer": GROUND | {"blocks", "execution", "features", "ledger", "model"},
+    "rescorer": GROUND | {"execution", "features", "ledger", "model", "worker"},
     "rescoring": JOINS | {"features", "rescorer"},
     "compacting": JOINS | {"features", "overlay", "publish", "rescorer"},
     "forecast": JOINS | {"pipeline", "sizing", "worker"},

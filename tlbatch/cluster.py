@@ -29,7 +29,7 @@ from pydantic import BaseModel
 
 import tlbatch
 from tlbatch.config import SubmitConfig
-from tlbatch.errors import ClusterError, InterruptedRunError
+from tlbatch.errors import ClusterError, InterruptedRunError, UnfinishedError
 from tlbatch.quiet import stderr_put_away
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 JOB_FILE = "job.yaml"
 #: Seconds between two looks at a job that says nothing, and for which a cluster may not answer while it is followed.
 _PAUSE, _PATIENCE = 2.0, 300.0
-#: Exit code of a job that was stopped, or whose driver died without one: run the same command again.
-_UNFINISHED = 4
 
 #: Prints a piece of a job's log.
 Say = Callable[[str], None]
@@ -81,7 +79,7 @@ def require_locked(address: str) -> None:
     if _is_this_machine(host):
         return
     try:
-        urllib.request.urlopen(f"{address.rstrip('/')}/api/jobs/", timeout=20).close()  # noqa: S310 - http(s), checked  # noqa: S310 - http(s), checked
+        urllib.request.urlopen(f"{address.rstrip('/')}/api/jobs/", timeout=20).close()  # noqa: S310 - http(s), checked
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             return
@@ -170,7 +168,7 @@ def _exit_code(status: str, code: int | None) -> int:
     """The job's own; a driver that was killed, or stopped, is one to run again."""
     if status == "SUCCEEDED":
         return 0
-    return code if code is not None and code > 0 else _UNFINISHED
+    return code if code is not None and code > 0 else UnfinishedError.exit_code
 
 
 @contextlib.contextmanager

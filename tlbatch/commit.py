@@ -231,9 +231,7 @@ def _already_done(output: Place, order: Order) -> dict[str, Any] | None:
 
 def _fingerprint(order: Order, promise: Promise) -> str:
     """Of the run that would keep a promise."""
-    increment: dict[str, Any] = {"on": list(promise.on)} if promise.on else {}
-    if promise.removed.num_rows:
-        increment["removed_sha256"] = schema.sha256(schema.to_parquet(promise.removed))
+    increment = ledger.increment_facts(promise.on, promise.removed)
     return ledger.fingerprint(order.spec, order.bundle, schema.sha256(schema.to_parquet(promise.manifest)), increment)
 
 

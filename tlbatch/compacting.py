@@ -19,12 +19,12 @@ from tlbatch.commit import Order, Promise
 from tlbatch.config import CompactConfig
 from tlbatch.errors import OutputError
 from tlbatch.execution import Watcher, continued_later, heartbeat, small_pool, stage, write_windows
-from tlbatch.features import FeatureRun, FeatureTable, read_window, window_of
+from tlbatch.features import FeatureRun, FeatureTable
 from tlbatch.lease import require_free
 from tlbatch.ledger import Published, Run, require_unchanged
 from tlbatch.overlay import visible_layers
 from tlbatch.publish import Each
-from tlbatch.rescorer import Source, blocks_of, moved, shaped
+from tlbatch.rescorer import Source, SourceReader, blocks_of, shaped, sources_of
 from tlbatch.session import ray_session
 from tlbatch.storage import resolve
 
@@ -113,7 +113,7 @@ class _Compacting:
         """Everything between manifest and receipts: one block for all rows that stand in the same files."""
         held = self.table.held()
         blocks = blocks_of(held, left["row"].to_numpy())
-        sources = tuple(Source(one.source.run.place.url, tuple(one.source.windows(predictions=True))) for one in held)
+        sources = sources_of(held, predictions=True)
         wanted = schema.outcome_schema(
             classified=runs[0].facts["spec"]["predictions"],
             features_length=self.features.field("features").type.list_size if self.features else None,
@@ -137,15 +137,13 @@ class Copier:
     """The actor: rows of a run's manifest -> the outcome rows that its files have of them."""
 
     def __init__(self, job: Job, *, after_a_death: bool = False) -> None:  # noqa: ARG002 - Ray's signature
-        self._sources = [(resolve(one.url, job.storage_options), one.windows) for one in job.sources]
+        self._read = SourceReader(job.sources, job.storage_options)
         self._wanted = job.wanted
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """One window's rows."""
         began = time.perf_counter()
-        run, windows = self._sources[block["source"][0].as_py()]
-        window = window_of(windows, block["row"][0].as_py())
-        found = moved(read_window(run, window, block), block, window.start)
+        found = self._read(block)
         rows = len(found.good) + len(found.bad)
         spent = {"fetch": (time.perf_counter() - began) / max(1, rows), "decode": 0.0, "predict": 0.0}
         each = {f"{name}_seconds": spent[name] for name in schema.TIMINGS}

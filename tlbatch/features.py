@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn
 
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from tlbatch import ledger, schema
 from tlbatch.errors import BooksError, OutputError
 from tlbatch.ledger import Run, read_sealed
-from tlbatch.overlay import visible_layers
+from tlbatch.overlay import Layer, visible_layers
 from tlbatch.schema import from_parquet, sha256
 from tlbatch.shards import IMAGE
 from tlbatch.storage import Place, resolve
@@ -48,7 +48,7 @@ class FeatureRun:
 
     run: Run
     report: Mapping[str, Any]
-    hidden: pa.ChunkedArray | None = None
+    hidden: pa.ChunkedArray = field(default_factory=lambda: pa.chunked_array([], pa.string()))
 
     @property
     def base(self) -> str:
@@ -61,13 +61,9 @@ class FeatureRun:
         return self.base, str(self.run.facts["spec"].get("features_dtype"))
 
     @property
-    def visible(self) -> np.ndarray:
-        """(n,) bool: which rows of its manifest are part of the table."""
-        uris = self.run.manifest["uri"]
-        if self.hidden is None or not len(self.hidden):
-            return np.ones(len(uris), bool)
-        found: np.ndarray = ~pc.is_in(uris, self.hidden).to_numpy()
-        return found
+    def layer(self) -> Layer:
+        """The run as a part of its table."""
+        return Layer(self.run, self.hidden)
 
     def windows(self, *, predictions: bool = False) -> list[Window]:
         """Its files by the rows of the manifest they are of, in their order; those with predictions where they are wanted."""
@@ -145,7 +141,7 @@ class FeatureTable:
     def _sorted(self) -> tuple[pa.Table, list[np.ndarray]]:
         if len(self.runs) == 1:
             return self.newest.manifest, [np.arange(self.newest.manifest.num_rows)]
-        visible = [one.visible for one in self.runs]
+        visible = [one.layer.shows(one.run.manifest) for one in self.runs]
         parts = [one.run.manifest.filter(pa.array(mask)) for one, mask in zip(self.runs, visible, strict=True)]
         whole = pa.concat_tables(parts)
         order = pc.sort_indices(whole["key"])
@@ -174,7 +170,7 @@ def find_features(url: str, options: Mapping[str, Any] | None = None) -> Feature
         found = [FeatureRun(run, read_sealed(run.place.join(schema.REPORT)))] if _has_features(run) else []
         return FeatureTable(tuple(found or _none(place)))
     having = {one.run.run_id: one for one in runs_with_features(place)}
-    table = ledger.read_published(place, ledger.read_latest(place)) if having else []
+    table = ledger.published_runs(place) if having else []
     if not table:
         _none(place)
     if not all(run.run_id in having for run in table):
@@ -197,7 +193,7 @@ def _of_the_same(place: Place, table: list[Run], having: Sequence[FeatureRun]) -
         rescored = one.run.fingerprint == only.facts["spec"].get("rescored")
         same = not one.run.on and one.run.facts["manifest_sha256"] == only.facts["manifest_sha256"]
         if rescored or same:
-            return [*ledger.read_published(place, one.run.on), one.run]
+            return ledger.table_after(place, one.run)
     return table if any(one.run.run_id in {run.run_id for run in table} for one in having) else _none(place)
 
 
@@ -375,5 +371,4 @@ def _look_up(source: FeatureRun, column: str, names: pa.Array) -> pa.Table:
     found = pa.concat_tables(
         table.filter(pc.is_in(table[column], names)).select(["uri", "key", "features"]) for table in tables
     )
-    hidden = source.hidden
-    return found if hidden is None or not len(hidden) else found.filter(pc.invert(pc.is_in(found["uri"], hidden)))
+    return source.layer.visible(found)

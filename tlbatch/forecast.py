@@ -132,7 +132,7 @@ def _from_last_run(table: Table, config: RunConfig) -> Rates | None:
     if newest is None:
         return None
     report = commit.read_report(newest)
-    if "bottleneck" not in report or (report.get("counts") or {}).get("stale") or newest.facts["spec"].keys() & _NOT_READ:
+    if (report.get("counts") or {}).get("stale") or newest.facts["spec"].keys() & _NOT_READ:
         return None
     found, images = report.get("bottleneck"), report["images_per_second"] * report["seconds"]
     engine = choose(table.bundle, config.engine, gpu=bool(config.num_gpus))

@@ -129,6 +129,16 @@ def read_latest(output: Place) -> list[dict[str, str]]:
         return []
 
 
+def published_runs(output: Place) -> list[Run]:
+    """The runs that make up the table, the oldest first; none where nothing is published."""
+    return read_published(output, read_latest(output))
+
+
+def table_after(output: Place, run: Run) -> list[Run]:
+    """A run as the table that it made: with those it adds to, the oldest first."""
+    return [*read_published(output, run.on), run]
+
+
 def require_unchanged(read: Published, now: Published) -> None:
     """Raises LeaseHeldError where a table is not the one that somebody began to work from."""
     if list(read) != list(now):
@@ -243,11 +253,9 @@ def begin(
     data = to_parquet(manifest)
     manifest_sha256 = sha256(data)
     place.join(schema.MANIFEST).write(data)
-    increment: dict[str, Any] = {"on": list(on)} if on else {}
+    increment = increment_facts(on, removed)
     if removed is not None and removed.num_rows:
-        data = to_parquet(removed)
-        place.join(schema.REMOVED).write(data)
-        increment["removed_sha256"] = sha256(data)
+        place.join(schema.REMOVED).write(to_parquet(removed))
     full = {
         "schema_version": schema.SCHEMA_VERSION,
         "run_id": run_id,
@@ -261,6 +269,14 @@ def begin(
     still_mine()
     place.join(schema.RUN).write(seal(full))
     return Run(place, full)
+
+
+def increment_facts(on: Published, removed: pa.Table | None) -> dict[str, Any]:
+    """What `run.json` says of a run that adds to others; empty for one whose table is whole by itself."""
+    facts: dict[str, Any] = {"on": list(on)} if on else {}
+    if removed is not None and removed.num_rows:
+        facts["removed_sha256"] = sha256(to_parquet(removed))
+    return facts
 
 
 def fingerprint(spec: Mapping[str, Any], bundle: str, manifest_sha256: str, increment: Mapping[str, Any] | None = None) -> str:

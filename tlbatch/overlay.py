@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,9 +22,14 @@ class Layer(NamedTuple):
     run: Run
     hidden: pa.ChunkedArray
 
+    def shows(self, table: pa.Table) -> np.ndarray:
+        """(n,) bool: which rows of one of the run's tables, or of its manifest, are part of the whole table."""
+        found: np.ndarray = ~pc.is_in(table["uri"], self.hidden).to_numpy()
+        return found
+
     def visible(self, table: pa.Table) -> pa.Table:
-        """The rows of one of the run's tables, or of its manifest, that are part of the whole table."""
-        return table.filter(pc.invert(pc.is_in(table["uri"], self.hidden))) if len(self.hidden) else table
+        """Those rows."""
+        return table.filter(pa.array(self.shows(table))) if len(self.hidden) else table
 
 
 def layers(runs: Sequence[Run]) -> Iterator[Layer]:

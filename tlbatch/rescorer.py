@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlbatch import schema
-from tlbatch.blocks import Answers
 from tlbatch.errors import ErrorKind, Failure
 from tlbatch.execution import small_pool, stage
 from tlbatch.features import Found, Held, Window, matrix, read_window, window_of
@@ -24,6 +23,7 @@ from tlbatch.ledger import Run
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import load_head
 from tlbatch.storage import resolve
+from tlbatch.worker import answers_of
 
 #: Columns of a block beside those of the manifest: which source it is of, and which promised row each of its rows stands for.
 _SOURCE, _TARGET = "source", "target"
@@ -51,9 +51,9 @@ class Job:
     features_dtype: str | None = None
 
 
-def sources_of(held: Sequence[Held]) -> tuple[Source, ...]:
-    """The runs that are read, in the order of the blocks' numbers."""
-    return tuple(Source(one.source.run.place.url, tuple(one.source.windows())) for one in held)
+def sources_of(held: Sequence[Held], *, predictions: bool = False) -> tuple[Source, ...]:
+    """The runs that are read, in the order of the blocks' numbers; their predictions too where they are wanted."""
+    return tuple(Source(one.source.run.place.url, tuple(one.source.windows(predictions=predictions))) for one in held)
 
 
 def blocks_of(held: Sequence[Held], left: np.ndarray) -> list[pa.Table]:
@@ -74,10 +74,18 @@ def blocks_of(held: Sequence[Held], left: np.ndarray) -> list[pa.Table]:
     return blocks
 
 
-def moved(found: Found, block: pa.Table, start: int) -> Found:
-    """What was found of the wanted rows, each with the promised row it stands for; `start` is the block's first row."""
-    target = block[_TARGET].to_numpy()
-    return Found(*(_moved(table, target, start) for table in found))
+class SourceReader:
+    """In an actor: blocks of `blocks_of` -> what the runs say of the wanted rows, each with the promised row it stands for."""
+
+    def __init__(self, sources: Sequence[Source], storage_options: Mapping[str, Any]) -> None:
+        self._sources = [(resolve(one.url, storage_options), one.windows) for one in sources]
+
+    def __call__(self, block: pa.Table) -> Found:
+        """One block: the files of one window."""
+        run, windows = self._sources[block[_SOURCE][0].as_py()]
+        window = window_of(windows, block["row"][0].as_py())
+        target = block[_TARGET].to_numpy()
+        return Found(*(_moved(table, target, window.start) for table in read_window(run, window, block)))
 
 
 def _moved(table: pa.Table, target: np.ndarray, start: int) -> pa.Table:
@@ -92,8 +100,8 @@ class Rescorer:
     def __init__(self, job: Job, *, after_a_death: bool = False) -> None:  # noqa: ARG002 - Ray's signature
         bundle = load_bundle(job.bundle_url, job.storage_options)
         self._head = load_head(bundle, job.engine, threads=job.threads)
-        self._answers = Answers(bundle.labels, job.top_k, bundle.abstain_threshold, bundle.label_thresholds)
-        self._sources = [(resolve(one.url, job.storage_options), one.windows) for one in job.sources]
+        self._answers = answers_of(bundle, job.top_k)
+        self._read = SourceReader(job.sources, job.storage_options)
         self._wanted = schema.outcome_schema(
             classified=True,
             features_length=bundle.features_length if job.features_dtype else None,
@@ -104,9 +112,7 @@ class Rescorer:
     def __call__(self, block: pa.Table) -> pa.Table:
         """One window's predictions."""
         began = time.perf_counter()
-        run, windows = self._sources[block[_SOURCE][0].as_py()]
-        window = window_of(windows, block["row"][0].as_py())
-        found = moved(read_window(run, window, block), block, window.start)
+        found = self._read(block)
         read = time.perf_counter() - began
         values = matrix(found.good["features"])
         with self._lock:  # Ray hands a second block to this actor while the first is at work

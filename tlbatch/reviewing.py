@@ -164,8 +164,7 @@ def _changed(config: ReviewConfig, table: pd.DataFrame) -> np.ndarray:
     ]
     if not before:
         return np.zeros(len(table), bool)
-    whole = [*ledger.read_published(place, before[-1].on), before[-1]]
-    old = read_table(whole, "predictions", ["uri", "key", "etag"]).to_pandas()
+    old = read_table(ledger.table_after(place, before[-1]), "predictions", ["uri", "key", "etag"]).to_pandas()
     known = set(zip(old["uri"], old["key"], old["etag"], strict=True))
     return np.array([one not in known for one in zip(table["uri"], table["key"], table["etag"], strict=True)])
 
@@ -184,7 +183,7 @@ def _vectors(table: pd.DataFrame, source: FeatureTable, rows: np.ndarray) -> dic
 def _pictures(config: ReviewConfig, chosen: pd.DataFrame) -> list[Picture]:
     """Thumbnails of the chosen images; a shard is read once for all of its images."""
     place = resolve(config.output, config.storage_options)
-    runs = ledger.read_published(place, ledger.read_latest(place))
+    runs = ledger.published_runs(place)
     uris = pa.array(chosen["uri"].unique(), pa.string())
     seen = [layer.visible(layer.run.manifest) for layer in layers(runs)]
     manifest = pa.concat_tables(table.filter(pa.compute.is_in(table["uri"], uris)) for table in seen)

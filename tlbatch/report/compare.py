@@ -57,16 +57,11 @@ def _find(url: str, options: Mapping[str, Any] | None) -> list[Run]:
     place = resolve(url, options)
     if place.join(schema.RUN).exists():
         run = Run(place, read_sealed(place.join(schema.RUN)))
-        return _with_those_below(run, resolve(place.url.rsplit(f"/{schema.RUNS}/", 1)[0], options))
-    found = ledger.read_published(place, ledger.read_latest(place))
+        return ledger.table_after(resolve(place.url.rsplit(f"/{schema.RUNS}/", 1)[0], options), run)
+    found = ledger.published_runs(place)
     if not found:
         raise OutputError(f"Nothing is published at {place.url}, and it is no run's folder.")
     return found
-
-
-def _with_those_below(run: Run, output: Place) -> list[Run]:
-    """A run as the table that it made."""
-    return [*ledger.read_published(output, run.on), run]
 
 
 def compare_tables(table_a: Sequence[Run], table_b: Sequence[Run], most: int = _MOST_CHANGED) -> dict[str, Any]:
@@ -207,10 +202,10 @@ def judge(output: Place, run: Run, conditions: list[Condition]) -> tuple[dict[st
     Returns:
         What `compare` gave (None where nothing is published yet), and a sentence for each condition that does not hold.
     """
-    table = ledger.read_published(output, ledger.read_latest(output))
+    table = ledger.published_runs(output)
     if not table:
         return None, []
-    measured = compare_tables(table, _with_those_below(run, output), most=0)
+    measured = compare_tables(table, ledger.table_after(output, run), most=0)
     broken = []
     for condition in conditions:
         value = measured.get(condition.name)
