@@ -184,7 +184,7 @@ def _in_any(begun: Sequence[_Begun]) -> pa.Table:
     lacking = np.zeros(begun[0].run.manifest.num_rows, bool)
     for one in begun:
         lacking[one.left["row"].to_numpy()] = True
-    return numbered(begun[0].run).filter(pa.array(lacking))
+    return numbered(begun[0].run.manifest).filter(pa.array(lacking))
 
 
 def to_continue(output: Place, order: Order, *, tidy: bool = False) -> Run | None:
@@ -301,15 +301,15 @@ def _begin(output: Place, order: Order, run_id: str, lease: Lease) -> Run:
 
 def what_is_left(run: Run) -> tuple[pa.Table, Receipts]:
     """The rows of the manifest that no receipt holds yet, each with its number; and the receipts."""
-    rows = numbered(run)
+    rows = numbered(run.manifest)
     receipts = ledger.read_receipts(run)
     images = receipts.images(rows.num_rows)
     return rows.filter(pa.array(images == 0)) if images.any() else rows, receipts
 
 
-def numbered(run: Run) -> pa.Table:
-    """The manifest of a run with a column `row`, each object's place in it."""
-    return run.manifest.append_column("row", pa.array(np.arange(run.manifest.num_rows), pa.int64()))
+def numbered(manifest: pa.Table) -> pa.Table:
+    """A manifest with a column `row`, each object's place in it."""
+    return manifest.append_column("row", pa.array(np.arange(manifest.num_rows), pa.int64()))
 
 
 def _publish(begun: _Begun) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -80,7 +81,7 @@ class _Compacting:
         require_unchanged(self.published, published)
         return Promise(self.table.manifest, self.table.newest.facts["skipped"], 0.0)
 
-    @property
+    @cached_property
     def features(self) -> pa.Schema | None:
         """Schema of the features that every run of the table has; None where one lacks them or has others."""
         specs = [one.run.facts["spec"] for one in self.table.runs]

@@ -71,7 +71,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
     sorted_ = pipeline.increment_of(table, whole, published)
     promise = sorted_ if config.incremental else whole
     machines = _cluster(config)
-    numbered = promise.manifest.append_column("row", pa.array(np.arange(promise.manifest.num_rows)))
+    numbered = commit.numbered(promise.manifest)
     held = pipeline.held_features(table, numbered) if config.incremental and config.stale == "rescore" else []
     left = pipeline.without(numbered, held)
     rescored = numbered.num_rows - left.num_rows
