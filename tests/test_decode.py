@@ -142,6 +142,14 @@ def test_half_an_image_is_an_error_and_never_half_a_prediction(kind, share):
     assert kind_of(data[: int(len(data) * share)]) in (ErrorKind.TRUNCATED, ErrorKind.DECODE_FAILED)
 
 
+@pytest.mark.parametrize("at", [60, 3000, -200])
+def test_a_png_with_a_wrong_byte_is_an_error_though_its_exif_is_looked_for(at):
+    """Looking for the EXIF of a PNG loads it: an error there was once passed over, and half a picture was predicted."""
+    data = bytearray(encoded(noisy(RED, 1, (200, 150)), "PNG"))
+    data[at] ^= 255
+    assert kind_of(bytes(data)) in (ErrorKind.TRUNCATED, ErrorKind.DECODE_FAILED)
+
+
 def test_a_torn_exif_block_does_not_spoil_its_picture():
     data = bytearray(encoded(flat("RGB", RED), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 40))
     assert isinstance(decode(bytes(data), SIZE), Pixels)

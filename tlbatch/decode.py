@@ -132,6 +132,8 @@ def _decode(data: bytes, size: Size, max_pixels: int) -> Pixels | Failure:
         if width * height > max_pixels:
             message = f"{width}x{height} are more than max_pixels={max_pixels}"
             return Failure("decode", ErrorKind.TOO_LARGE, message)
+        if image.format != "JPEG":
+            image.load()  # reading a PNG's EXIF would do it, and what that raises is not to be passed over
         orientation = _orientation(image)
         sideways = orientation in _SIDEWAYS
         target = size if sideways else (size[1], size[0])  # Pillow's order: width, height
