@@ -1,14 +1,16 @@
-"""A finished run of a million images: how long commands take that find nothing to do, and their memory as runs grow.
+"""A finished run of a million images: how long commands take that read its folder, and their memory as runs grow.
 
     .venv/bin/python benchmarks/million.py [ROWS …]     1,000,000 and 3,000,000 by default
 
-The rows are made up; manifest, parts, receipts, published files and commands are tlbatch's own. None of the images exists, so a
-command that read one would not end well. The store is a list of addresses, so that no listing is in the seconds.
+The rows are made up, of twelve labels; manifest, parts, receipts, published files and commands are tlbatch's own. The images
+are links to two hundred photographs, of which `report` shows some hundred. The store is a list of addresses: no
+listing is in the seconds.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from photographs import repeated
 from PIL import Image
 
 from tlbatch import commit, ledger, pipeline, schema
@@ -29,6 +32,7 @@ from tlbatch.writer import stage_part
 
 TLBATCH = str(Path(sys.executable).parent / "tlbatch")
 ROWS_PER_PART = 512
+_LABELS = [f"label-{number:02d}" for number in range(12)]
 
 
 def main() -> None:
@@ -56,7 +60,11 @@ def _bundle(folder: Path) -> str:
 def _measure(folder: Path, bundle: str, rows: int) -> None:
     folder.mkdir()
     store = folder / "store.csv"
-    store.write_text("uri\n" + "".join(f"/nowhere/{row:09d}.jpg\n" for row in range(rows)))
+    images = sorted(os.listdir(repeated(folder, rows)))
+    store.write_text("uri\n" + "".join(f"{folder}/store-{rows}/{name}\n" for name in images))
+    labels = folder / "labels.csv"
+    truth = (f"{folder}/store-{rows}/{name},{_LABELS[number * number % 12]}\n" for number, name in enumerate(images[::100]))
+    labels.write_text("uri,label\n" + "".join(truth))
     output = folder / "out"
     config = RunConfig(images=str(store), bundle=bundle, output=str(output))
     table = pipeline._Table(config, load_bundle(bundle), resolve(str(output)))
@@ -66,9 +74,13 @@ def _measure(folder: Path, bundle: str, rows: int) -> None:
     commit.carry_out(resolve(str(output)), order, "one")
     print(f"| {rows:,} | (staged and published here) | {time.monotonic() - began:.1f} | |", flush=True)
     same = ["classify", "--images", str(store), "--bundle", bundle, "--output", str(output)]
-    for name, words in (("classify again", same), ("status", ["status", str(output)]), ("verify", ["verify", str(output)])):
+    telling = ["report", str(output), "--labels", str(labels)]
+    commands = {"classify again": same, "status": ["status", str(output)], "verify": ["verify", str(output)], "report": telling}
+    for name, words in commands.items():
         seconds, memory = _run(words)
         print(f"| {rows:,} | {name} | {seconds:.1f} | {memory:,.0f} |", flush=True)
+    (page,) = output.glob("runs/*/report.html")
+    print(f"| {rows:,} | (report.html: {page.stat().st_size / 1e6:.2f} MB) | | |", flush=True)
 
 
 def _stage(runs: Sequence[ledger.Run], left: pa.Table) -> None:
@@ -79,13 +91,14 @@ def _stage(runs: Sequence[ledger.Run], left: pa.Table) -> None:
         rows = left.slice(start, ROWS_PER_PART)
         count = rows.num_rows
         first = random.random(count) / 2 + 0.5
+        labels = [_LABELS[number] for number in random.integers(0, 12, count)]
         columns = {
             schema.IMAGES: [1] * count,
             **{name: rows[name] for name in ("row", "uri", "etag", "key")},
             "index": [0] * count,
-            "label": ["dark"] * count,
+            "label": labels,
             "score": first,
-            "top_labels": [["dark", "light"]] * count,
+            "top_labels": [[label, "other"] for label in labels],
             "top_scores": [[score, 1 - score] for score in first],
             "abstained": [False] * count,
             "width": [640] * count,

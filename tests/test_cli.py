@@ -35,6 +35,7 @@ VERBS = [
     "import",
     "export",
     "status",
+    "report",
     "verify",
     "gc",
     "demo",

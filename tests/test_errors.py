@@ -38,3 +38,8 @@ def test_bad_bytes_are_not_tried_again_and_bad_networks_are():
 def test_closest_suggests_only_what_is_near():
     assert closest("MobilNetV2", ["MobileNetV2", "VGG16"]) == "; did you mean 'MobileNetV2'?"
     assert closest("zebra", ["MobileNetV2", "VGG16"]) == ""
+
+
+def test_every_kind_says_what_to_do():
+    for kind in ErrorKind:
+        assert kind.advice.endswith("."), kind

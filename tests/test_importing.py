@@ -175,6 +175,8 @@ def test_a_trained_bundle_that_is_exported_can_be_imported_again(bundle_url, tmp
     exported = tlbatch.export_model(bundle=bundle_url, model=str(tmp_path / "plain.keras"))
     (tmp_path / "classes.txt").write_text("\n".join(exported["labels"]))
     settings = {"labels": str(tmp_path / "classes.txt"), "scale": "raw", "bundle": str(tmp_path / "again")}
+    with pytest.raises(ConfigError, match="the model takes uint8, so it scales its pixels itself; give --scale raw"):
+        tlbatch.import_model(model=exported["model"], **{**settings, "scale": "[-1,1]"})
     again = tlbatch.import_model(model=exported["model"], **settings)
     assert again["split"]
     images = np.random.default_rng(0).integers(0, 256, (5, 96, 96, 3), np.uint8)

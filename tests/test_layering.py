@@ -10,7 +10,19 @@ PACKAGE = ROOT / "tlbatch"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 STAGES = {"listing", "reader", "decode", "model", "writer"}
-VERBS = {"compacting", "config", "extraction", "forecast", "importing", "pipeline", "rescoring", "reviewing", "training"}
+VERBS = {
+    "compacting",
+    "config",
+    "extraction",
+    "forecast",
+    "importing",
+    "notebook",
+    "pipeline",
+    "reporting",
+    "rescoring",
+    "reviewing",
+    "training",
+}
 #: Who may import whom, besides the standard library and others' packages. A room's name stands for all in it.
 GROUND = {"errors", "schema", "storage", "shards", "quiet"}
 #: What a verb needs that puts stages together on Ray Data.
@@ -50,13 +62,17 @@ ALLOWED = {
     "notify": GROUND,
     "extraction": GROUND | {"config", "decode", "execution", "lease", "ledger", "model", "pipeline"},
     "importing": GROUND | {"config", "labels", "model", "report"},
-    "reviewing": GROUND | {"config", "decode", "features", "labels", "ledger", "overlay", "reader", "report"},
+    "pictures": GROUND | {"decode", "ledger", "reader", "report"},
+    "reviewing": GROUND | {"config", "features", "labels", "ledger", "pictures", "report"},
+    "reporting": GROUND | {"commit", "config", "ledger", "pictures", "report"},
+    "notebook": GROUND | {"commit", "config", "pictures", "pipeline", "progress", "report", "reporting"},
     "training": GROUND
     | {"config", "execution", "extraction", "features", "labels", "listing", "model", "pipeline", "report", "session"},
     "show": GROUND,
-    "api": GROUND | VERBS | {"commit"},
-    "demo": GROUND | {"config", "pipeline", "training", "report", "show", "model"},
-    "cli": GROUND | VERBS | {"report", "show", "demo", "cleanup", "cluster", "commit", "notify", "schedule"},
+    "progress": GROUND | {"show"},
+    "api": GROUND | VERBS | {"commit", "execution", "report", "session"},
+    "demo": GROUND | {"config", "pipeline", "progress", "reporting", "training", "report", "show", "model"},
+    "cli": GROUND | VERBS | {"report", "show", "demo", "cleanup", "cluster", "commit", "notify", "progress", "schedule"},
     "__init__": GROUND | {"api", "cleanup", "model", "report"},
     "__main__": {"cli"},
 }

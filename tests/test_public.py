@@ -9,8 +9,8 @@ import tlbatch
 
 def test_the_public_names_are_these():
     names = (
-        "TlbatchError classify compact compare evaluate export_model extract gc import_model load_bundle plan read_errors "
-        "read_predictions rescore review rollback status train verify"
+        "TlbatchError classify compact compare evaluate export_model extract gc import_model load_bundle load_report plan "
+        "read_errors read_predictions rescore review rollback run status train verify"
     )
     assert tlbatch.__all__ == names.split() == dir(tlbatch)
 

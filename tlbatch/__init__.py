@@ -13,14 +13,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tlbatch.api import classify, compact, export_model, extract, import_model, plan, rescore, review, rollback, train
+    from tlbatch.api import (
+        classify,
+        compact,
+        export_model,
+        extract,
+        import_model,
+        load_report,
+        plan,
+        read_predictions,
+        rescore,
+        review,
+        rollback,
+        run,
+        train,
+    )
     from tlbatch.cleanup import gc
     from tlbatch.errors import TlbatchError
     from tlbatch.model.bundle import load_bundle
     from tlbatch.report.compare import compare
     from tlbatch.report.evaluate import evaluate
     from tlbatch.report.folder import status
-    from tlbatch.report.table import read_errors, read_predictions
+    from tlbatch.report.table import read_errors
     from tlbatch.report.verify import verify
 
 _HOME = {
@@ -34,12 +48,14 @@ _HOME = {
     "gc": "tlbatch.cleanup",
     "import_model": "tlbatch.api",
     "load_bundle": "tlbatch.model.bundle",
+    "load_report": "tlbatch.api",
     "plan": "tlbatch.api",
     "read_errors": "tlbatch.report.table",
-    "read_predictions": "tlbatch.report.table",
+    "read_predictions": "tlbatch.api",
     "rescore": "tlbatch.api",
     "review": "tlbatch.api",
     "rollback": "tlbatch.api",
+    "run": "tlbatch.api",
     "status": "tlbatch.report.folder",
     "train": "tlbatch.api",
     "verify": "tlbatch.report.verify",
@@ -56,12 +72,14 @@ __all__ = [
     "gc",
     "import_model",
     "load_bundle",
+    "load_report",
     "plan",
     "read_errors",
     "read_predictions",
     "rescore",
     "review",
     "rollback",
+    "run",
     "status",
     "train",
     "verify",

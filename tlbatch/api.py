@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from tlbatch.config import (
     CompactConfig,
@@ -16,6 +16,10 @@ from tlbatch.config import (
     TrainConfig,
     load,
 )
+from tlbatch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tlbatch.notebook import Report
 
 
 def classify(**settings: Any) -> dict[str, Any]:
@@ -34,6 +38,74 @@ def classify(**settings: Any) -> dict[str, Any]:
     from tlbatch import pipeline
 
     return pipeline.run(load(RunConfig, settings))
+
+
+def run(**settings: Any) -> Report:
+    """`classify` for a notebook: shows how far it is, writes `report.html`, and returns the report as something to look at.
+
+    Args:
+        **settings: as for `classify`, with one bundle.
+
+    Returns:
+        The report: its `verdict`, the `result` that `classify` returns, `predictions`, `show("label", n=12)`. A notebook
+        shows the page itself.
+    """
+    from tlbatch import notebook
+
+    return notebook.run(settings)
+
+
+def load_report(
+    output: str, *, labels: str | None = None, split: str | None = None, storage_options: Mapping[str, Any] | None = None
+) -> Report:
+    """The report of an output's newest published run; `report.html` beside it is written anew.
+
+    Args:
+        output: the output folder or URL.
+        labels: CSV or Parquet with `key` (or `uri`) and `label`: the report then holds the table against the truth.
+        split: only this part of the labels file.
+        storage_options: fsspec's options for both.
+    """
+    from tlbatch import notebook
+
+    return notebook.load_report(output, labels=labels, split=split, storage_options=storage_options)
+
+
+def read_predictions(
+    output: str,
+    columns: Sequence[str] | None = None,
+    *,
+    format: Literal["pandas", "arrow", "ray"] = "pandas",  # noqa: A002 - the word a reader looks for
+    storage_options: Mapping[str, Any] | None = None,
+) -> Any:
+    """The predictions of an output: one row an image, columns as in `docs/formats.md`.
+
+    Args:
+        output: the output folder or URL.
+        columns: only these columns.
+        format: pandas for a DataFrame, arrow for a `pyarrow.Table`, ray for a `ray.data.Dataset`, which reads each published
+            file where its rows are used.
+        storage_options: fsspec's options for it.
+
+    Raises:
+        OutputError: nothing is published there.
+        ConfigError: there is no such format.
+    """
+    from tlbatch.report import table
+    from tlbatch.storage import resolve
+
+    if format == "ray":
+        from tlbatch.execution import dataset
+        from tlbatch.session import ray_for_good
+
+        runs = table.published(resolve(output, storage_options))
+        wanted = list(columns) if columns is not None else None
+        ray_for_good()
+        return dataset(table.parts_of(runs, "predictions"), lambda part: table.read_part(part[0], part[1], wanted))
+    if format not in ("pandas", "arrow"):
+        raise ConfigError(f"format: write pandas, arrow or ray; found {format!r}.")
+    found = table.read_published(output, "predictions", columns, storage_options)
+    return found if format == "arrow" else found.to_pandas()
 
 
 def extract(**settings: Any) -> dict[str, Any]:

@@ -100,9 +100,10 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter a flag
     _prepare(verbose)
     settings = _load(TrainConfig, flags, config, set_ or ())
     from tlbatch import training
-    from tlbatch.show import show_training, watching
+    from tlbatch.progress import watching
+    from tlbatch.show import show_training
 
-    with watching("extracting features", json_) as watch:
+    with watching("extracting", json_) as watch:
         result = training.train(settings, watch)
     _print(result, json_, show_training)
 
@@ -334,16 +335,44 @@ def review(
 
 
 @app.command()
-def status(url: Folder, config: ConfigFile = None, set_: Assignments = None, json_: AsJson = False) -> None:
+def status(
+    url: Folder,
+    watch: Annotated[bool | None, typer.Option("--watch", help="Say it again until nobody is at work.")] = None,
+    config: ConfigFile = None,
+    set_: Assignments = None,
+    json_: AsJson = False,
+) -> None:
     """Say how an output stands, from the folder alone."""
-    from tlbatch.config import FolderConfig
+    from tlbatch.config import StatusConfig
 
     _prepare(verbose=False)
-    settings = _load(FolderConfig, {"output": url}, config, set_ or ())
+    settings = _load(StatusConfig, {"output": url, "watch": watch}, config, set_ or ())
+    from tlbatch.progress import follow
     from tlbatch.report import folder
     from tlbatch.show import show_status
 
-    _print(folder.status(settings.output, settings.storage_options), json_, show_status)
+    read = partial(folder.status, settings.output, settings.storage_options)
+    _print(follow(read) if settings.watch else read(), json_, show_status)
+
+
+@app.command()
+def report(
+    url: Annotated[str, typer.Argument(metavar="URL", help="An output, or a run's folder.", show_default=False)],
+    labels: Annotated[str | None, typer.Option(help="CSV or Parquet with key (or uri) and label.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only this part of the labels file, such as test.")] = None,
+    config: ConfigFile = None,
+    set_: Assignments = None,
+    json_: AsJson = False,
+) -> None:
+    """Write report.html: whether to trust a run, and the pictures that matter."""
+    from tlbatch.config import ReportConfig
+
+    _prepare(verbose=False)
+    settings = _load(ReportConfig, {"output": url, "labels": labels, "split": split}, config, set_ or ())
+    from tlbatch import reporting
+    from tlbatch.show import show_report
+
+    _print(reporting.report(settings), json_, show_report)
 
 
 @app.command()
@@ -436,9 +465,13 @@ def plan(context: typer.Context, config: ConfigFile = None, set_: Assignments = 
     if _readers:
         raise _SettingsRead(settings)
     from tlbatch import forecast
+    from tlbatch.progress import watching
     from tlbatch.show import show_forecast
 
-    _print(forecast.forecast(settings), json_ or "--json" in context.args, show_forecast)
+    as_json = json_ or "--json" in context.args
+    with watching("listing", as_json) as watch:
+        result = forecast.forecast(settings, watch)
+    _print(result, as_json, show_forecast)
 
 
 @app.command(context_settings=_WORDS)
@@ -563,11 +596,15 @@ def _load(
 def _run(what: str, settings: Any, work: Callable[..., dict[str, Any]], as_json: bool) -> None:
     """Carry out a run, print its report, post how it ended, and exit with 3 where too many images failed."""
     from tlbatch.notify import notifying
-    from tlbatch.show import show_run, watching
+    from tlbatch.progress import watching
+    from tlbatch.reporting import write_after
+    from tlbatch.show import show_run
 
     with notifying(settings.notify, what, settings.output) as tell:
         with watching(what, as_json) as watch:
             result = work(settings, watch)
+        if settings.report:
+            result = write_after(result, settings.storage_options)
         many = result["failed"] > settings.max_failed_ratio * result["listed"]
         tell(result, EXIT_TOO_MANY_FAILED if many else 0)
     _print(result, as_json, show_run)

@@ -110,6 +110,7 @@ class RunConfig(Spec, Resources):
         None, description="Publish only if this holds against the table there is: `psi<0.2 and agreement>0.9`."
     )
     notify: str | None = Field(None, description="Address that gets a JSON post when the command ends; may hold ${NAME}.")
+    report: bool = Field(True, description="Write report.html into the run's folder once it is published.")
     incremental: bool = Field(False, description="Do only what the table lacks: what is new, changed or worth another try.")
     stale: Literal["keep", "redo", "rescore"] = Field(
         "redo", description="With incremental, what another bundle predicted: kept, done again, or from stored features."
@@ -184,6 +185,7 @@ class RescoreConfig(Resources):
     max_failed_ratio: Share = Field(0.01, description="More failed images than this share end with exit code 3.")
     run_id: str | None = Field(None, pattern=_RUN_ID, description="Name of the run; by default the time.")
     notify: str | None = Field(None, description="Address that gets a JSON post when the command ends; may hold ${NAME}.")
+    report: bool = Field(True, description="Write report.html into the run's folder once it is published.")
 
 
 class ExtractConfig(Pretrained, RunConfig):
@@ -332,6 +334,19 @@ class ReviewConfig(FolderConfig):
     @classmethod
     def _one_file_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+
+class StatusConfig(FolderConfig):
+    """An output to look at, once or until nobody is at work there."""
+
+    watch: bool = Field(False, description="Say it again until nobody is at work.")
+
+
+class ReportConfig(FolderConfig):
+    """A run to tell of: an output's newest, or that of a run's folder."""
+
+    labels: str | None = Field(None, description="CSV or Parquet with key (or uri), label and perhaps split.")
+    split: str | None = Field(None, description="Only this part of the labels file.")
 
 
 class EvaluateConfig(FolderConfig):

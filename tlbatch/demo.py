@@ -20,16 +20,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from tlbatch import pipeline, training
-from tlbatch.config import DemoConfig, Resources, RunConfig, TrainConfig
+from tlbatch import pipeline, reporting, training
+from tlbatch.config import DemoConfig, ReportConfig, Resources, RunConfig, TrainConfig
 from tlbatch.errors import BooksError, OutputError, UsageError, WeightsError
 from tlbatch.model.bundle import SPLIT
+from tlbatch.progress import watching
 from tlbatch.quiet import results
 from tlbatch.report.evaluate import evaluate
 from tlbatch.report.table import read_predictions
 from tlbatch.report.verify import verify
 from tlbatch.schema import RUNS
-from tlbatch.show import show_metrics, watching
+from tlbatch.show import show_metrics
 from tlbatch.storage import LocalPlace, resolve
 
 #: A cell is called defective from this probability on.
@@ -49,7 +50,7 @@ def tell(config: DemoConfig, *, quiet: bool = False) -> dict[str, Any]:
         quiet: print nothing.
 
     Returns:
-        `accuracy` on held-out cells, `metrics`, the `run`'s report, what `verify` said, `seconds`.
+        `accuracy` on held-out cells, `metrics`, the `run`'s report, what `verify` said, the page of its `report`, `seconds`.
 
     Raises:
         UsageError: the demo's packages are not installed, or its folder holds something else.
@@ -67,7 +68,7 @@ def tell(config: DemoConfig, *, quiet: bool = False) -> dict[str, Any]:
         f"[bold]1. The images[/]: {sum(counts.values()):,} photographs of solar cells under electroluminescence: {told}"
     )
     console.print(f"[bold]2. Training[/] a head on MobileNetV2 at {SIZE} pixels, frozen")
-    with watching("extracting features", quiet) as watch:
+    with watching("extracting", quiet) as watch:
         bundle = folder.join("bundle").url
         trained = training.train(
             TrainConfig(**resources, images=str(cells), labels=str(labels), size=SIZE, weights=weights, bundle=bundle), watch
@@ -84,12 +85,15 @@ def tell(config: DemoConfig, *, quiet: bool = False) -> dict[str, Any]:
     checked = verify(output)
     if not checked["ok"]:
         raise BooksError(f"The demo's output does not verify: {checked['differences'][0]}.")
-    metrics = evaluate(output, str(Path(bundle, SPLIT)), split="test")
+    truth = str(Path(bundle, SPLIT))
+    metrics = evaluate(output, truth, split="test")
+    page = reporting.report(ReportConfig(output=output, labels=truth, split="test"))
     result = {
         "accuracy": metrics["accuracy"],
         "metrics": metrics,
         "run": run,
         "verify": checked,
+        "report": page["report"],
         "seconds": round(time.monotonic() - began, 1),
     }
     if not quiet:
@@ -158,6 +162,7 @@ def _show(console: Console, result: Mapping[str, Any], folder: LocalPlace) -> No
     console.print("The three cells the model doubts most:")
     for row in doubtful.itertuples():
         console.print(f"  {row.key}  {row.label} {row.score:.3f}")
+    console.print(f"[bold]5. Look at it[/]: {result['report']}", soft_wrap=True)
     console.print(f"Done in {result['seconds']:.0f} s. Next, your own images:")
     command = f"{sys.argv[0]} classify --images YOUR_FOLDER --bundle {folder.join('bundle').url} --output predictions"
     console.print(f"  [bold]{escape(command)}[/]", soft_wrap=True)

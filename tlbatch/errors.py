@@ -147,6 +147,28 @@ class ErrorKind(StrEnum):
     PREDICT_FAILED = "predict_failed"
     WORKER_LOST = "worker_lost"
 
+    @property
+    def advice(self) -> str:
+        """What a person can do about it, in one sentence."""
+        return _ADVICE[self]
+
+
+_ADVICE = {
+    ErrorKind.NOT_FOUND: "They were listed and are gone; the next listing will not have them.",
+    ErrorKind.ACCESS_DENIED: "The store would not give them to this role: let it read them, and run the same command again.",
+    ErrorKind.THROTTLED: "The store asked for fewer requests for a whole minute: run the same command again later.",
+    ErrorKind.TIMEOUT: "The store did not answer in time: run the same command again.",
+    ErrorKind.READ_FAILED: "They could not be read to the end: run the same command again.",
+    ErrorKind.CHANGED: "They were replaced while the run was at work: run the same command again.",
+    ErrorKind.EMPTY: "There is nothing in them: upload them again, or leave them out with --exclude.",
+    ErrorKind.NOT_AN_IMAGE: "They hold something else than their name says: leave them out with --exclude.",
+    ErrorKind.TRUNCATED: "They end before their end: upload them again.",
+    ErrorKind.UNSUPPORTED: "This format is not decoded: convert them to JPEG, PNG or WebP.",
+    ErrorKind.TOO_LARGE: "They are larger than a run allows: raise max_pixels or max_bytes if you trust where they come from.",
+    ErrorKind.DECODE_FAILED: "They are damaged: upload them again.",
+    ErrorKind.PREDICT_FAILED: "The model gave no finite numbers for them: look at one, and at the bundle's probes.",
+    ErrorKind.WORKER_LOST: "They end the process that reads them: look at one on a machine you can spare.",
+}
 
 #: Kinds whose cause may be gone by the next run; the others need another image, or another person.
 TRANSIENT_KINDS = frozenset(

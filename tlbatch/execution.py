@@ -27,6 +27,8 @@ from tlbatch.writer import PartsSink
 log = logging.getLogger(__name__)
 
 _HEARTBEAT_SECONDS = 2.0
+#: Points of a run's history; when there are as many, every other one goes.
+_HISTORY = 240
 #: A write task mostly waits for the store; it must find room beside actors that hold every CPU.
 WRITE_CPUS = 0.01
 #: Blocks that an actor has at a time: while the last images of one are predicted, the first of the next are on their way.
@@ -157,12 +159,23 @@ def _grows() -> bool:
 
 
 def write_windows(
+    start_ray: Callable[[], None],
+    run_id: str,
+    function: Callable[[Window], Written],
+    windows: Sequence[Window],
+    watch: Watcher | None = None,
+) -> Iterator[Written]:
+    """`map` for the files of a table: many are written all over the cluster, one is written here; `watch` counts them."""
+    written = _write_all_over(start_ray, run_id, function, windows) if len(windows) > 1 else map(function, windows)
+    for number, one in enumerate(written, 1):
+        if watch is not None:
+            watch({"stage": "publish", "files": number, "of": len(windows)})
+        yield one
+
+
+def _write_all_over(
     start_ray: Callable[[], None], run_id: str, function: Callable[[Window], Written], windows: Sequence[Window]
 ) -> Iterator[Written]:
-    """`map` for the files of a table: many are written all over the cluster, one is written here."""
-    if len(windows) == 1:
-        yield from map(function, windows)
-        return
     import ray
 
     def write(window: Window) -> Written:
@@ -179,6 +192,17 @@ def write_windows(
                 yield ray.get(waiting.popleft())
         while waiting:
             yield ray.get(waiting.popleft())
+
+
+def dataset(items: Sequence[Any], read: Callable[[Any], pa.Table]) -> Any:
+    """A Ray Dataset of tables that are read where their rows are used, one task each."""
+    import ray.data
+
+    def rows(block: pa.Table) -> pa.Table:
+        return pa.concat_tables([read(items[number]) for number in block["item"].to_pylist()])
+
+    numbers = ray.data.from_arrow([pa.table({"item": [number]}) for number in range(len(items))])
+    return numbers.map_batches(rows, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
 
 
 @contextlib.contextmanager
@@ -232,8 +256,10 @@ def heartbeat(run: Run, watch: Watcher | None) -> Iterator[None]:
     began = time.monotonic()
     objects = int(run.facts["objects"])
     before = ledger.count_staged(run.staged.names())
+    history = ledger.read_history(run)
 
     def beat() -> None:
+        nonlocal history
         now = ledger.count_staged(run.staged.names())
         seconds = time.monotonic() - began
         rate = (now.predicted + now.failed - before.predicted - before.failed) / seconds if seconds else 0.0
@@ -246,7 +272,8 @@ def heartbeat(run: Run, watch: Watcher | None) -> Iterator[None]:
             "seconds_left": round(left / rate) if rate else None,
             "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        run.place.join(schema.PROGRESS).write(json.dumps(numbers).encode())
+        history = [*history[:: 2 if len(history) >= _HISTORY else 1], [round(time.time(), 1), now.predicted + now.failed]]
+        run.place.join(schema.PROGRESS).write(json.dumps({**numbers, "history": history}).encode())
         if watch is not None:
             watch(numbers)
 

@@ -42,7 +42,7 @@ def extract(config: ExtractConfig, watch: Watcher | None = None) -> dict[str, An
     listing = None
     if not place.join(bundles.BUNDLE).exists():
         reading = read_weights(config)
-        listing = pipeline.list_images(config, output)
+        listing = pipeline.list_images(config, output, watch)
         frozen = freeze_named(config, reading)
         save_bundle(place, frozen, None, probe_pixels(config, size, listing.manifest))
     _require_same_base(bundles.load_bundle(place.url, config.storage_options), base, size, _told(config.weights))

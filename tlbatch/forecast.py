@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from tlbatch import commit, ledger, pipeline
 from tlbatch.config import RunConfig
 from tlbatch.errors import ConfigError
-from tlbatch.execution import Cluster, cluster
+from tlbatch.execution import Cluster, Watcher, cluster
 from tlbatch.model.bundle import Bundle, load_bundle
 from tlbatch.model.engines import choose
 from tlbatch.pipeline import Table
@@ -48,7 +48,7 @@ class Rates(NamedTuple):
     known_from: str
 
 
-def forecast(config: RunConfig) -> dict[str, Any]:
+def forecast(config: RunConfig, watch: Watcher | None = None) -> dict[str, Any]:
     """What `classify` with this configuration would do.
 
     Returns:
@@ -65,7 +65,7 @@ def forecast(config: RunConfig) -> dict[str, Any]:
     bundle.require_whole()
     table = Table(config, bundle, resolve(config.output, config.storage_options))
     published = ledger.read_latest(table.output)
-    listing = pipeline.list_images(config, table.output)
+    listing = pipeline.list_images(config, table.output, watch)
     whole = commit.Promise(listing.manifest, listing.skipped, listing.seconds)
     # Without --incremental everything is done; the counts tell what it would be with it.
     sorted_ = pipeline.increment_of(table, whole, published)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tlbatch.config import ExportConfig, ImportConfig
-from tlbatch.errors import BundleError, WeightsError
+from tlbatch.errors import BundleError, ConfigError, WeightsError
 from tlbatch.labels import read_classes
 from tlbatch.model import bundle as bundles
 from tlbatch.model.bundle import Bundle, Trained, copy_bundle, load_bundle, require_bundle_place, save_bundle, saved
@@ -42,6 +42,7 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
     require_bundle_place(place)
     labels = read_classes(resolve(config.labels, config.storage_options))
     model = _load(resolve(config.model, config.storage_options))
+    _require_scale(model, config.scale)
     scaling: Any = SCALINGS[config.scale]
     imported = take_apart(model, config.model, scaling, config.size, labels)
     frozen = imported.frozen
@@ -68,6 +69,12 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
         "off": off,
         "seconds": round(time.monotonic() - began, 3),
     }
+
+
+def _require_scale(model: Any, scale: str) -> None:
+    """A model that takes whole numbers, as one that `export` wrote, scales them itself."""
+    if "int" in str(model.inputs[0].dtype) and scale != "raw":
+        raise ConfigError(f"scale: the model takes {model.inputs[0].dtype}, so it scales its pixels itself; give --scale raw.")
 
 
 def _distance(bundle: Bundle) -> float:

@@ -151,6 +151,24 @@ def newest_published(output: Place) -> Run | None:
     return _read_run(output.join(schema.RUNS, latest[-1]["run_id"])) if latest else None
 
 
+def run_before(output: Place, run: Run) -> Run | None:
+    """The newest run with predictions of the table that a run was added to, or followed; None where there was none."""
+    earlier = [one for one in runs(output) if (one.facts["began"], one.run_id) < (run.facts["began"], run.run_id)]
+    candidates = read_published(output, run.on) if run.on else earlier
+    return next((one for one in reversed(candidates) if one.facts["spec"]["predictions"] and _was_published(one)), None)
+
+
+def _was_published(run: Run) -> bool:
+    return run.finished() and not run.place.join(schema.KEPT_BACK).exists()
+
+
+def run_at(url: str, options: Mapping[str, Any] | None) -> tuple[Place, Run] | None:
+    """The output and the run of a run's folder; None where the address is of something else."""
+    place = resolve(url, options)
+    run = _read_run(place)
+    return None if run is None else (resolve(place.url.rsplit(f"/{schema.RUNS}/", 1)[0], options), run)
+
+
 def read_published(output: Place, published: Published) -> list[Run]:
     """The runs that a pointer names, in its order.
 
@@ -358,6 +376,14 @@ def settle(run: Run, receipts: Receipts) -> Receipts:
     if not place.swap(plan, there):
         raise BooksError(f"Run {run.run_id} is being published by somebody else; nothing is published.")
     return receipts
+
+
+def read_history(run: Run) -> list[list[float]]:
+    """[seconds since the epoch, images done] while a run was at work; nothing where nobody kept it."""
+    try:
+        return list(json.loads(run.place.join(schema.PROGRESS).read()).get("history", []))
+    except (FileNotFoundError, ValueError):
+        return []
 
 
 class Staged(NamedTuple):

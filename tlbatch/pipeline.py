@@ -7,7 +7,6 @@ What is written in which order is `commit.py`'s, how blocks get to workers `exec
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import Counter
@@ -40,9 +39,7 @@ from tlbatch.sizing import Plan, blocks_of, lanes_of, plan_for, weights_of
 from tlbatch.storage import Place, require_folder, resolve
 from tlbatch.worker import Job
 
-log = logging.getLogger(__name__)
-
-_LISTING_SECONDS = 10.0
+_LISTING_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ class _Pass:
         """What of the store is to be done for a table: listed once a command, and again if somebody published meanwhile."""
         url = table.output.url
         if self.listing is None or self.published[url] != published:
-            self.listing = list_images(self.config, self.root, self.stop)
+            self.listing = list_images(self.config, self.root, self.watch, self.stop)
             self.published[url] = published
             self.promises.pop(url, None)
         if url not in self.promises:
@@ -118,7 +115,7 @@ def _order(work: _Pass, table: Table) -> Order:
         listing=partial(work.promise, table),
         work=partial(_execute, work),
         facts=_facts(config, bundle),
-        each=lambda function, windows: write_windows(work.start_ray, work.run_id, function, windows),
+        each=lambda function, windows: write_windows(work.start_ray, work.run_id, function, windows, work.watch),
         bottleneck=work.bottleneck,
         incremental=config.incremental,
         gate=_gate(table),
@@ -153,22 +150,24 @@ def _facts(config: RunConfig, bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def list_images(config: RunConfig | TrainConfig, avoid: Place, stop: threading.Event | None = None) -> Listing:
+def list_images(
+    config: RunConfig | TrainConfig, avoid: Place, watch: Watcher | None = None, stop: threading.Event | None = None
+) -> Listing:
     """What the store of a configuration holds, without what lies in `avoid`, the folder that is written to.
 
     A listing in another thread ends when `stop` is set.
     """
     store = resolve(config.images, config.storage_options)
     selection = Selection(config.include, config.exclude, config.format)
-    watch = _ListingWatch(store.url, stop or threading.Event())
-    return list_store(store, selection, avoid=avoid, max_images=config.max_images, progress=watch)
+    progress = _ListingWatch(watch, stop or threading.Event())
+    return list_store(store, selection, avoid=avoid, max_images=config.max_images, progress=progress)
 
 
 class _ListingWatch:
-    """Says every few seconds how far a long listing is, and ends it when it is to stop."""
+    """Says how far a long listing is, and ends it when it is to stop."""
 
-    def __init__(self, url: str, stop: threading.Event) -> None:
-        self._url = url
+    def __init__(self, watch: Watcher | None, stop: threading.Event) -> None:
+        self._watch = watch
         self._stop = stop
         self._began = self._said = time.monotonic()
 
@@ -176,9 +175,9 @@ class _ListingWatch:
         if self._stop.is_set():
             raise InterruptedRunError("The listing was stopped.")
         now = time.monotonic()
-        if now - self._said >= _LISTING_SECONDS:
+        if self._watch is not None and now - self._said >= _LISTING_SECONDS:
             self._said = now
-            log.warning("listing %s: %s objects, %.0f a second", self._url, f"{objects:,}", objects / (now - self._began))
+            self._watch({"stage": "list", "objects": objects, "seconds": now - self._began})
 
 
 def run(config: RunConfig, watch: Watcher | None = None, listing: Listing | None = None) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class _Rescoring:
             listing=self.promise,
             work=self.execute,
             facts={"resources": resources, "features_url": self.source.newest.place.url, **self.bundle.for_run},
-            each=lambda function, windows: write_windows(self.start_ray, self.run_id, function, windows),
+            each=lambda function, windows: write_windows(self.start_ray, self.run_id, function, windows, self.watch),
             bottleneck=self.bottleneck,
             final=True,
         )

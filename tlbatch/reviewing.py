@@ -6,7 +6,6 @@ chance show what nobody doubted. Near-duplicates appear once.
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 from collections.abc import Mapping, Sequence
@@ -16,21 +15,21 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from tlbatch import ledger, schema
+from tlbatch import ledger
 from tlbatch.config import ReviewConfig
-from tlbatch.decode import thumbnail
-from tlbatch.errors import Failure, OutputError
+from tlbatch.errors import OutputError
 from tlbatch.features import FeatureTable, find_features, look_up, matrix
 from tlbatch.labels import read_all_labels
-from tlbatch.overlay import layers
-from tlbatch.reader import Reader
-from tlbatch.report.sheet import Picture, make_sheet
+from tlbatch.pictures import small_pictures
+from tlbatch.report.page import Shot
+from tlbatch.report.sheet import make_sheet
 from tlbatch.report.table import read_predictions, read_table
-from tlbatch.shards import IMAGE
 from tlbatch.storage import Place, resolve
 
 LABELS, SHEET = "labels.csv", "sheet.html"
 
+#: Pixels of a picture's longer side.
+_SIDE = 224
 #: Shares of the budget for what is new or changed, and for chance; the least certain have the rest, and what these leave.
 _CHANGED_SHARE, _CONTROL_SHARE = 0.2, 0.1
 #: Of so many times what is wanted of each kind the features are compared.
@@ -60,17 +59,17 @@ def review(config: ReviewConfig) -> dict[str, Any]:
         table = table[~table[labelled.column].isin({name for name, _ in labelled.pairs})].reset_index(drop=True)
     source = _features(config.output, options)
     chosen, duplicates = _choose(config, table, source)
-    pictures = _pictures(config, chosen)
+    shots = _shots(config, chosen)
     target.join(LABELS).write(_labels_file(chosen))
     known = sorted(table["label"].unique())
-    target.join(SHEET).write(make_sheet(f"{len(chosen)} images to review", pictures, known))
+    target.join(SHEET).write(make_sheet(f"{len(chosen)} images to review", shots, known))
     return {
         "labels": target.join(LABELS).url,
         "sheet": target.join(SHEET).url,
         "images": len(chosen),
         "why": {str(why): int(count) for why, count in chosen["why"].value_counts().items()},
         "near_duplicates": duplicates,
-        "unreadable": sum(picture.data is None for picture in pictures),
+        "unreadable": sum(shot.data is None for shot in shots),
     }
 
 
@@ -155,16 +154,10 @@ def _changed(config: ReviewConfig, table: pd.DataFrame) -> np.ndarray:
     """Which images are new, or another version, since the published run before; all False where there is none."""
     place = resolve(config.output, config.storage_options)
     newest = ledger.newest_published(place)
-    runs = ledger.runs(place)
-    earlier = runs[: [run.run_id for run in runs].index(newest.run_id)] if newest else []
-    before = [
-        run
-        for run in earlier
-        if run.finished() and run.facts["spec"]["predictions"] and not run.place.join(schema.KEPT_BACK).exists()
-    ]
-    if not before:
+    before = ledger.run_before(place, newest) if newest else None
+    if before is None:
         return np.zeros(len(table), bool)
-    old = read_table(ledger.table_after(place, before[-1]), "predictions", ["uri", "key", "etag"]).to_pandas()
+    old = read_table(ledger.table_after(place, before), "predictions", ["uri", "key", "etag"]).to_pandas()
     known = set(zip(old["uri"], old["key"], old["etag"], strict=True))
     return np.array([one not in known for one in zip(table["uri"], table["key"], table["etag"], strict=True)])
 
@@ -180,31 +173,13 @@ def _vectors(table: pd.DataFrame, source: FeatureTable, rows: np.ndarray) -> dic
     return {wanted[name]: vector for name, vector in zip(names, values, strict=True) if name in wanted}
 
 
-def _pictures(config: ReviewConfig, chosen: pd.DataFrame) -> list[Picture]:
-    """Thumbnails of the chosen images; a shard is read once for all of its images."""
-    place = resolve(config.output, config.storage_options)
-    runs = ledger.published_runs(place)
-    uris = pa.array(chosen["uri"].unique(), pa.string())
-    seen = [layer.visible(layer.run.manifest) for layer in layers(runs)]
-    manifest = pa.concat_tables(table.filter(pa.compute.is_in(table["uri"], uris)) for table in seen)
-    reader = Reader(config.storage_options, image_field=runs[-1].facts["spec"].get("image_field"))
-    found: dict[tuple[str, str], bytes | Failure] = {}
-    for row in manifest.to_pylist():
-        if row["format"] == IMAGE:
-            found[row["uri"], row["key"]] = reader.image(row)
-            continue
-        wanted = set(chosen.loc[chosen["uri"] == row["uri"], "key"])
-        for member in reader.members(row):
-            if member.key in wanted:
-                found[row["uri"], member.key] = member.data
-    rows = zip(*(chosen[name] for name in ("uri", "key", "label", "score", "why")), strict=True)
-    return [Picture(key, label, score, why, _small(found.get((uri, key)))) for uri, key, label, score, why in rows]
-
-
-def _small(data: bytes | Failure | None) -> str | None:
-    """A thumbnail as a data URL; None where the image cannot be read any more."""
-    small = thumbnail(data) if isinstance(data, bytes) else None
-    return "data:image/jpeg;base64," + base64.b64encode(small).decode() if isinstance(small, bytes) else None
+def _shots(config: ReviewConfig, chosen: pd.DataFrame) -> list[Shot]:
+    """What the sheet shows of each chosen image."""
+    runs = ledger.published_runs(resolve(config.output, config.storage_options))
+    names = list(zip(chosen["uri"], chosen["key"], strict=True))
+    small = small_pictures(runs, names, config.storage_options, side=_SIDE)
+    rows = zip(names, *(chosen[name] for name in ("label", "score", "why")), strict=True)
+    return [Shot(name[1], label, score, why, small.get(name)) for name, label, score, why in rows]
 
 
 def _labels_file(chosen: pd.DataFrame) -> bytes:

@@ -30,6 +30,7 @@ PLAN = "plan"  # in staged/: which parts are published
 SUSPECTS = "suspects"  # in staged/: which image a worker is alone with, while the run looks for one that kills
 PART_SUFFIX, RECEIPT_SUFFIX = ".parquet", ".json"
 REPORT = "report.json"
+REPORT_PAGE = "report.html"
 SUCCESS = "_SUCCESS"
 KEPT_BACK = "_KEPT_BACK"  # beside _SUCCESS: complete, and not published because of `promote_if`
 

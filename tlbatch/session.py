@@ -69,6 +69,17 @@ def ray_session(address: str | None = None) -> Iterator[Callable[[], None]]:
         ray.shutdown()
 
 
+def ray_for_good() -> None:
+    """Ray for the rest of this process, as `ray_session` starts it, where none runs yet."""
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not ray.is_initialized():
+        where = os.environ.get("RAY_ADDRESS")
+        _start({"address": where} if where else _LOCAL)
+        _quiet_ray_data()
+
+
 def gpus_that_work(start: Callable[[], None], address: str | None, probe: Callable[[], int]) -> bool:
     """Whether the cluster, or this machine, has GPUs that a worker can use.
 

@@ -1,43 +1,18 @@
-"""Results and progress -> what a person reads in a terminal; the only file besides `cli.py` and `demo.py` that prints."""
+"""Results -> what a person reads in a terminal. Only this, `progress.py`, `cli.py` and `demo.py` print."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from tlbatch.quiet import results
 
-Watcher = Callable[[Mapping[str, Any]], None]
-
 
 def _console() -> Console:
     return Console(file=results(), highlight=False, markup=False)
-
-
-@contextmanager
-def watching(what: str, quiet: bool) -> Iterator[Watcher | None]:
-    """A line on stderr that keeps count while the block runs; nothing where stderr is no terminal, or `quiet`."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=None, rate="starting")
-
-        def watch(numbers: Mapping[str, Any]) -> None:
-            done = numbers["predicted"] + numbers["failed"]
-            rate = f"{numbers['images_per_second']:,.0f} images/s, {numbers['failed']:,} failed"
-            if numbers["seconds_left"]:
-                rate += f", {numbers['seconds_left']:,} s left"
-            progress.update(task, total=numbers["listed"], completed=done, rate=rate if done else "starting")
-
-        yield watch
 
 
 def show_run(result: Mapping[str, Any]) -> None:
@@ -64,7 +39,7 @@ def show_run(result: Mapping[str, Any]) -> None:
     found = result.get("bottleneck")
     if found:
         console.print(f"Bottleneck: {found['stage']}, busy {found['busy']:.0%} of the time: {found['remedy']}", soft_wrap=True)
-    console.print(f"{result['output']}/runs/{result['run_id']}", soft_wrap=True)
+    console.print(result.get("report") or f"{result['output']}/runs/{result['run_id']}", soft_wrap=True)
 
 
 def _counted(counts: Mapping[str, int]) -> str:
@@ -193,14 +168,28 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
 def show_status(result: Mapping[str, Any]) -> None:
     """One line a run, and who is at work."""
     console = _console()
+    for line in status_lines(result):
+        console.print(line, soft_wrap=True)
+
+
+def status_lines(result: Mapping[str, Any]) -> list[str]:
+    """What `show_status` says; who is at work stands last."""
+    found = []
     for run in result["runs"]:
         counts = f"{run['listed']:,} listed, {run['predicted']:,} predicted, {run['failed']:,} failed, {run['left']:,} left"
-        console.print(f"{run['run_id']}  {run['state']}: {counts}", soft_wrap=True)
+        rate = (run.get("progress") or {}).get("images_per_second")
+        found.append(f"{run['run_id']}  {run['state']}: {counts}" + (f", {rate:,.0f} images/s" if rate else ""))
     lease = result["lease"]
     if lease:
-        console.print(
-            f"At work: run {lease['run_id']} on {lease['host']}, process {lease['pid']}, since {lease['since']}", markup=False
-        )
+        found.append(f"At work: run {lease['run_id']} on {lease['host']}, process {lease['pid']}, since {lease['since']}")
+    return found
+
+
+def show_report(result: Mapping[str, Any]) -> None:
+    """The verdict, and where the page is."""
+    console = _console()
+    console.print(result["sentence"], soft_wrap=True)
+    console.print(result["report"], soft_wrap=True)
 
 
 def show_leftovers(result: Mapping[str, Any]) -> None:

@@ -132,7 +132,7 @@ def _from_images(config: TrainConfig, how: HeadTraining, place: Place, watch: Wa
     Ray must start and end in this thread, and takes seconds for either; Keras works beside it.
     """
     weights = read_weights(config)
-    labelled = _find_labelled(config)
+    labelled = _find_labelled(config, watch)
     with ThreadPoolExecutor(1, thread_name_prefix="tlbatch-keras") as keras_thread:
         building = keras_thread.submit(freeze_named, config, weights)
         with ray_session(config.address) as start_ray:
@@ -185,14 +185,14 @@ def _labels_by_name(config: TrainConfig, keys: Sequence[str], where: str) -> tup
     return labels, found
 
 
-def _find_labelled(config: TrainConfig) -> _Labelled:
+def _find_labelled(config: TrainConfig, watch: Watcher | None) -> _Labelled:
     """Join the store's listing with the labels.
 
     Raises:
         LabelsError: nothing fits together, or a class has too few images to be split.
     """
     store = resolve(config.images, config.storage_options)
-    listing = pipeline.list_images(config, resolve(config.bundle, config.storage_options))
+    listing = pipeline.list_images(config, resolve(config.bundle, config.storage_options), watch)
     if not config.labels and IMAGE not in listing.manifest["format"].to_pylist():
         raise LabelsError(f"labels: {store.url} holds its images in shards, which have no class folders; give --labels.")
     labels, labels_of = _labels_by_name(config, listing.manifest["key"].to_pylist(), store.url)

@@ -6,16 +6,18 @@ row once, so nothing here needs to know.
 
 from __future__ import annotations
 
+import collections
 import time
 import uuid
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data.datasource import Datasink
+from ray.util.metrics import Counter
 
 from tlbatch.errors import BooksError, trouble_is_the_stores
 from tlbatch.schema import IMAGES, PART_SUFFIX, RECEIPT_SUFFIX, TABLE, TIMINGS, seal, sha256, to_parquet
@@ -73,11 +75,11 @@ def stage_part(staged: Place, rows: pa.Table) -> str:
     if (rows[IMAGES].to_numpy()[firsts] != images).any():
         raise BooksError("A part was handed some of an object's images and not all; nothing of it is staged.")
     data = to_parquet(rows.drop_columns([IMAGES, *(f"{stage}_seconds" for stage in TIMINGS)]))
-    kinds = Counter(kind for kind in rows["kind"].to_pylist() if kind is not None)
+    kinds = collections.Counter(kind for kind in rows["kind"].to_pylist() if kind is not None)
     failed = kinds.total()
     name = f"{numbers[0]:012d}-{uuid.uuid4().hex[:12]}"
     staged.join(name + PART_SUFFIX).write(data)
-    body = {
+    body: dict[str, Any] = {
         "part": name + PART_SUFFIX,
         "part_sha256": sha256(data),
         "rows": _to_ranges(numbers),
@@ -88,7 +90,27 @@ def stage_part(staged: Place, rows: pa.Table) -> str:
         "stage_seconds": {**seconds, "write": time.perf_counter() - began},
     }
     staged.join(f"{name}.n{len(numbers)}.p{body['predicted']}.f{failed}{RECEIPT_SUFFIX}").write(seal(body))
+    _meter(body)
     return name
+
+
+@cache
+def _counters() -> tuple[Counter, Counter]:
+    images = Counter("tlbatch_images", "Images whose outcome is staged", ("outcome", "kind"))
+    return images, Counter("tlbatch_stage_seconds", "Seconds in a stage, summed over all workers", ("stage",))
+
+
+def _meter(receipt: Mapping[str, Any]) -> None:
+    """Add a receipt to the counters that Ray gives Prometheus."""
+    images, seconds = _counters()
+    counted = {("predicted", ""): receipt["predicted"]}
+    counted |= {("failed", kind): count for kind, count in receipt["failed_by_kind"].items()}
+    for (outcome, kind), count in counted.items():
+        if count:
+            images.inc(count, {"outcome": outcome, "kind": kind})
+    for stage, taken in receipt["stage_seconds"].items():
+        if taken > 0:
+            seconds.inc(taken, {"stage": stage})
 
 
 def _to_ranges(numbers: np.ndarray) -> list[list[int]]:

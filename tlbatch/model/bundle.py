@@ -103,6 +103,7 @@ class Bundle:
             "bundle_url": self.place.url,
             "base": self.base_digest,
             "multi_label": self.label_thresholds is not None,
+            "abstain_threshold": self.abstain_threshold,
         }
 
     @cached_property

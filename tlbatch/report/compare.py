@@ -17,12 +17,11 @@ from tlbatch.features import FeatureRun, matrix
 from tlbatch.ledger import Run, read_sealed
 from tlbatch.overlay import layers
 from tlbatch.report.table import read_table
+from tlbatch.report.verdict import index_of_shares
 from tlbatch.storage import Place, resolve
 
 #: Bins of a population stability index, cut where the first run has as many images in each.
 _BINS = 10
-#: A share of no image counts as this, or the index would be infinite.
-_LEAST_SHARE = 1e-4
 #: Images whose features are looked at: the first files up to so many.
 _MOST_VECTORS = 20_000
 _COLUMNS = ["uri", "key", "label", "score"]
@@ -54,10 +53,10 @@ def compare(
 
 def _find(url: str, options: Mapping[str, Any] | None) -> list[Run]:
     """The runs that make up a table, the oldest first."""
+    named = ledger.run_at(url, options)
+    if named is not None:
+        return ledger.table_after(*named)
     place = resolve(url, options)
-    if place.join(schema.RUN).exists():
-        run = Run(place, read_sealed(place.join(schema.RUN)))
-        return ledger.table_after(resolve(place.url.rsplit(f"/{schema.RUNS}/", 1)[0], options), run)
     found = ledger.published_runs(place)
     if not found:
         raise OutputError(f"Nothing is published at {place.url}, and it is no run's folder.")
@@ -71,7 +70,7 @@ def compare_tables(table_a: Sequence[Run], table_b: Sequence[Run], most: int = _
     same = both["label_a"] == both["label_b"]
     indices = {
         "psi_scores": stability_index(first["score"].to_numpy(), second["score"].to_numpy()),
-        "psi_labels": _of_shares(*_shares_of_labels(first["label"], second["label"])),
+        "psi_labels": index_of_shares(*_shares_of_labels(first["label"], second["label"])),
     }
     vectors = [_vectors(runs) for runs in (table_a, table_b)]
     if vectors[0] is not None and vectors[1] is not None and vectors[0].shape[1] == vectors[1].shape[1]:
@@ -128,18 +127,13 @@ def stability_index(first: np.ndarray, second: np.ndarray) -> float:
         np.bincount(np.searchsorted(edges, values.astype(np.float64), side="left"), minlength=len(edges) + 1)
         for values in (first, second)
     ]
-    return _of_shares(*(count / max(1, count.sum()) for count in counts))
+    return index_of_shares(*(count / max(1, count.sum()) for count in counts))
 
 
 def _shares_of_labels(first: pd.Series, second: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     labels = sorted({*first.unique(), *second.unique()})
     one, other = (series.value_counts(normalize=True).reindex(labels, fill_value=0.0).to_numpy() for series in (first, second))
     return one, other
-
-
-def _of_shares(first: np.ndarray, second: np.ndarray) -> float:
-    p, q = np.maximum(first, _LEAST_SHARE), np.maximum(second, _LEAST_SHARE)
-    return float(((q - p) * np.log(q / p)).sum())
 
 
 def _vectors(runs: Sequence[Run]) -> np.ndarray | None:
