@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -160,7 +161,9 @@ def head(tmp_path_factory, s3_server):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # a job is `python -m tlbatch …`
     settings = {**os.environ, **environment(s3_server.endpoint), **_CLUSTER, "PATH": path}
     with log.open("wb") as file:
-        process = subprocess.Popen([str(word) for word in command], stdout=file, stderr=file, env=settings)
+        process = subprocess.Popen(
+            [str(word) for word in command], stdout=file, stderr=file, env=settings, start_new_session=True
+        )
     try:
         end = time.monotonic() + 90
         while not _answers(f"http://127.0.0.1:{jobs}/api/version"):
@@ -170,7 +173,11 @@ def head(tmp_path_factory, s3_server):
         yield Head(f"http://127.0.0.1:{jobs}", f"http://127.0.0.1:{metrics}/metrics")
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:  # it asks its processes to end, one after the other
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         shutil.rmtree(temp, ignore_errors=True)
 
 
@@ -201,7 +208,7 @@ def carried_out(page: str, kitchen: Path, endpoint: str, bucket: str, jobs: str,
         env={**os.environ, **environment(endpoint), **_TOKEN, "OUTPUT": f"s3://{bucket}/predictions"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=540,
         check=False,
     )
     answers = [json.loads(line.removeprefix("ANSWER ")) for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
@@ -236,6 +243,7 @@ def _here(piece: Piece, home: Path, endpoint: str, bucket: str, jobs: str) -> st
     return text
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", [page for page in PAGES if any(piece.kind != "make" for piece in pieces(page))])
 def test_what_a_page_says_can_be_done(page, kitchen, s3_server, bucket, head, tmp_path):
     carried_out(page, kitchen, s3_server.endpoint, bucket, head.jobs, tmp_path)

@@ -314,7 +314,7 @@ def test_a_wrong_address_is_given_up_after_a_while(monkeypatch):
 def classifying(s3_server, bundle_url: str, bucket, parts: int = 1) -> tuple[list[str], subprocess.Popen]:
     """A run in a process of its own, and its command, once its first parts are staged."""
     words = ["--images", bucket.url, "--bundle", bundle_url, "--output", f"{bucket.url}-out", "--set", "rows_per_task=20"]
-    command = [TLBATCH, "classify", *words, "--json"]
+    command = [TLBATCH, "classify", *words, "--json", "--set", "report=false"]
     env = {**os.environ, **environment(s3_server.endpoint)}
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     fs = filesystem(s3_server.endpoint)
