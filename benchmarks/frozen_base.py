@@ -149,7 +149,7 @@ def store_features(root: Path, output: Path, rows: int) -> None:
             filled = {field.name: columns.get(field.name, pa.nulls(count, field.type)) for field in wanted}
             stage_part(runs[0].staged, pa.table(filled, schema=wanted))
 
-    table = pipeline._Table(config, bundle, resolve(str(output)))
+    table = pipeline.Table(config, bundle, resolve(str(output)))
     order = pipeline._order(pipeline._Pass([table], table.output, None, None, published={table.output.url: []}), table)
     commit.carry_out(table.output, replace(order, work=stage, each=map), "one")
 

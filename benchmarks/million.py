@@ -67,7 +67,7 @@ def _measure(folder: Path, bundle: str, rows: int) -> None:
     labels.write_text("uri,label\n" + "".join(truth))
     output = folder / "out"
     config = RunConfig(images=str(store), bundle=bundle, output=str(output))
-    table = pipeline._Table(config, load_bundle(bundle), resolve(str(output)))
+    table = pipeline.Table(config, load_bundle(bundle), resolve(str(output)))
     order = pipeline._order(pipeline._Pass([table], table.output, None, None, published={table.output.url: []}), table)
     order = replace(order, work=_stage, each=map)
     began = time.monotonic()
