@@ -2,39 +2,11 @@
 
 from __future__ import annotations
 
-import http.server
-import json
-import threading
-
 import pytest
 from conftest import run_cli, write_store
 
 from tlbatch.errors import ConfigError, LeaseHeldError
 from tlbatch.notify import notifying
-
-
-@pytest.fixture
-def receiver():
-    """A server that keeps what is posted to it."""
-    posted = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200 if self.path != "/broken" else 500)
-            self.end_headers()
-
-        def log_message(self, *_) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", posted
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
 
 REPORT = {
     "run_id": "r",

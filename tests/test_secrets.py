@@ -1,14 +1,11 @@
 """Marked credentials go in everywhere a user may have them; everything that is written or said is searched for them."""
 
-import http.server
 import os
 import secrets
 import shutil
 import tempfile
-import threading
 from pathlib import Path
 
-import pytest
 from conftest import COLORS, encoded, noisy, run_cli
 from s3server import BUCKET, SECRET, environment, filesystem
 
@@ -40,29 +37,7 @@ class Watched:
         return done.stderr
 
 
-@pytest.fixture(scope="module")
-def hook():
-    """A server that takes posts and keeps nothing."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(500)
-            self.end_headers()
-
-        def log_message(self, *_) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/{HOOK}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_no_mark_is_found_in_anything_that_is_said_or_written(s3_server, hook, bundle_url, tmp_path):
+def test_no_mark_is_found_in_anything_that_is_said_or_written(s3_server, receiver, bundle_url, tmp_path):
     """What works and what fails, with the whole log on: S3, features, a page, a night, wrong credentials, no bucket."""
     name = f"{BUCKET}/secrets-{secrets.token_hex(4)}"
     url = f"s3://{name}"
@@ -71,7 +46,7 @@ def test_no_mark_is_found_in_anything_that_is_said_or_written(s3_server, hook, b
         files.pipe(f"{name}/images/{number}.jpg", encoded(noisy(color, number)))
     files.pipe(f"{name}/images/broken.jpg", b"no image")
     files.put(f"{bundle_url}/", f"{name}/bundle/", recursive=True)
-    watched = Watched(s3_server.endpoint, hook, tmp_path)
+    watched = Watched(s3_server.endpoint, f"{receiver[0]}/broken/{HOOK}", tmp_path)
     asked = ["--images", f"{url}/images", "--bundle", f"{url}/bundle", "--verbose"]
     classify = ["classify", *asked, "--output", f"{url}/out", "--notify", "${TLBATCH_WEBHOOK}"]
     try:

@@ -98,12 +98,17 @@ def labels_chart(now: Mapping[str, int], before: Mapping[str, int] | None) -> Ma
             _bars(axes, rows + wide / 2, before, names, wide, _BEFORE, "the run before")
             axes.legend(loc="lower right", fontsize=9)
         axes.set_yticks(rows, [_short(name) for name in names])
-        axes.invert_yaxis()
-        axes.set_xlabel("% of the images")
-        axes.spines["left"].set_visible(False)
-        axes.tick_params(left=False)
-        axes.margins(x=0.12)
+        _lay_rows(axes, "% of the images")
     return chart.svg
+
+
+def _lay_rows(axes: Axes, unit: str) -> None:
+    """Bars that lie below each other, the first on top, with room for their numbers."""
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(left=False)
+    axes.margins(x=0.12)
 
 
 def _bars(
@@ -161,11 +166,7 @@ def stages_chart(seconds: Mapping[str, float]) -> Markup:
     with chart as axes:
         bars = axes.barh(list(seconds), list(seconds.values()), 0.6, color=_NOW)
         axes.bar_label(bars, [f"{value:,.1f}" for value in seconds.values()], padding=3, fontsize=8, color=_INK)
-        axes.invert_yaxis()
-        axes.set_xlabel("seconds, summed over all workers")
-        axes.spines["left"].set_visible(False)
-        axes.tick_params(left=False)
-        axes.margins(x=0.12)
+        _lay_rows(axes, "seconds, summed over all workers")
     return chart.svg
 
 
