@@ -110,10 +110,10 @@ def _identity(name: str, actions: list[str]) -> dict:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on, below those the system hands out, and whose gRPC twin 10,000 above is free as well."""
+    """Free ports whose gRPC twins 10,000 above are free too; no worker of Ray and no outgoing connection takes such ones."""
     found: list[int] = []
     while len(found) < count:
-        port = random.randrange(15_000, 22_000)
+        port = random.randrange(20_000, 22_700)
         if port not in found and _is_free(port) and _is_free(port + 10_000):
             found.append(port)
     return found
