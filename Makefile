@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos cluster lint format bench lock clean
+.PHONY: help install demo test chaos fuzz soak cluster lint format bench lock clean
 
 help:  ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,12 @@ chaos: $(INSTALLED)  ## Bad networks, kills at every step, and the protocol in 1
 	TLBATCH_CHAOS=50 $(BIN)/python -m pytest -s tests/test_chaos.py
 	TLBATCH_KILLS=50 $(BIN)/python -m pytest -s tests/test_kills.py
 	TLBATCH_EXAMPLES=1000 $(BIN)/python -m pytest --timeout 1800 tests/test_protocol.py
+
+fuzz: $(INSTALLED)  ## Hostile bytes for every reader, six minutes each (make test does a sample)
+	TLBATCH_FUZZ_SECONDS=360 TLBATCH_EXAMPLES=5000 $(BIN)/python -m pytest -s --timeout 3600 tests/test_fuzz.py
+
+soak: $(INSTALLED)  ## An hour of runs over S3 with one request in a hundred failing (make test does a sample)
+	TLBATCH_SOAK_SECONDS=3600 $(BIN)/python -m pytest -s --timeout 5400 tests/test_soak.py
 
 cluster: $(INSTALLED)  ## 5,000 images on three hosts, with a host cut off; nights of 1,000 images (as root; make test does a sample)
 	TLBATCH_CLUSTER_IMAGES=5000 $(BIN)/python -m pytest -s --timeout 900 tests/test_cluster.py

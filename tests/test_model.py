@@ -159,7 +159,7 @@ def test_scores_that_are_off_stop_the_actor(copy):
         (None, "There is no bundle at"),
         (b"{", "cannot be understood"),
         (b"[]", "cannot be understood"),
-        (b'{"format_version": 1}', "cannot be understood"),
+        (b'{"format_version": 1}', "base in its bundle.json will not do: Field required"),
         (b'{"format_version": 99}', "has format 99; this tlbatch reads format 1"),
     ],
 )

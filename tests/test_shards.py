@@ -2,7 +2,10 @@
 
 import gzip
 import io
+import re
 import struct
+import subprocess
+import sys
 import tarfile
 
 import pyarrow as pa
@@ -213,6 +216,29 @@ def test_a_damaged_row_group_costs_what_is_behind_it():
     assert [one.key for one in good] == list(IMAGES)[: len(good)]
     assert len(good) == 4
     assert found[-1].data.kind is ErrorKind.TRUNCATED
+
+
+def test_a_page_that_lies_about_its_size_costs_no_memory(tmp_path):
+    """Found by `make fuzz`: 2 KB that made Arrow fill 2 GB with zeros."""
+    data = parquet_of(IMAGES, use_dictionary=False)
+    start = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0).column(1).data_page_offset
+    # The page's header: it is a data page, of a size unpacked and a size packed; a number ends with a byte below 128.
+    header = re.compile(rb"\x15\x00\x15[\x80-\xff]*[\x00-\x7f]\x15").match(data, start)
+    rest = re.compile(rb"[\x80-\xff]*[\x00-\x7f]").match(data, header.end())
+    (tmp_path / "shard").write_bytes(data[: header.end()] + b"\xfe\xff\xff\xff\x0f" + data[rest.end() :])
+    code = (
+        "import io, resource, sys\n"
+        "from tlbatch import shards\n"
+        "list(shards.read_members('parquet', io.BytesIO(open(sys.argv[2], 'rb').read()), shards.Wanted('s', None, 99)))\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "(only,) = shards.read_members('parquet', open(sys.argv[1], 'rb'), shards.Wanted('s', None, 99))\n"
+        "assert only.data.kind == 'truncated', only\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    (tmp_path / "whole").write_bytes(data)
+    command = [sys.executable, "-c", code, tmp_path / "shard", tmp_path / "whole"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) < 50 * 1024
 
 
 def test_a_record_with_a_flipped_bit_costs_only_itself():

@@ -53,6 +53,7 @@ class Images(_Strict):
     exclude: tuple[str, ...] = Field((), description="Pass over the objects that match this glob.")
     max_images: Count | None = Field(None, description="Take only the first so many images or shards, for a trial.")
     max_pixels: Count = Field(100_000_000, description="Refuse images with more pixels, from their header.")
+    max_side: Count = Field(65_535, description="Refuse images that are longer in one direction, from their header.")
     max_bytes: Count = Field(256 * 1024 * 1024, description="Refuse images with more bytes, before they are read.")
 
     @field_validator("include", "exclude", mode="before")
@@ -88,7 +89,7 @@ class Resources(_Strict):
 class Spec(Images):
     """What changes the answer: two runs with equal specs, manifests and bundles give equal files."""
 
-    bundle: str = Field(description="Folder or URL of the trained bundle.")
+    bundle: str = Field(description="Folder or URL of the trained bundle; URL#sha256=… takes no other than that one.")
     engine: Literal["auto", "openvino", "tensorflow"] = Field("auto", description="What executes the model.")
     predictions: bool = Field(True, description="Write predictions; extract does not.")
     features: bool = Field(False, description="Write the features as well.")
@@ -364,7 +365,7 @@ class DemoConfig(Resources):
 
 
 def _last_name(url: str) -> str:
-    return url.rstrip("/").rsplit("/", 1)[-1]
+    return url.partition("#sha256=")[0].rstrip("/").rsplit("/", 1)[-1]
 
 
 def _only(config: BaseModel, part: type[BaseModel]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class Pixels(NamedTuple):
     height: int
 
 
-def decode(data: bytes, size: Size, *, max_pixels: int = 100_000_000) -> Pixels | Failure:
+def decode(data: bytes, size: Size, *, max_pixels: int = 100_000_000, max_side: int = 65_535) -> Pixels | Failure:
     """Decode one image and bring it to `size`.
 
     Grey, palette, alpha (over white), CMYK and 16-bit images become RGB; of an animation the first frame is taken; EXIF
@@ -96,6 +96,7 @@ def decode(data: bytes, size: Size, *, max_pixels: int = 100_000_000) -> Pixels 
         data: the encoded image.
         size: (height, width) of the result.
         max_pixels: larger images are refused from their header, before they are decoded.
+        max_side: so are those of which one side is longer.
 
     Returns:
         Pixels, or the Failure that says why there are none; it raises nothing for bad data.
@@ -103,7 +104,7 @@ def decode(data: bytes, size: Size, *, max_pixels: int = 100_000_000) -> Pixels 
     if not data:
         return Failure("decode", ErrorKind.EMPTY, "the object has no bytes")
     try:
-        return _decode(data, size, max_pixels)
+        return _decode(data, size, max_pixels, max_side)
     except UnidentifiedImageError:
         return _unidentified(data)
     except Image.DecompressionBombError as error:
@@ -126,12 +127,14 @@ def thumbnail(data: bytes, *, side: int = 224, max_pixels: int = 100_000_000) ->
     return buffer.getvalue()
 
 
-def _decode(data: bytes, size: Size, max_pixels: int) -> Pixels | Failure:
+def _decode(data: bytes, size: Size, max_pixels: int, max_side: int) -> Pixels | Failure:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         if width * height > max_pixels:
             message = f"{width}x{height} are more than max_pixels={max_pixels}"
             return Failure("decode", ErrorKind.TOO_LARGE, message)
+        if max(width, height) > max_side:
+            return Failure("decode", ErrorKind.TOO_LARGE, f"{width}x{height} is longer than max_side={max_side}")
         if image.format != "JPEG":
             image.load()  # reading a PNG's EXIF would do it, and what that raises is not to be passed over
         orientation = _orientation(image)

@@ -164,7 +164,7 @@ _ADVICE = {
     ErrorKind.NOT_AN_IMAGE: "They hold something else than their name says: leave them out with --exclude.",
     ErrorKind.TRUNCATED: "They end before their end: upload them again.",
     ErrorKind.UNSUPPORTED: "This format is not decoded: convert them to JPEG, PNG or WebP.",
-    ErrorKind.TOO_LARGE: "They are larger than a run allows: raise max_pixels or max_bytes if you trust where they come from.",
+    ErrorKind.TOO_LARGE: "They are larger than a run allows; if you trust the source, raise max_pixels, max_side or max_bytes.",
     ErrorKind.DECODE_FAILED: "They are damaged: upload them again.",
     ErrorKind.PREDICT_FAILED: "The model gave no finite numbers for them: look at one, and at the bundle's probes.",
     ErrorKind.WORKER_LOST: "They end the process that reads them: look at one on a machine you can spare.",

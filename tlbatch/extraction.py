@@ -97,7 +97,7 @@ def probe_pixels(config: TrainConfig | ExtractConfig, size: int, manifest: pa.Ta
     for row in manifest.take(places).to_pylist():
         with contextlib.suppress(OSError):
             data = resolve(row["uri"], config.storage_options).read()
-            pixels = decode.decode(data, (size, size), max_pixels=config.max_pixels)
+            pixels = decode.decode(data, (size, size), max_pixels=config.max_pixels, max_side=config.max_side)
             if isinstance(pixels, Pixels):
                 chosen.append(pixels.array)
     noise = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)

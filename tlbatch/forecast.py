@@ -153,7 +153,7 @@ def _calibrated(config: RunConfig, bundle: Bundle, plan: Plan, left: pa.Table) -
     """The rates of this machine on a few of these very images, times the actors that the cluster holds."""
     rows = _sample(left)
     engine = choose(bundle, config.engine, gpu=False)
-    worker = Classifier(pipeline.job_of(config, bundle.place.url, engine, plan, rows))
+    worker = Classifier(pipeline.job_of(config, bundle.pinned, engine, plan, rows))
     if rows["format"][0].as_py() == IMAGE:
         worker(rows.slice(0, _WARM_UP))
         rows = rows.slice(_WARM_UP) if rows.num_rows > 2 * _WARM_UP else rows

@@ -314,7 +314,7 @@ def _rescore(work: _Pass, runs: Sequence[Run], left: pa.Table) -> pa.Table:
     held = held_features(table, left)
     if held:
         job = rescorer.Job(
-            bundle_url=table.bundle.place.url,
+            bundle_url=table.bundle.pinned,
             storage_options=config.storage_options,
             sources=rescorer.sources_of(held),
             engine=work.engine,
@@ -345,7 +345,7 @@ def without(left: pa.Table, held: Sequence[Held]) -> pa.Table:
 
 
 def _job(work: _Pass, runs: Sequence[Run], plan: Plan, left: pa.Table) -> Job:
-    of_output = {table.output.url: table.bundle.place.url for table in work.tables}
+    of_output = {table.output.url: table.bundle.pinned for table in work.tables}
     urls = [of_output[run.place.url.removesuffix(f"/{schema.RUNS}/{run.run_id}")] for run in runs]
     job = job_of(work.config, urls[0], work.engine, plan, left)
     features_dtype = work.config.features_dtype if runs[0].facts["spec"]["features"] else None
@@ -367,6 +367,7 @@ def job_of(config: RunConfig, bundle_url: str, engine: str, plan: Plan, left: pa
         image_field=config.image_field,
         max_bytes=config.max_bytes,
         max_pixels=config.max_pixels,
+        max_side=config.max_side,
         top_k=config.top_k,
         predictions=config.predictions,
         features_dtype=config.features_dtype if config.features else None,

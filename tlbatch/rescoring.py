@@ -114,7 +114,7 @@ class _Rescoring:
                 held,
                 left["row"].to_numpy(),
                 Job(
-                    bundle_url=self.bundle.place.url,
+                    bundle_url=self.bundle.pinned,
                     storage_options=self.config.storage_options,
                     sources=sources_of(held),
                     engine=self.engine,

@@ -222,11 +222,11 @@ class _Walk:
             self._stream = iter(obstore.list(self._store, self._folder, offset=self._after or None, chunk_size=_LISTED_AT_ONCE))
         try:
             page = next(self._stream, ())
-        except BaseException as error:
+        except Exception as error:
+            # A key that is no path stands in this folder, or one that XML cannot hold as it is, which s3fs has told in
+            # another way; or the store is in trouble, and then s3fs says so as well.
             self._stream = None
-            if "parsing Path" not in str(error) and 'ath "' not in str(error):
-                raise
-            self._odd_keys = True  # a key that is no path stands in this folder
+            self._odd_keys = "parsing Path" in str(error) or 'ath "' in str(error)
             return self._from_s3fs()
         if any(one["size"] == 0 for one in page):
             # Some may be markers of folders, whose slash obstore takes away.

@@ -9,8 +9,10 @@ import contextlib
 import importlib
 import logging
 import os
+import secrets
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from tlbatch.quiet import stderr_put_away
@@ -107,10 +109,45 @@ def _start(where: dict[str, Any]) -> None:
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    with stderr_put_away():
+    with contextlib.ExitStack() as stack:
+        if where is _LOCAL:
+            _keep_token_private()
+            stack.enter_context(_on_the_loopback())
+        stack.enter_context(stderr_put_away())
         ray.init(**where, logging_level=logging.ERROR, log_to_driver=log.isEnabledFor(logging.INFO))
     with contextlib.suppress(ValueError):  # not in the main thread, which alone may
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end the process with a dump
+
+
+def _keep_token_private() -> None:
+    """Who has Ray's token may run code as this user, and Ray's own file of it may be read by all users of the machine."""
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    with contextlib.suppress(OSError):  # a home that cannot be written: Ray says what it makes of that
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.exists():
+            path.chmod(0o600)
+            return
+        with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+
+
+@contextlib.contextmanager
+def _on_the_loopback() -> Iterator[None]:
+    """While Ray starts: its processes listen on 127.0.0.1. An address given to `ray.init` does not do that.
+
+    Ray replaces 127.0.0.1 by the machine's address, and then listens on all of them, unless it takes itself for one that
+    cannot be part of a cluster, as it does on Windows and macOS (`get_node_ip_address` in `ray/_private/services.py`).
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _import_ahead() -> None:

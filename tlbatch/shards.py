@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import re
 import struct
 import tarfile
@@ -41,6 +42,8 @@ _KEY_FIELDS = ("key", "__key__", "path", "file_name", "filename", "image/filenam
 _MOST_HEADER_BYTES = 1 << 20
 _ROWS_AT_ONCE = 32
 _BUFFER = 1 << 20
+#: Bytes of a Parquet file whose row groups may be read at once.
+_READ_AT_ONCE = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +206,10 @@ def _damage_is_a_tear() -> Iterator[None]:
 def _read_parquet(file: IO[bytes], wanted: Wanted) -> _Images:
     """A column of bytes, or of Hugging Face's struct of bytes and path; the key is a path or a column that names it."""
     with _damage_is_a_tear():
-        # Pages are fetched as they are needed: a whole row group may be as large as the file.
-        parquet = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
+        # Pages of a large file are fetched as they are needed, because a row group may be all of it. Not of others: Arrow then
+        # takes a page for as large as it says, and fills 2 GB with zeros for a file of 2 KB that lies.
+        buffer = _BUFFER if file.seek(0, io.SEEK_END) > _READ_AT_ONCE else 0
+        parquet = pq.ParquetFile(file, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True)
         schema = parquet.schema_arrow
         image = _image_column(schema, wanted.field)
         names = [name for name in _KEY_FIELDS if name in schema.names and pa.types.is_string(schema.field(name).type)][:1]

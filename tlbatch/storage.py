@@ -353,7 +353,7 @@ def _temporary_sibling(path: Path, data: bytes) -> Iterator[str]:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)
+        os.chmod(temporary, 0o644 & ~_UMASK)  # files are replaced, not written to: nobody else has to
         yield temporary
     finally:
         Path(temporary).unlink(missing_ok=True)
@@ -664,10 +664,14 @@ def _s3_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"config_kwargs": {**config, **options.get("config_kwargs", {})}}
 
 
+#: A part that starts with a dot and is neither `.` nor `..`, which in a bucket are names as good as others; a folder's marker.
+_HIDDEN = r"(^|/)\.([^./]|\.[^/])|/$|^$"
+
+
 def _below(listed: pa.RecordBatch, root: str) -> pa.RecordBatch:
     """A listing with keys relative to `root`, without what is hidden and without markers of folders."""
     keys = pc.utf8_slice_codeunits(listed["key"], len(root))
-    hidden = pc.match_substring_regex(keys, r"(^|/)\.|/$|^$")
+    hidden = pc.match_substring_regex(keys, _HIDDEN)
     return listed.set_column(0, LISTED.field("key"), keys).filter(pc.invert(hidden))
 
 

@@ -307,6 +307,7 @@ def _extract(config: TrainConfig, frozen: Frozen, labelled: _Labelled, place: Pl
             image_field=config.image_field,
             max_bytes=config.max_bytes,
             max_pixels=config.max_pixels,
+            max_side=config.max_side,
             predictions=False,
             features=True,
             features_dtype="float32",

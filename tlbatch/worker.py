@@ -66,6 +66,7 @@ class Job:
     image_field: str | None
     max_bytes: int
     max_pixels: int
+    max_side: int
     top_k: int
     predictions: bool
     features_dtype: str | None
@@ -105,7 +106,7 @@ class Decoder:
 
     def __init__(self, job: Job, bundle: Bundle, ahead: int, switch: DeadMansSwitch) -> None:
         self._suspects = Suspects(resolve(job.suspects_url, job.storage_options))
-        self._size, self._max_pixels = bundle.size, job.max_pixels
+        self._size, self._limits = bundle.size, {"max_pixels": job.max_pixels, "max_side": job.max_side}
         self._switch = switch
         requests = job.requests
         self._depth = max(ahead, requests)
@@ -176,7 +177,7 @@ class Decoder:
             return Attempt(row, index, key, data, fetched.seconds)
         began = time.perf_counter()
         with self._switch.watching():
-            pixels = decode.decode(data, self._size, max_pixels=self._max_pixels)
+            pixels = decode.decode(data, self._size, **self._limits)
         return Attempt(row, index, key, pixels, fetched.seconds, time.perf_counter() - began)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -16,9 +17,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from tlbatch.errors import BundleError
 from tlbatch.model import bases
@@ -42,12 +45,42 @@ SPLIT = "split.csv"
 
 #: What a bundle's folder may hold.
 NAMES = frozenset((BUNDLE, MODEL, HEAD, PROBES, CARD, SPLIT, "openvino"))
-_KEYS = frozenset(("base", "input", "features_length", "labels", "abstain_threshold", "files"))
+#: Behind a bundle's address: which bundle must be found there, by the sha256 of its `bundle.json`.
+_PIN = "#sha256="
 
 #: How far a probe's scores may be off before an actor refuses to work. Engines differ by up to 1e-5 in float32; the
 #: bfloat16 that OpenVINO takes by default on processors that have it was measured at 0.2.
 PROBE_TOLERANCE = 1e-3
 _PROBES = 8
+
+
+_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_Score = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Base(BaseModel):
+    name: str
+    weights: str
+    weights_digest: _Digest
+    scaling: str
+
+
+class _Input(BaseModel):
+    size: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)]
+
+
+class _Facts(BaseModel):
+    """What `bundle.json` must say, whoever wrote it; it may say more."""
+
+    model_config = ConfigDict(strict=True)
+
+    base: _Base
+    input: _Input
+    features_length: Annotated[int, Field(ge=1, le=1 << 20)]
+    labels: list[str]
+    abstain_threshold: _Score | None
+    label_thresholds: list[_Score] | None = None
+    files: dict[str, _Digest]
 
 
 @dataclass(frozen=True)
@@ -63,6 +96,11 @@ class Bundle:
     place: Place
     facts: Mapping[str, Any]
     digest: str
+
+    @property
+    def pinned(self) -> str:
+        """Its address, at which nothing but this very bundle will do: what a run gives to its actors."""
+        return f"{self.place.url}{_PIN}{self.digest}"
 
     @property
     def size(self) -> Size:
@@ -141,30 +179,58 @@ def load_bundle(url: str, storage_options: Mapping[str, Any] | None = None) -> B
     """Read a bundle's facts; its other files are fetched and checked when `folder` is first asked for.
 
     Args:
-        url: the bundle's folder.
+        url: the bundle's folder; `URL#sha256=DIGEST` takes only the bundle whose `bundle.json` has that digest.
         storage_options: fsspec's options for it.
 
     Raises:
-        BundleError: there is no bundle, or one of a newer format.
+        BundleError: there is no bundle, or one of a newer format, or another one than was pinned.
     """
-    place = resolve(url, storage_options)
+    where, pin = unpinned(url)
+    place = resolve(where, storage_options)
     try:
         data = place.join(BUNDLE).read()
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(f"There is no bundle at {place.url}: it has no {BUNDLE}; `tlbatch train` makes one.") from None
     except PermissionError as error:
         raise BundleError(f"The bundle {place.url} may not be read: {error}.") from None
+    digest = sha256(data)
+    if pin not in ("", digest):
+        raise BundleError(
+            f"The bundle {place.url} is not the one that was asked for: its {BUNDLE} has sha256 {digest}, not {pin}."
+        )
+    return Bundle(place, _understood(data, place.url), digest)
+
+
+def unpinned(url: str) -> tuple[str, str]:
+    """A bundle's address, and the digest it is pinned to; empty where it is not.
+
+    Raises:
+        BundleError: what stands there is no digest.
+    """
+    where, _, pin = url.partition(_PIN)
+    if _PIN in url and not re.fullmatch("[0-9a-f]{64}", pin):
+        raise BundleError(f"{url} pins no bundle: {_PIN} takes the 64 digits that `sha256sum {BUNDLE}` prints; found {pin!r}.")
+    return where, pin
+
+
+def _understood(data: bytes, url: str) -> dict[str, Any]:
+    """`bundle.json` as facts; other people may have written it."""
     try:
-        facts = json.loads(data)
-        found = facts["format_version"]
-        known = found != FORMAT_VERSION or (facts.keys() >= _KEYS and all(_is_inside(name) for name in facts["files"]))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        known = False
-    if not known:
-        raise BundleError(f"{place.url} is no bundle: its {BUNDLE} cannot be understood.")
-    if found != FORMAT_VERSION:
-        raise BundleError(f"The bundle {place.url} has format {found}; this tlbatch reads format {FORMAT_VERSION}.")
-    return Bundle(place, facts, sha256(data))
+        facts = from_json(data)
+    except ValueError:
+        facts = None
+    found = facts.get("format_version") if isinstance(facts, dict) else None
+    if type(found) is int and found != FORMAT_VERSION:
+        raise BundleError(f"The bundle {url} has format {found}; this tlbatch reads format {FORMAT_VERSION}.")
+    try:
+        named = _Facts.model_validate(facts).files if found == FORMAT_VERSION else {"": ""}
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])[:100]
+        raise BundleError(f"{url} is no bundle: {where} in its {BUNDLE} will not do: {first['msg']}.") from None
+    if not all(_is_inside(name) for name in named):
+        raise BundleError(f"{url} is no bundle: its {BUNDLE} cannot be understood.")
+    return cast("dict[str, Any]", facts)
 
 
 def _is_inside(name: str) -> bool:

@@ -100,7 +100,9 @@ def load_head(bundle: Bundle, engine: str = "auto", *, threads: int = 1) -> Head
     kind = OpenVinoHead if choose(bundle, engine, gpu=False) == "openvino" else TensorFlowHead
     head: Head = kind(bundle, threads)
     probes = bundle.probes()
-    distance = float(np.abs(head.predict(probes["features"]) - probes["scores"]).max())
+    given = head.predict(probes["features"])
+    _require_shape(given, probes["scores"], bundle)
+    distance = float(np.abs(given - probes["scores"]).max())
     if not distance <= PROBE_TOLERANCE:
         raise BundleError(f"The head of {bundle.place.url} fails its self-test on {head.name}: off by {distance:.2g}.")
     return head
@@ -133,10 +135,19 @@ def _distance(engine: Engine, bundle: Bundle) -> float:
     """How far off the probes' scores are; without a head their features, in parts of the largest. No number counts as far."""
     probes = bundle.probes()
     given, expected = getattr(engine.predict(probes["pixels"]), _measured(bundle)), probes[_measured(bundle)]
+    _require_shape(given, expected, bundle)
     scale = 1.0 if bundle.labels else max(1.0, float(np.abs(expected).max()))
     distance = float(np.abs(given - expected).max()) / scale
     log.info("%s on %d probes: off by %.1e", engine.name, len(expected), distance)
     return math.inf if math.isnan(distance) else distance
+
+
+def _require_shape(given: np.ndarray, expected: np.ndarray, bundle: Bundle) -> None:
+    """Raises BundleError where the model gives other than the bundle says: there is one score for each label."""
+    said = (len(expected), len(bundle.labels) or bundle.features_length)
+    if not given.shape == expected.shape == said:
+        kind = _measured(bundle)
+        raise BundleError(f"The bundle {bundle.place.url} names {said[1]} {kind}, its model gives {given.shape[-1]}.")
 
 
 class OpenVinoEngine:
