@@ -40,10 +40,11 @@ cluster: $(INSTALLED)  ## 5,000 images on three hosts, with a host cut off; nigh
 	TLBATCH_CLUSTER_IMAGES=5000 $(BIN)/python -m pytest -s --timeout 900 tests/test_cluster.py
 	TLBATCH_NIGHTS=1000 $(BIN)/python -m pytest -s --timeout 900 tests/test_nights.py
 
-lint: $(INSTALLED)  ## Check style and types
+lint: $(INSTALLED)  ## Check style, types and pinned packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python .ci/audit.py
 
 format: $(INSTALLED)  ## Put the code into its form
 	$(BIN)/ruff check --fix .

@@ -9,13 +9,19 @@ import keras
 import numpy as np
 import pytest
 
+from tlbatch.config import RunConfig
 from tlbatch.decode import decode
 from tlbatch.errors import BundleError, ConfigError
+from tlbatch.listing import Selection, list_store
 from tlbatch.model import engines
 from tlbatch.model.bundle import BUNDLE, load_bundle
-from tlbatch.model.engines import choose, load_engine
+from tlbatch.model.engines import choose, load_engine, load_head
 from tlbatch.model.head import build_head
+from tlbatch.pipeline import job_of
 from tlbatch.schema import sha256
+from tlbatch.sizing import Plan
+from tlbatch.storage import resolve
+from tlbatch.worker import Classifier
 
 
 @pytest.fixture
@@ -178,6 +184,61 @@ def test_a_bundle_names_no_file_outside_its_folder(copy, name):
     (copy / BUNDLE).write_text(json.dumps(facts))
     with pytest.raises(BundleError, match="cannot be understood"):
         load_bundle(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        (("input", "size"), [96], "input.size in its bundle.json will not do"),
+        (("input", "size"), [96, 1 << 40], "input.size.1 in its bundle.json will not do"),
+        (("features_length",), "1280", "features_length in its bundle.json will not do"),
+        (("features_length",), 1 << 40, "features_length in its bundle.json will not do"),
+        (("labels",), [1, 2, 3], "labels.0 in its bundle.json will not do"),
+        (("abstain_threshold",), float("nan"), "abstain_threshold in its bundle.json will not do"),
+        (("files", "model.keras"), "../etc", "files.model.keras in its bundle.json will not do"),
+        (("base",), None, "base in its bundle.json will not do"),
+    ],
+)
+def test_facts_that_will_not_do_are_named(copy, path, value, sentence):
+    facts = inside = json.loads((copy / BUNDLE).read_text())
+    for name in path[:-1]:
+        inside = inside[name]
+    inside[path[-1]] = value
+    (copy / BUNDLE).write_text(json.dumps(facts))
+    with pytest.raises(BundleError) as caught:
+        load_bundle(str(copy))
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("load", [load_engine, load_head])
+def test_labels_that_the_scores_do_not_fit_stop_the_actor(copy, load):
+    facts = json.loads((copy / BUNDLE).read_text())
+    facts["labels"].append("one more")
+    (copy / BUNDLE).write_text(json.dumps(facts))
+    with pytest.raises(BundleError, match="names 4 scores, its model gives 3"):
+        load(load_bundle(str(copy)))
+
+
+def test_a_pinned_bundle_is_taken_and_no_other(copy):
+    digest = sha256((copy / BUNDLE).read_bytes())
+    pinned = load_bundle(f"{copy}#sha256={digest}")
+    assert (pinned.digest, pinned.place.url, pinned.pinned) == (digest, str(copy), f"{copy}#sha256={digest}")
+    with pytest.raises(BundleError, match=f"is not the one that was asked for: its bundle.json has sha256 {digest}, not 000"):
+        load_bundle(f"{copy}#sha256={'0' * 64}")
+    with pytest.raises(BundleError, match=r"takes the 64 digits that `sha256sum bundle.json` prints; found 'abc'"):
+        load_bundle(f"{copy}#sha256=abc")
+
+
+def test_an_actor_takes_no_bundle_that_was_put_there_since(copy, store):
+    """The command has looked at one, and when its actor starts there is another."""
+    config = RunConfig(images=str(store), bundle=str(copy), output=str(copy.parent / "out"))
+    facts = (copy / BUNDLE).read_bytes()
+    manifest = list_store(resolve(str(store)), Selection()).manifest
+    rows = manifest.append_column("row", [list(range(len(manifest)))])
+    job = job_of(config, load_bundle(str(copy)).pinned, "openvino", Plan([], 1, 1, 64), rows)
+    (copy / BUNDLE).write_bytes(facts.replace(b'"accuracy"', b'"Accuracy"'))
+    with pytest.raises(BundleError, match="is not the one that was asked for"):
+        Classifier(job)
 
 
 def test_the_head_is_dropout_and_a_softmax():
