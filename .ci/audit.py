@@ -1,6 +1,6 @@
 """Asks whether a pinned package has a known weakness; part of `make lint`, which goes on where nobody answers.
 
-    .venv/bin/python .ci/audit.py
+.venv/bin/python .ci/audit.py
 """
 
 from __future__ import annotations

@@ -23,6 +23,12 @@ _STATISTICS = ("number_of_executed_units", "peak_rss_mb")
 FUZZ = Path(__file__).parent / "fuzz.py"
 
 
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """For corpus and findings; those of `make fuzz` stay, and the next one goes on with them."""
+    return Path(__file__).parent.parent / ".fuzz" if SECONDS else tmp_path
+
+
 def fuzz(target: str, folder: Path, *options: str) -> subprocess.CompletedProcess:
     pytest.importorskip("atheris", reason="atheris has no build for this Python or system")
     command = [sys.executable, FUZZ, target, "--folder", folder, *options]
@@ -30,8 +36,8 @@ def fuzz(target: str, folder: Path, *options: str) -> subprocess.CompletedProces
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_guided_by_coverage(target, tmp_path):
-    done = fuzz(target, tmp_path, *(["--seconds", str(SECONDS)] if SECONDS else ["--runs", str(RUNS)]))
+def test_guided_by_coverage(target, folder):
+    done = fuzz(target, folder, *(["--seconds", str(SECONDS)] if SECONDS else ["--runs", str(RUNS)]))
     assert done.returncode == 0, done.stderr[-3000:]
     runs, memory = (
         int(re.search(rf"stat::{name}: +(\d+)", done.stderr)[1]) for name in ("number_of_executed_units", "peak_rss_mb")

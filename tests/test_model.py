@@ -196,6 +196,7 @@ def test_a_bundle_names_no_file_outside_its_folder(copy, name):
         (("labels",), [1, 2, 3], "labels.0 in its bundle.json will not do"),
         (("abstain_threshold",), float("nan"), "abstain_threshold in its bundle.json will not do"),
         (("files", "model.keras"), "../etc", "files.model.keras in its bundle.json will not do"),
+        (("files", "two\nlines"), "", "files.two\\nlines in its bundle.json will not do"),
         (("base",), None, "base in its bundle.json will not do"),
     ],
 )

@@ -218,6 +218,19 @@ def test_a_damaged_row_group_costs_what_is_behind_it():
     assert found[-1].data.kind is ErrorKind.TRUNCATED
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["tar", "tar.gz"])
+def test_a_member_that_says_it_is_endless_is_a_tear(pack):
+    """Found by `make fuzz`: tarfile reads on behind the end, a megabyte of nothing at a time, for as long as it was told."""
+    endless = tarfile.TarInfo("dir/008.jpg")
+    endless.size = 1 << 60
+    whole = tar_of(IMAGES).rstrip(b"\0")
+    whole += bytes(-len(whole) % 512)
+    found = members(TAR, pack(whole + endless.tobuf(tarfile.GNU_FORMAT) + b"and so on"))
+    assert [one.key for one in found] == [*IMAGES, "s/shard"]
+    assert "reaches behind the end of the archive" in found[-1].data.message
+
+
 def test_a_page_that_lies_about_its_size_costs_no_memory(tmp_path):
     """Found by `make fuzz`: 2 KB that made Arrow fill 2 GB with zeros."""
     data = parquet_of(IMAGES, use_dictionary=False)

@@ -40,6 +40,8 @@ _KEY_FIELDS = ("key", "__key__", "path", "file_name", "filename", "image/filenam
 
 #: Headers of a tar that hold names and other text; a longer one is no name.
 _MOST_HEADER_BYTES = 1 << 20
+#: Bytes that deflate makes of one at the most.
+_MOST_UNPACKED = 1032
 _ROWS_AT_ONCE = 32
 _BUFFER = 1 << 20
 #: Bytes of a Parquet file whose row groups may be read at once.
@@ -155,10 +157,15 @@ _TEXT_HEADERS = (
 
 def _read_tar(file: IO[bytes], wanted: Wanted) -> _Images:
     """WebDataset's way: a member is an image by its suffix, whatever stands beside it; its key is its name."""
+    end = file.seek(0, io.SEEK_END)
+    file.seek(0)
     with _plain(file) as plain, _damage_is_a_tear():
+        most = tarfile.BLOCKSIZE + (end if plain is file else end * _MOST_UNPACKED)
         with tarfile.open(fileobj=plain, mode="r|", bufsize=_BUFFER, tarinfo=_Header) as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile keeps them all
+                if archive.offset > most:  # tarfile would read on behind the end, for years
+                    raise _TornError(f"a member of {member.size:,} bytes reaches behind the end of the archive")
                 if member.isreg() and suffix(member.name) in IMAGE_SUFFIXES:
                     yield _text(member.name), _read_member(archive, member, wanted)
             ended_by = getattr(archive, "ended_by", None)

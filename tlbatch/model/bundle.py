@@ -226,7 +226,9 @@ def _understood(data: bytes, url: str) -> dict[str, Any]:
         named = _Facts.model_validate(facts).files if found == FORMAT_VERSION else {"": ""}
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])[:100]
+        where = (
+            ".".join(str(part) for part in first["loc"]).encode("unicode_escape").decode()[:100]
+        )  # may be a stranger's words
         raise BundleError(f"{url} is no bundle: {where} in its {BUNDLE} will not do: {first['msg']}.") from None
     if not all(_is_inside(name) for name in named):
         raise BundleError(f"{url} is no bundle: its {BUNDLE} cannot be understood.")
