@@ -33,7 +33,7 @@ chaos: $(INSTALLED)  ## Bad networks, kills at every step, and the protocol in 1
 fuzz: $(INSTALLED)  ## Hostile bytes for every reader, six minutes each (make test does a sample)
 	TLBATCH_FUZZ_SECONDS=360 TLBATCH_EXAMPLES=5000 $(BIN)/python -m pytest -s --timeout 3600 tests/test_fuzz.py
 
-soak: $(INSTALLED)  ## An hour of runs over S3 with one request in a hundred failing (make test does a sample)
+soak: $(INSTALLED)  ## 500,000 images over S3 with one request in a hundred failing (make test does a sample)
 	TLBATCH_SOAK_SECONDS=3600 $(BIN)/python -m pytest -s --timeout 5400 tests/test_soak.py
 
 cluster: $(INSTALLED)  ## 5,000 images on three hosts, with a host cut off; nights of 1,000 images (as root; make test does a sample)
@@ -59,6 +59,7 @@ bench: $(INSTALLED)  ## Measure, against peers, in one run; prints tables (hours
 	$(BIN)/python benchmarks/stores.py
 	$(BIN)/python benchmarks/million.py
 	$(BIN)/python benchmarks/nights.py
+	$(BIN)/python benchmarks/odd.py
 
 lock: $(INSTALLED)  ## Pin and hash the requirements anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra demo --extra dev --universal --python-version 3.11 \

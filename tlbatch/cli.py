@@ -597,13 +597,14 @@ def _run(what: str, settings: Any, work: Callable[..., dict[str, Any]], as_json:
     """Carry out a run, print its report, post how it ended, and exit with 3 where too many images failed."""
     from tlbatch.notify import notifying
     from tlbatch.progress import watching
-    from tlbatch.reporting import write_after
     from tlbatch.show import show_run
 
     with notifying(settings.notify, what, settings.output) as tell:
         with watching(what, as_json) as watch:
             result = work(settings, watch)
         if settings.report:
+            from tlbatch.reporting import write_after  # charts take half a second to import
+
             result = write_after(result, settings.storage_options)
         many = result["failed"] > settings.max_failed_ratio * result["listed"]
         tell(result, EXIT_TOO_MANY_FAILED if many else 0)

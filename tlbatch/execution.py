@@ -75,7 +75,7 @@ def stage(runs: Sequence[Run], blocks: Sequence[pa.Table], pools: Sequence[tuple
     """
     import ray.data
 
-    dataset = ray.data.from_arrow(list(blocks))
+    dataset = ray.data.from_blocks(list(blocks))  # `from_arrow` first waits for a worker that tells what the blocks are
     for kind, pool in pools:
         # What `map_batches` calls, which refuses whole blocks as batches where a GPU is asked for.
         dataset = dataset.map_batches_internal(
@@ -201,7 +201,7 @@ def dataset(items: Sequence[Any], read: Callable[[Any], pa.Table]) -> Any:
     def rows(block: pa.Table) -> pa.Table:
         return pa.concat_tables([read(items[number]) for number in block["item"].to_pylist()])
 
-    numbers = ray.data.from_arrow([pa.table({"item": [number]}) for number in range(len(items))])
+    numbers = ray.data.from_blocks([pa.table({"item": [number]}) for number in range(len(items))])
     return numbers.map_batches(rows, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
 
 
