@@ -13,7 +13,6 @@ from s3server import environment, free_ports
 from test_shards import parquet_of, tfrecord_of
 
 import tlbatch
-from tlbatch import s3
 from tlbatch.config import ReportConfig
 from tlbatch.listing import Selection, list_store
 from tlbatch.reader import Reader
@@ -79,9 +78,7 @@ def bucket(moto, monkeypatch):
     client.delete_bucket(Bucket="keys")
 
 
-@pytest.mark.parametrize("levels", [0, 4], ids=["obstore", "s3fs"])
-def test_objects_of_a_bucket(bucket, monkeypatch, levels):
-    monkeypatch.setattr(s3, "_LEVELS", levels)
+def test_objects_of_a_bucket(bucket):
     listing = list_store(resolve("s3://keys"), Selection())
     assert sorted(listing.manifest["key"].to_pylist()) == bucket
     reader = Reader({})

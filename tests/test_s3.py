@@ -204,12 +204,13 @@ STRANGE = ("a b.jpg", "100%.jpg", "x#y?z=1.jpg", "a+b&c.jpg", "🐱.jpg", "new\n
 
 
 @pytest.mark.parametrize("levels", [0, 4], ids=["obstore", "s3fs"])
-def test_strange_keys_come_back_as_they_are(bucket, monkeypatch, levels):
+@pytest.mark.parametrize("names", [STRANGE, ("a\x01b.jpg", "\ufffe.jpg")], ids=["no paths", "not for XML"])
+def test_strange_keys_come_back_as_they_are(bucket, monkeypatch, names, levels):
     monkeypatch.setattr(s3, "_LEVELS", levels)  # with none looked for first, all pages come from obstore
-    for name in STRANGE:
+    for name in names:
         bucket.join("deep", name).write(name.encode())
     listing = list_store(bucket, Selection())
-    assert sorted(listing.manifest["key"].to_pylist()) == sorted(f"deep/{name}" for name in STRANGE)
+    assert sorted(listing.manifest["key"].to_pylist()) == sorted(f"deep/{name}" for name in names)
     reader = Reader(bucket.options)
     for row in listing.manifest.to_pylist():
         assert reader.image(row) == row["key"].removeprefix("deep/").encode()

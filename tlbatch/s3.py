@@ -35,6 +35,9 @@ _LISTERS, _LEVELS = 16, 4
 #: Objects of a page, and pages that wait for whoever reads the listing: until then they are Python objects, which are large.
 _LISTED_AT_ONCE, _PAGES_WAITING = 2_000, 8
 
+#: What obstore says of a listing with a key that it cannot name, or of which it cannot read the XML.
+_ODD_KEYS = ("parsing Path", 'ath "', "invalid list response")
+
 #: (key, size, etag) of one object.
 Listed = tuple[str, int, str]
 Ask = Callable[[Callable[[], Any]], Any]
@@ -223,13 +226,14 @@ class _Walk:
         try:
             page = next(self._stream, ())
         except Exception as error:
-            # A key that is no path stands in this folder, or one that XML cannot hold as it is, which s3fs has told in
-            # another way; or the store is in trouble, and then s3fs says so as well.
             self._stream = None
-            self._odd_keys = "parsing Path" in str(error) or 'ath "' in str(error)
+            if not any(word in str(error) for word in _ODD_KEYS):
+                raise
+            self._odd_keys = True  # a key that is no path stands in this folder, or one that XML cannot hold
             return self._from_s3fs()
-        if any(one["size"] == 0 for one in page):
-            # Some may be markers of folders, whose slash obstore takes away.
+        if any(one["size"] == 0 or "\ufffd" in one["path"] for one in page):
+            # Some may be markers of folders, whose slash obstore takes away; some servers write this for what XML cannot hold,
+            # and s3fs has keys written otherwise.
             self._stream = None
             return self._from_s3fs()
         return [(one["path"], one["size"], (one["e_tag"] or "").strip('"')) for one in page]
