@@ -3,7 +3,7 @@
     python tests/fuzz.py decode --seconds 360 --folder /tmp/fuzz
     python tests/fuzz.py decode finding.bin
 
-The first looks for bytes for which a reader does not do what `promises.py` says, takes over 20 seconds or 3 GB, or crashes,
+The first looks for bytes for which a reader does not do what `promises.py` says, takes over 20 seconds or 1 GB, or crashes,
 and leaves them in the folder as `crash-*`, `timeout-*` or `oom-*`. The second tries one such file. Lines of Python are
 watched, those of C are not: there mutation is blind.
 """
@@ -50,7 +50,7 @@ def main() -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for number, data in enumerate(seeds(options.target) if options.target in TARGETS else [b"none"]):
         (corpus / f"seed-{number:03d}").write_bytes(data)
-    limits = ["-max_len=16384", "-timeout=20", "-rss_limit_mb=3000", "-print_final_stats=1", f"-artifact_prefix={folder}/"]
+    limits = ["-max_len=16384", "-timeout=20", "-rss_limit_mb=1000", "-print_final_stats=1", f"-artifact_prefix={folder}/"]
     limits += [f"-seed={options.seed}", f"-max_total_time={options.seconds}", f"-runs={options.runs}"]
     atheris.Setup([sys.argv[0], *limits, str(corpus)], run)
     atheris.Fuzz()

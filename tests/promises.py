@@ -78,7 +78,8 @@ def check_bundle(data: bytes) -> None:
     except BundleError as error:
         require("\n" not in str(error))
         return
-    require(len(found.size) == 2 and min(found.size) > 0 and all(isinstance(label, str) for label in found.labels))
+    require([type(side) for side in found.size] == [int, int] and min(found.size) > 0)
+    require(all(isinstance(label, str) for label in found.labels))
     require(found.features_length > 0 and len(found.base_digest) == 64)
     _ = found.abstain_threshold, found.label_thresholds, found.for_run
     require(all((FOLDER / name).resolve().is_relative_to(FOLDER.resolve()) for name in found.facts["files"]))
@@ -90,7 +91,8 @@ def require(holds: bool) -> None:
         raise RuntimeError("the reader broke its word")
 
 
-FOLDER = Path(tempfile.mkdtemp(prefix="tlbatch-fuzz-"))
+_KEPT = tempfile.TemporaryDirectory(prefix="tlbatch-promises-")  # until this process ends
+FOLDER = Path(_KEPT.name)
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "decode": check_decode,

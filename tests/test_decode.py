@@ -162,6 +162,8 @@ def test_a_bomb_is_refused_from_its_header():
     assert kind_of(bomb) is ErrorKind.TOO_LARGE
     assert kind_of(encoded(flat("RGB", RED), "PNG"), max_pixels=9_599) is ErrorKind.TOO_LARGE
     assert isinstance(decode(encoded(flat("RGB", RED), "PNG"), SIZE, max_pixels=9_600), Pixels)
+    assert kind_of(encoded(flat("RGB", RED), "PNG"), max_side=119) is ErrorKind.TOO_LARGE
+    assert isinstance(decode(encoded(flat("RGB", RED), "PNG"), SIZE, max_side=120), Pixels)
 
 
 def test_numbers_without_a_range_are_unsupported():

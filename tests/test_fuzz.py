@@ -19,7 +19,6 @@ from promises import FACTS, TARGETS, seeds
 SECONDS = int(os.environ.get("TLBATCH_FUZZ_SECONDS", "0"))
 EXAMPLES = int(os.environ.get("TLBATCH_EXAMPLES", "200"))
 RUNS = 3000
-_STATISTICS = ("number_of_executed_units", "peak_rss_mb")
 FUZZ = Path(__file__).parent / "fuzz.py"
 
 
@@ -40,7 +39,7 @@ def test_guided_by_coverage(target, folder):
     done = fuzz(target, folder, *(["--seconds", str(SECONDS)] if SECONDS else ["--runs", str(RUNS)]))
     assert done.returncode == 0, done.stderr[-3000:]
     runs, memory = (
-        int(re.search(rf"stat::{name}: +(\d+)", done.stderr)[1]) for name in ("number_of_executed_units", "peak_rss_mb")
+        int(re.search(f"stat::{of}: +([0-9]+)", done.stderr)[1]) for of in ("number_of_executed_units", "peak_rss_mb")
     )
     print(f"\n{target}: {runs:,} executions, {memory} MB, findings: none")
     assert runs >= RUNS

@@ -1,4 +1,4 @@
-"""What strangers upload costs its own row and nothing else: 195 odd images, alone and in one run."""
+"""What strangers upload costs its own row and nothing else: 196 odd images, alone and in one run."""
 
 import json
 import subprocess

@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import stat
+import tempfile
 import zipfile
 from pathlib import Path
 
+import fsspec
 import keras
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from tlbatch.decode import decode
 from tlbatch.errors import BundleError, ConfigError
 from tlbatch.listing import Selection, list_store
 from tlbatch.model import engines
-from tlbatch.model.bundle import BUNDLE, load_bundle
+from tlbatch.model.bundle import BUNDLE, load_bundle, require_bundle_place
 from tlbatch.model.engines import choose, load_engine, load_head
 from tlbatch.model.head import build_head
 from tlbatch.pipeline import job_of
@@ -190,6 +193,9 @@ def test_a_bundle_names_no_file_outside_its_folder(copy, name):
     ("path", "value", "sentence"),
     [
         (("input", "size"), [96], "input.size in its bundle.json will not do"),
+        (("input", "size"), ["96", "96"], "input.size.0 in its bundle.json will not do"),
+        (("input", "size"), [96.0, True], "input.size.0 in its bundle.json will not do"),
+        (("label_thresholds",), [0.5], "its bundle.json will not do: 3 labels have 1 thresholds"),
         (("input", "size"), [96, 1 << 40], "input.size.1 in its bundle.json will not do"),
         (("features_length",), "1280", "features_length in its bundle.json will not do"),
         (("features_length",), 1 << 40, "features_length in its bundle.json will not do"),
@@ -220,6 +226,26 @@ def test_labels_that_the_scores_do_not_fit_stop_the_actor(copy, load):
         load(load_bundle(str(copy)))
 
 
+def test_probes_of_another_size_stop_the_actor(copy):
+    facts = json.loads((copy / BUNDLE).read_text())
+    facts["input"]["size"] = [64, 64]
+    (copy / BUNDLE).write_text(json.dumps(facts))
+    with pytest.raises(BundleError, match=r"takes pixels of \(64, 64\), its probes are \(96, 96, 3\)"):
+        load_engine(load_bundle(str(copy)))
+
+
+def test_a_cache_that_others_can_write_is_not_used(bundle_url, monkeypatch, tmp_path):
+    """What is loaded is what was checked: nobody else may change it in between."""
+    store = fsspec.filesystem("memory")
+    store.put(f"{bundle_url}/", "/cached/bundle/", recursive=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = load_bundle("memory://cached/bundle").folder
+    assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+    folder.parent.chmod(0o777)
+    with pytest.raises(ConfigError, match="can be written by others: remove it, or let TMPDIR name another folder"):
+        load_bundle("memory://cached/bundle").require_whole()
+
+
 def test_a_pinned_bundle_is_taken_and_no_other(copy):
     digest = sha256((copy / BUNDLE).read_bytes())
     pinned = load_bundle(f"{copy}#sha256={digest}")
@@ -228,6 +254,8 @@ def test_a_pinned_bundle_is_taken_and_no_other(copy):
         load_bundle(f"{copy}#sha256={'0' * 64}")
     with pytest.raises(BundleError, match=r"takes the 64 digits that `sha256sum bundle.json` prints; found 'abc'"):
         load_bundle(f"{copy}#sha256=abc")
+    with pytest.raises(BundleError, match="a bundle that is yet to be written has no digest"):
+        require_bundle_place(resolve(f"{copy}#sha256={digest}"))
 
 
 def test_an_actor_takes_no_bundle_that_was_put_there_since(copy, store):

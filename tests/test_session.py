@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 from conftest import TLBATCH
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
@@ -23,8 +24,9 @@ def listening(process: psutil.Process) -> set[tuple[str, str]]:
     return found
 
 
-def test_nothing_listens_off_the_loopback_and_the_token_is_its_owners(store, bundle_url, tmp_path):
-    command = [TLBATCH, "classify", "--images", store, "--bundle", bundle_url, "--output", tmp_path / "out"]
+@pytest.mark.parametrize("asked", [[], ["--set", "address=local"]], ids=["by default", "asked for"])
+def test_nothing_listens_off_the_loopback_and_the_token_is_its_owners(store, bundle_url, tmp_path, asked):
+    command = [TLBATCH, "classify", "--images", store, "--bundle", bundle_url, "--output", tmp_path / "out", *asked]
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     process = subprocess.Popen(command, env={**env, "HOME": str(tmp_path / "home")}, stderr=subprocess.PIPE, text=True)
     seen = set()
@@ -40,5 +42,3 @@ def test_nothing_listens_off_the_loopback_and_the_token_is_its_owners(store, bun
     assert {address for _, address in seen} <= LOOPBACK, sorted(seen)
     token = Path(tmp_path, "home", ".ray", "auth_token")
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
-    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert not any(path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH) for path in written)

@@ -218,6 +218,15 @@ def test_a_damaged_row_group_costs_what_is_behind_it():
     assert found[-1].data.kind is ErrorKind.TRUNCATED
 
 
+def test_what_a_parser_of_headers_raises_is_a_tear():
+    """Found by `make fuzz`: a record whose length is no number of this machine raised OverflowError, which ended the run."""
+    text = b"99999999999999999999 path=x\n"
+    header = tarfile.TarInfo("././@PaxHeader")
+    header.type, header.size = tarfile.XHDTYPE, len(text)
+    found = members(TAR, header.tobuf(tarfile.USTAR_FORMAT) + text.ljust(512, b"\0") + tar_of(IMAGES))
+    assert [one.data.kind for one in found] == [ErrorKind.TRUNCATED]
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["tar", "tar.gz"])
 def test_a_member_that_says_it_is_endless_is_a_tear(pack):

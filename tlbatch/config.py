@@ -14,6 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tlbatch.errors import ConfigError, closest
+from tlbatch.schema import PIN
 from tlbatch.storage import SECRET_WORDS
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -365,7 +366,7 @@ class DemoConfig(Resources):
 
 
 def _last_name(url: str) -> str:
-    return url.partition("#sha256=")[0].rstrip("/").rsplit("/", 1)[-1]
+    return url.partition(PIN)[0].rstrip("/").rsplit("/", 1)[-1]
 
 
 def _only(config: BaseModel, part: type[BaseModel]) -> dict[str, Any]:

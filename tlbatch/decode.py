@@ -135,7 +135,9 @@ def _decode(data: bytes, size: Size, max_pixels: int, max_side: int) -> Pixels |
             return Failure("decode", ErrorKind.TOO_LARGE, message)
         if max(width, height) > max_side:
             return Failure("decode", ErrorKind.TOO_LARGE, f"{width}x{height} is longer than max_side={max_side}")
-        if image.format != "JPEG":
+        if _tile_pixels(image) > max_pixels:
+            return Failure("decode", ErrorKind.TOO_LARGE, f"its tiles have more pixels than max_pixels={max_pixels}")
+        if image.format not in ("JPEG", "MPO"):  # MPO is several JPEGs, as telephones write them
             image.load()  # reading a PNG's EXIF would do it, and what that raises is not to be passed over
         orientation = _orientation(image)
         sideways = orientation in _SIDEWAYS
@@ -149,6 +151,13 @@ def _decode(data: bytes, size: Size, max_pixels: int, max_side: int) -> Pixels |
             small = small.transpose(_UPRIGHT[orientation])
         seen = (height, width) if sideways else (width, height)
         return Pixels(np.asarray(small), *seen)
+
+
+def _tile_pixels(image: Image.Image) -> int:
+    """Pixels of one tile of a TIFF, which libtiff makes room for however small the image is; 0 where there are none."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    width, height = (tags.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH))
+    return int(np.max(width) * np.max(height))
 
 
 def _orientation(image: Image.Image) -> int:

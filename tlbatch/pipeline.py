@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from tlbatch import commit, ledger, rescorer, schema
 from tlbatch.commit import Gate, Order, Promise
-from tlbatch.config import RunConfig, TrainConfig
+from tlbatch.config import RunConfig, Spec, TrainConfig
 from tlbatch.errors import BundleError, InterruptedRunError, OutputError
 from tlbatch.execution import Watcher, cluster, continued_later, heartbeat, stage, write_windows
 from tlbatch.features import Held, holding, runs_with_features
@@ -106,6 +106,8 @@ def _order(work: _Pass, table: Table) -> Order:
     """What the command asks for: the store's full address; the bundle's digest, which stands for its place."""
     config, bundle = table.config, table.bundle
     spec = config.spec.model_dump(mode="json", exclude={"bundle"})
+    if spec["max_side"] == Spec.model_fields["max_side"].default:
+        del spec["max_side"]  # runs that began before there was this limit can be continued
     return Order(
         spec={**spec, "images": resolve(config.images).url, "engine": work.engine, "gpu": bool(config.num_gpus)},
         bundle=bundle.digest,

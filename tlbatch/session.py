@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def ray_session(address: str | None = None) -> Iterator[Callable[[], None]]:
     asks: ended from a thread beside the work, it took the whole process with it, without a word, in half of the runs.
 
     Args:
-        address: the cluster, as `ray.init` takes it; by default `RAY_ADDRESS`, which Ray Jobs sets, or this machine.
+        address: the cluster, as `ray.init` takes it; by default `RAY_ADDRESS`, which Ray Jobs sets, or this machine (`local`).
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
     import ray
@@ -52,7 +53,7 @@ def ray_session(address: str | None = None) -> Iterator[Callable[[], None]]:
     if _starts or ray.is_initialized():
         yield _starts[-1] if _starts else _quiet_ray_data
         return
-    where = address or os.environ.get("RAY_ADDRESS")
+    where = _asked(address)
 
     def start() -> None:
         if not ray.is_initialized():
@@ -77,9 +78,15 @@ def ray_for_good() -> None:
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
-        where = os.environ.get("RAY_ADDRESS")
+        where = _asked(None)
         _start({"address": where} if where else _LOCAL)
         _quiet_ray_data()
+
+
+def _asked(address: str | None) -> str:
+    """Which cluster is asked for; empty where a Ray of this machine's own is."""
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    return "" if where == "local" else where
 
 
 def gpus_that_work(start: Callable[[], None], address: str | None, probe: Callable[[], int]) -> bool:
@@ -93,7 +100,7 @@ def gpus_that_work(start: Callable[[], None], address: str | None, probe: Callab
     import ray
     from ray._private.accelerators import get_accelerator_manager_for_resource
 
-    here = not (ray.is_initialized() or address or os.environ.get("RAY_ADDRESS"))
+    here = not (ray.is_initialized() or _asked(address))
     if here and not get_accelerator_manager_for_resource("GPU").get_current_node_num_accelerators():
         return False
     start()
@@ -121,16 +128,20 @@ def _start(where: dict[str, Any]) -> None:
 
 def _keep_token_private() -> None:
     """Who has Ray's token may run code as this user, and Ray's own file of it may be read by all users of the machine."""
-    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or os.environ.get("RAY_AUTH_MODE", "token") != "token":
         return
-    path = Path.home() / ".ray" / "auth_token"
-    with contextlib.suppress(OSError):  # a home that cannot be written: Ray says what it makes of that
+    with contextlib.suppress(
+        OSError, RuntimeError
+    ):  # there is no home, or it cannot be written: Ray says what it makes of that
+        path = Path.home() / ".ray" / "auth_token"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.exists():
-            path.chmod(0o600)
-            return
-        with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-            file.write(secrets.token_hex(32))
+        if not path.exists():
+            with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:  # only its owner can read it
+                file.write(secrets.token_hex(32))
+                file.flush()
+                with contextlib.suppress(FileExistsError):  # another command was faster
+                    os.link(file.name, path)
+        path.chmod(0o600)
 
 
 @contextlib.contextmanager

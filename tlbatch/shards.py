@@ -12,7 +12,6 @@ import io
 import re
 import struct
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tlbatch.errors import ErrorKind, Failure
+from tlbatch.errors import ErrorKind, Failure, TlbatchError
 
 IMAGE, TAR, PARQUET, TFRECORD = "image", "tar", "parquet", "tfrecord"
 
@@ -200,14 +199,18 @@ def _plain(file: IO[bytes]) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _damage_is_a_tear() -> Iterator[None]:
+    """Whatever a parser raises over a stranger's bytes; what the file itself raises goes on to who opened it."""
     try:
         yield
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, pa.ArrowException, struct.error, ValueError) as error:
-        raise _TornError(str(error) or type(error).__name__) from error
+    except (TlbatchError, _TornError):
+        raise
     except OSError as error:
-        if type(error) is not OSError or error.errno is not None:
-            raise  # the file's own trouble
-        raise _TornError(str(error)) from error  # pyarrow's word for damage
+        damage = isinstance(error, gzip.BadGzipFile | pa.ArrowException) or (type(error) is OSError and error.errno is None)
+        if not damage:
+            raise
+        raise _TornError(str(error)) from error
+    except Exception as error:
+        raise _TornError(str(error) or type(error).__name__) from error
 
 
 def _read_parquet(file: IO[bytes], wanted: Wanted) -> _Images:

@@ -116,7 +116,7 @@ class Place(Protocol):
         """Names directly below this folder, sorted; empty where the folder does not exist."""
 
     def walk(self) -> Iterator[pa.RecordBatch]:
-        """Every object below this folder, as `LISTED`. Names that start with a dot are passed over.
+        """Every object below this folder, as `LISTED`. Names that begin with a dot are passed over, except `.` and `..`.
 
         A name that is no text (a local disk may have them) is null.
         """
@@ -353,7 +353,7 @@ def _temporary_sibling(path: Path, data: bytes) -> Iterator[str]:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644 & ~_UMASK)  # files are replaced, not written to: nobody else has to
+        os.chmod(temporary, 0o666 & ~_UMASK)
         yield temporary
     finally:
         Path(temporary).unlink(missing_ok=True)
@@ -927,12 +927,18 @@ def local_copy(place: Place, names: Mapping[str, str], cache: Path) -> Path:
 
     A local place is used where it lies. A remote one is downloaded once a machine into `cache`, whose name its caller
     chose from the contents: a second worker finds it finished or makes its own and loses the rename.
+
+    Raises:
+        ConfigError: others may write where the caches are, and so into what is about to be loaded.
     """
     if isinstance(place, LocalPlace):
         return place.path
+    cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = cache.parent.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise ConfigError(f"{cache.parent} can be written by others: remove it, or let TMPDIR name another folder.")
     if cache.is_dir():
         return cache
-    cache.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache.parent, prefix=".download-") as temporary:
         for name in names:
             target = Path(temporary, "files", name)

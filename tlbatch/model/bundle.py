@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Self, cast
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from tlbatch.errors import BundleError
@@ -28,7 +28,7 @@ from tlbatch.model import bases
 from tlbatch.model.export import Files, export, join
 from tlbatch.model.policy import load_harmless
 from tlbatch.quiet import import_quietly
-from tlbatch.schema import INTERPOLATION, RESIZE, Size, sha256
+from tlbatch.schema import INTERPOLATION, PIN, RESIZE, Size, sha256
 from tlbatch.storage import Place, local_copy, resolve
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ SPLIT = "split.csv"
 
 #: What a bundle's folder may hold.
 NAMES = frozenset((BUNDLE, MODEL, HEAD, PROBES, CARD, SPLIT, "openvino"))
-#: Behind a bundle's address: which bundle must be found there, by the sha256 of its `bundle.json`.
-_PIN = "#sha256="
 
 #: How far a probe's scores may be off before an actor refuses to work. Engines differ by up to 1e-5 in float32; the
 #: bfloat16 that OpenVINO takes by default on processors that have it was measured at 0.2.
@@ -58,21 +56,23 @@ _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Score = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Base(BaseModel):
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Base(_Strict):
     name: str
     weights: str
     weights_digest: _Digest
     scaling: str
 
 
-class _Input(BaseModel):
+class _Input(_Strict):
     size: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)]
 
 
-class _Facts(BaseModel):
+class _Facts(_Strict):
     """What `bundle.json` must say, whoever wrote it; it may say more."""
-
-    model_config = ConfigDict(strict=True)
 
     base: _Base
     input: _Input
@@ -81,6 +81,12 @@ class _Facts(BaseModel):
     abstain_threshold: _Score | None
     label_thresholds: list[_Score] | None = None
     files: dict[str, _Digest]
+
+    @model_validator(mode="after")
+    def _a_threshold_a_label(self) -> Self:
+        if self.label_thresholds is not None and len(self.label_thresholds) != len(self.labels):
+            raise ValueError(f"{len(self.labels)} labels have {len(self.label_thresholds)} thresholds")
+        return self
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class Bundle:
     @property
     def pinned(self) -> str:
         """Its address, at which nothing but this very bundle will do: what a run gives to its actors."""
-        return f"{self.place.url}{_PIN}{self.digest}"
+        return f"{self.place.url}{PIN}{self.digest}"
 
     @property
     def size(self) -> Size:
@@ -207,9 +213,9 @@ def unpinned(url: str) -> tuple[str, str]:
     Raises:
         BundleError: what stands there is no digest.
     """
-    where, _, pin = url.partition(_PIN)
-    if _PIN in url and not re.fullmatch("[0-9a-f]{64}", pin):
-        raise BundleError(f"{url} pins no bundle: {_PIN} takes the 64 digits that `sha256sum {BUNDLE}` prints; found {pin!r}.")
+    where, _, pin = url.partition(PIN)
+    if PIN in url and not re.fullmatch("[0-9a-f]{64}", pin):
+        raise BundleError(f"{url} pins no bundle: {PIN} takes the 64 digits that `sha256sum {BUNDLE}` prints; found {pin!r}.")
     return where, pin
 
 
@@ -223,14 +229,15 @@ def _understood(data: bytes, url: str) -> dict[str, Any]:
     if type(found) is int and found != FORMAT_VERSION:
         raise BundleError(f"The bundle {url} has format {found}; this tlbatch reads format {FORMAT_VERSION}.")
     try:
-        named = _Facts.model_validate(facts).files if found == FORMAT_VERSION else {"": ""}
+        files = _Facts.model_validate(facts).files if found == FORMAT_VERSION else {"": ""}
     except ValidationError as error:
         first = error.errors()[0]
         where = (
             ".".join(str(part) for part in first["loc"]).encode("unicode_escape").decode()[:100]
         )  # may be a stranger's words
-        raise BundleError(f"{url} is no bundle: {where} in its {BUNDLE} will not do: {first['msg']}.") from None
-    if not all(_is_inside(name) for name in named):
+        named = f"{where} in its {BUNDLE}" if where else f"its {BUNDLE}"
+        raise BundleError(f"{url} is no bundle: {named} will not do: {first['msg'].removeprefix('Value error, ')}.") from None
+    if not all(_is_inside(name) for name in files):
         raise BundleError(f"{url} is no bundle: its {BUNDLE} cannot be understood.")
     return cast("dict[str, Any]", facts)
 
@@ -326,7 +333,9 @@ class Trained:
 
 
 def require_bundle_place(place: Place) -> None:
-    """Raises BundleError where a folder holds something that a bundle would not."""
+    """Raises BundleError where a folder holds something that a bundle would not, or cannot be addressed."""
+    if PIN in place.url:
+        raise BundleError(f"{place.url}: a bundle that is yet to be written has no digest; leave {PIN}… away.")
     strange = [name for name in place.names() if name not in NAMES and not name.startswith(".")]
     if strange:
         raise BundleError(f"{place.url} holds more than a bundle ({strange[0]}, …); choose another folder for --bundle.")

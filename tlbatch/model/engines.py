@@ -134,6 +134,10 @@ def _measured(bundle: Bundle) -> str:
 def _distance(engine: Engine, bundle: Bundle) -> float:
     """How far off the probes' scores are; without a head their features, in parts of the largest. No number counts as far."""
     probes = bundle.probes()
+    if probes["pixels"].shape[1:] != (*bundle.size, 3):
+        raise BundleError(
+            f"The bundle {bundle.place.url} takes pixels of {bundle.size}, its probes are {probes['pixels'].shape[1:]}."
+        )
     given, expected = getattr(engine.predict(probes["pixels"]), _measured(bundle)), probes[_measured(bundle)]
     _require_shape(given, expected, bundle)
     scale = 1.0 if bundle.labels else max(1.0, float(np.abs(expected).max()))
@@ -144,10 +148,12 @@ def _distance(engine: Engine, bundle: Bundle) -> float:
 
 def _require_shape(given: np.ndarray, expected: np.ndarray, bundle: Bundle) -> None:
     """Raises BundleError where the model gives other than the bundle says: there is one score for each label."""
-    said = (len(expected), len(bundle.labels) or bundle.features_length)
-    if not given.shape == expected.shape == said:
-        kind = _measured(bundle)
-        raise BundleError(f"The bundle {bundle.place.url} names {said[1]} {kind}, its model gives {given.shape[-1]}.")
+    said = (len(given), len(bundle.labels) or bundle.features_length)
+    for who, found in (("model gives", given), ("probes have", expected)):
+        if found.shape != said:
+            raise BundleError(
+                f"The bundle {bundle.place.url} names {said[1]} {_measured(bundle)}, its {who} {found.shape[-1]}."
+            )
 
 
 class OpenVinoEngine:
