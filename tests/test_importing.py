@@ -18,6 +18,7 @@ from PIL import Image
 import tlbatch
 from tlbatch.errors import BundleError, ConfigError, LabelsError, WeightsError
 from tlbatch.labels import read_classes
+from tlbatch.model.bases import build_network, find_base
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import load_engine
 from tlbatch.model.policy import load_harmless, require_harmless
@@ -442,6 +443,41 @@ def test_numbers_that_lie_in_another_file_are_refused(tmp_path, kind):
         require_harmless(tmp_path / "evil.keras")
 
 
+def hollow() -> bytes:
+    """HDF5 with four terabytes of which nothing is stored."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file.create_dataset("layers/dense/vars/0", (1 << 20, 1 << 20), "f4", chunks=(1024, 1024), compression="gzip")
+    return buffer.getvalue()
+
+
+def test_numbers_that_are_not_stored_are_refused(tmp_path):
+    """CVE-2026-0897: a shape for which reading makes room, in a model and in weights."""
+    with zipfile.ZipFile(tmp_path / "evil.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
+        archive.writestr("model.weights.h5", hollow())
+    with pytest.raises(WeightsError, match="says that it has 4,398,046,511,104 bytes; 0 are stored"):
+        require_harmless(tmp_path / "evil.keras")
+    base = find_base("MobileNetV2")
+    with pytest.raises(WeightsError, match="says that it has 4,398,046,511,104 bytes; 0 are stored"):
+        build_network(base, 32, hollow())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"module": "keras.layers", "class_name": "Dense", "config": {"units": 1 << 40}},
+        {"module": "keras.layers", "class_name": "Reshape", "config": {"target_shape": [1 << 30, 1]}},
+    ],
+)
+def test_sizes_that_no_image_model_has_are_refused(tmp_path, layer):
+    """Keras would make room for them before it finds that the file holds nothing of the kind."""
+    stacked().save(tmp_path / "good.keras")
+    path = rewritten(tmp_path / "good.keras", tmp_path / "evil.keras", lambda config: with_layer(config, layer))
+    with pytest.raises(WeightsError, match=r"its configuration has a size of 1[0-9]{9,}"):
+        require_harmless(path)
+
+
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"no model"])
 def test_what_is_no_model_is_a_sentence(tmp_path, data):
     (tmp_path / "x.keras").write_bytes(data)
@@ -452,6 +488,12 @@ def test_what_is_no_model_is_a_sentence(tmp_path, data):
 def test_a_bundles_own_models_are_allowed(bundle_url):
     for name in ("model.keras", "head.keras"):
         require_harmless(Path(bundle_url, name))
+
+
+def test_a_layer_of_one_of_keras_own_networks_is_allowed(tmp_path):
+    """ConvNeXt's `LayerScale` is no public layer of Keras."""
+    keras.applications.ConvNeXtTiny(weights=None, include_top=False, input_shape=(32, 32, 3)).save(tmp_path / "network.keras")
+    require_harmless(tmp_path / "network.keras")
 
 
 def test_a_bundle_without_a_head_is_no_classifier_to_export(tmp_path, store, ray_here):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tlbatch.errors import ConfigError, WeightsError, closest
+from tlbatch.model.policy import require_stored
 from tlbatch.quiet import import_quietly
 
 if TYPE_CHECKING:
@@ -189,6 +190,7 @@ def _datasets(group: h5py.Group) -> dict[str, np.ndarray]:
 
     def take(path: str, item: h5py.Dataset | h5py.Group) -> None:
         if isinstance(item, h5py.Dataset) and not item.is_virtual and not item.external:
+            require_stored(item)
             found[path] = np.asarray(item)
 
     group.visititems(take)

@@ -2,8 +2,8 @@
 
 Allowed are the layers of Keras that only compute, its pure operations, initializers, regularizers, constraints, losses,
 metrics, optimizers and named activations. Everything else is refused by name: `Lambda` and wrappers of foreign code, layers
-that read vocabularies from files, custom and registered objects, other members of the archive, and HDF5 that points out of
-its file.
+that read vocabularies from files, custom and registered objects, other members of the archive, HDF5 that points out of
+its file, and shapes that no image model has or for which no numbers are stored.
 """
 
 from __future__ import annotations
@@ -39,10 +39,24 @@ _FORBIDDEN = frozenset(
 )
 _MODELS = frozenset(("Functional", "Sequential", "Model"))
 _PLAIN = frozenset(
-    ["DTypePolicy", "FloatDTypePolicy", "__keras_tensor__", "__tensor__", "__numpy__", "__tuple__", "__slice__", "__ellipsis__"]
+    [
+        "LayerScale",
+        "DTypePolicy",
+        "FloatDTypePolicy",
+        "__keras_tensor__",
+        "__tensor__",
+        "__numpy__",
+        "__tuple__",
+        "__slice__",
+        "__ellipsis__",
+    ]
 )
 _MEMBERS = frozenset(("config.json", "metadata.json", "model.weights.h5"))
 _MOST_CONFIG_BYTES = 64 << 20
+#: Whole numbers of a configuration are sizes of something, but for these.
+_MOST_SIZE, _NO_SIZES = 1 << 20, ("seed", "shared_object_id")
+#: Bytes that one stored byte of HDF5 may stand for, besides those of a dataset of which nothing is stored.
+_MOST_UNPACKED, _MOST_UNSTORED = 64, 1 << 20
 
 
 def load_harmless(path: Path) -> keras.Model:
@@ -65,6 +79,7 @@ def require_harmless(path: Path) -> None:
     try:
         # As Keras chooses: by the name. A file that is both would show one to us and the other to Keras.
         config = _config_of_archive(path) if path.suffix == ".keras" else _config_of_h5(path)
+        _require_sizes(config)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, RecursionError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(f"The model {path} is no Keras model that may be loaded: {why}.") from None
@@ -116,8 +131,30 @@ def _require_within(group: h5py.Group) -> None:
         item = group.get(name)
         if isinstance(item, h5py.Group):
             _require_within(item)
-        elif isinstance(item, h5py.Dataset) and (item.is_virtual or item.external):
-            raise ValueError(f"{name!r} in it lies in another file")
+        elif isinstance(item, h5py.Dataset):
+            if item.is_virtual or item.external:
+                raise ValueError(f"{name!r} in it lies in another file")
+            require_stored(item)
+
+
+def require_stored(item: h5py.Dataset) -> None:
+    """Raises WeightsError for a dataset of HDF5 that is far larger than what is stored of it: to read it makes room for all."""
+    stored = item.id.get_storage_size()
+    if item.nbytes > _MOST_UNSTORED + _MOST_UNPACKED * stored:
+        raise WeightsError(f"{item.name} in the file says that it has {item.nbytes:,} bytes; {stored:,} are stored.")
+
+
+def _require_sizes(config: Any) -> None:
+    """Raises ValueError where a configuration has a size that no image model has; Keras would make room for it."""
+    if isinstance(config, Mapping):
+        for name, value in config.items():
+            if not str(name).endswith(_NO_SIZES):
+                _require_sizes(value)
+    elif isinstance(config, list):
+        for value in config:
+            _require_sizes(value)
+    elif isinstance(config, int) and config > _MOST_SIZE:
+        raise ValueError(f"its configuration has a size of {config}")
 
 
 def _objects(config: Any) -> Iterator[Mapping[str, Any]]:
