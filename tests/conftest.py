@@ -71,6 +71,10 @@ def run_cli(*arguments: str | Path, timeout: float = 240, **environment: str) ->
     return done
 
 
+#: Code that defines `peak()`, the most memory this program held, in KiB. `ru_maxrss` begins with what its parent held.
+PEAK = "def peak(): return int(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])\n"
+
+
 def without_progress(said: str) -> str:
     """What a command said on stderr, without the lines that say how far it is."""
     return re.sub(r"^\d\d:\d\d:\d\d (listing|extracting|classifying|rescoring|publishing): .*\n", "", said, flags=re.MULTILINE)

@@ -30,7 +30,8 @@ def folder(tmp_path) -> Path:
 
 def fuzz(target: str, folder: Path, *options: str) -> subprocess.CompletedProcess:
     pytest.importorskip("atheris", reason="atheris has no build for this Python or system")
-    command = [sys.executable, FUZZ, target, "--folder", folder, *options]
+    # Through a shell that stays: libFuzzer takes the memory of the process it is started from for its own.
+    command = ["sh", "-c", '"$0" "$@"; exit $?', sys.executable, FUZZ, target, "--folder", folder, *options]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS + 240)
 
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import COLORS, encoded, noisy
+from conftest import COLORS, PEAK, encoded, noisy
 from hostile import corpus
 
 import tlbatch
@@ -34,16 +34,15 @@ def test_a_bomb_costs_neither_time_nor_memory(odd, tmp_path):
     """In a process of its own, whose memory is limited to what it has and 50 MB more."""
     (tmp_path / "bomb").write_bytes(odd.data)
     code = (
-        "import json, resource, sys, time\n"
-        "from tlbatch.decode import decode, prepare_process\n"
+        "import json, sys, time\n" + PEAK + "from tlbatch.decode import decode, prepare_process\n"
         "prepare_process()\n"
         "data = open(sys.argv[1], 'rb').read()\n"
         "decode(b'GIF89a', (160, 160))\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
         "began = time.process_time()\n"
         "decode(data, (160, 160))\n"
         "took = time.process_time() - began\n"
-        "print(json.dumps([took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before]))\n"
+        "print(json.dumps([took, peak() - before]))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "bomb"], capture_output=True, text=True, check=True, timeout=60

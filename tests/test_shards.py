@@ -11,6 +11,7 @@ import tarfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import PEAK
 
 from tlbatch import shards
 from tlbatch.errors import ErrorKind, Failure
@@ -249,13 +250,12 @@ def test_a_page_that_lies_about_its_size_costs_no_memory(tmp_path):
     rest = re.compile(rb"[\x80-\xff]*[\x00-\x7f]").match(data, header.end())
     (tmp_path / "shard").write_bytes(data[: header.end()] + b"\xfe\xff\xff\xff\x0f" + data[rest.end() :])
     code = (
-        "import io, resource, sys\n"
-        "from tlbatch import shards\n"
+        "import io, sys\n" + PEAK + "from tlbatch import shards\n"
         "list(shards.read_members('parquet', io.BytesIO(open(sys.argv[2], 'rb').read()), shards.Wanted('s', None, 99)))\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
         "(only,) = shards.read_members('parquet', open(sys.argv[1], 'rb'), shards.Wanted('s', None, 99))\n"
         "assert only.data.kind == 'truncated', only\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+        "print(peak() - before)\n"
     )
     (tmp_path / "whole").write_bytes(data)
     command = [sys.executable, "-c", code, tmp_path / "shard", tmp_path / "whole"]
