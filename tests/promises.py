@@ -6,13 +6,12 @@ import gzip
 import io
 import json
 import struct
-import tarfile
 import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from hostile import corpus
+from hostile import corpus, saved
 from PIL import Image
 from test_shards import parquet_of, tar_of, tfrecord_of
 
@@ -107,14 +106,11 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 def seeds(target: str) -> list[bytes]:
     """Valid files, small, and hostile ones."""
     small = {f"{number}.png": _tiny(number, "PNG") for number in range(3)}
-    long_name = io.BytesIO()
-    with tarfile.open(fileobj=long_name, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        archive.addfile(tarfile.TarInfo("n" * 300 + ".jpg"), io.BytesIO())
     tar = tar_of(small)
     odd = [one.data for one in corpus() if len(one.data) < 16_384] if target == "decode" else []
     return {
         "decode": [*odd, *(_tiny(1, kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"))],
-        "tar": [tar, gzip.compress(tar), long_name.getvalue()],
+        "tar": [tar, gzip.compress(tar), tar_of({"n" * 300 + ".jpg": b""})],
         "tfrecord": [tfrecord_of(small)],
         "parquet": [parquet_of(small, row_group_size=2), parquet_of(small, use_dictionary=False)],
         "bundle": [json.dumps(FACTS).encode()],
@@ -122,9 +118,7 @@ def seeds(target: str) -> list[bytes]:
 
 
 def _tiny(number: int, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (12 + number, 9), (200, 10 * number, 30)).save(buffer, kind)
-    return buffer.getvalue()
+    return saved(Image.new("RGB", (12 + number, 9), (200, 10 * number, 30)), kind)
 
 
 _DIGEST = "0" * 64

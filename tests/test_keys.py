@@ -1,16 +1,14 @@
 """Names that strangers choose come back as they are, from loose objects and from shards, and nothing is written by them."""
 
-import io
 import logging
 import os
-import tarfile
 import threading
 from pathlib import Path
 
 import pytest
 from conftest import COLORS, encoded, noisy, run_cli
 from s3server import environment, free_ports
-from test_shards import parquet_of, tfrecord_of
+from test_shards import parquet_of, tar_of, tfrecord_of
 
 import tlbatch
 from tlbatch.config import ReportConfig
@@ -50,7 +48,6 @@ def moto():
     from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-
     (port,) = free_ports(1)
     server = make_server("127.0.0.1", port, DomainDispatcherApplication(create_backend_app), threaded=True)
     thread = threading.Thread(target=server.serve_forever)
@@ -58,6 +55,7 @@ def moto():
     yield f"http://127.0.0.1:{port}"
     server.shutdown()
     thread.join()
+    server.server_close()
 
 
 @pytest.fixture
@@ -90,15 +88,8 @@ def shards(folder: Path, names: list[str]) -> None:
     """The same pictures under the same names in each kind of shard; a tar cannot hold a name with a NUL."""
     content = {name: picture(number) for number, name in enumerate(names)}
     folder.mkdir()
-    with tarfile.open(folder / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
-        for name, data in content.items():
-            if "\0" not in name:
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
-        member = tarfile.TarInfo("caf\udce9.jpg")  # a byte that is no UTF-8
-        member.size = len(content[NUL])
-        archive.addfile(member, io.BytesIO(content[NUL]))
+    of_tar = {name: data for name, data in content.items() if "\0" not in name}
+    (folder / "a.tar").write_bytes(tar_of({**of_tar, "caf\udce9.jpg": content[NUL]}))  # a byte that is no UTF-8
     (folder / "b.parquet").write_bytes(parquet_of(content))
     (folder / "c.tfrecord").write_bytes(tfrecord_of(content))
 

@@ -157,7 +157,7 @@ def _tile_pixels(image: Image.Image) -> int:
     """Pixels of one tile of a TIFF, which libtiff makes room for however small the image is; 0 where there are none."""
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     width, height = (tags.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH))
-    return int(np.max(width) * np.max(height))
+    return int(np.max(width)) * int(np.max(height))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -225,7 +225,7 @@ class _Walk:
             self._stream = iter(obstore.list(self._store, self._folder, offset=self._after or None, chunk_size=_LISTED_AT_ONCE))
         try:
             page = next(self._stream, ())
-        except Exception as error:
+        except BaseException as error:
             self._stream = None
             if not any(word in str(error) for word in _ODD_KEYS):
                 raise

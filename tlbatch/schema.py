@@ -37,9 +37,10 @@ KEPT_BACK = "_KEPT_BACK"  # beside _SUCCESS: complete, and not published because
 #: Height and width, in this order, as Keras has them.
 Size = tuple[int, int]
 
-#: How pixels are resized, as the bundle records it: the whole picture squeezed to the model's size, as Keras does it.
 #: Behind a bundle's address: which bundle must be found there, by the sha256 of its `bundle.json`.
 PIN = "#sha256="
+
+#: How pixels are resized, as the bundle records it: the whole picture squeezed to the model's size, as Keras does it.
 RESIZE = "stretch"
 INTERPOLATION = "bilinear"
 

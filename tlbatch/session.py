@@ -57,7 +57,7 @@ def ray_session(address: str | None = None) -> Iterator[Callable[[], None]]:
 
     def start() -> None:
         if not ray.is_initialized():
-            _start({"address": where} if where else _LOCAL)
+            _start(where)
             if not where:
                 warm = ray.remote(num_cpus=0)(_import_ahead)
                 _warm.extend(warm.remote() for _ in range(_WARM))
@@ -78,8 +78,7 @@ def ray_for_good() -> None:
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
-        where = _asked(None)
-        _start({"address": where} if where else _LOCAL)
+        _start(_asked(None))
         _quiet_ray_data()
 
 
@@ -112,16 +111,17 @@ def gpus_that_work(start: Callable[[], None], address: str | None, probe: Callab
     return False
 
 
-def _start(where: dict[str, Any]) -> None:
+def _start(where: str) -> None:
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with contextlib.ExitStack() as stack:
-        if where is _LOCAL:
+        if not where:
             _keep_token_private()
             stack.enter_context(_on_the_loopback())
         stack.enter_context(stderr_put_away())
-        ray.init(**where, logging_level=logging.ERROR, log_to_driver=log.isEnabledFor(logging.INFO))
+        asked: dict[str, Any] = {"address": where} if where else _LOCAL
+        ray.init(**asked, logging_level=logging.ERROR, log_to_driver=log.isEnabledFor(logging.INFO))
     with contextlib.suppress(ValueError):  # not in the main thread, which alone may
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end the process with a dump
 
@@ -130,9 +130,8 @@ def _keep_token_private() -> None:
     """Who has Ray's token may run code as this user, and Ray's own file of it may be read by all users of the machine."""
     if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or os.environ.get("RAY_AUTH_MODE", "token") != "token":
         return
-    with contextlib.suppress(
-        OSError, RuntimeError
-    ):  # there is no home, or it cannot be written: Ray says what it makes of that
+    # Where there is no home, or none that can be written, Ray says what it makes of that.
+    with contextlib.suppress(OSError, RuntimeError):
         path = Path.home() / ".ray" / "auth_token"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():

@@ -191,7 +191,7 @@ def load_bundle(url: str, storage_options: Mapping[str, Any] | None = None) -> B
     Raises:
         BundleError: there is no bundle, or one of a newer format, or another one than was pinned.
     """
-    where, pin = unpinned(url)
+    where, pin = _unpinned(url)
     place = resolve(where, storage_options)
     try:
         data = place.join(BUNDLE).read()
@@ -207,7 +207,7 @@ def load_bundle(url: str, storage_options: Mapping[str, Any] | None = None) -> B
     return Bundle(place, _understood(data, place.url), digest)
 
 
-def unpinned(url: str) -> tuple[str, str]:
+def _unpinned(url: str) -> tuple[str, str]:
     """A bundle's address, and the digest it is pinned to; empty where it is not.
 
     Raises:
@@ -228,13 +228,13 @@ def _understood(data: bytes, url: str) -> dict[str, Any]:
     found = facts.get("format_version") if isinstance(facts, dict) else None
     if type(found) is int and found != FORMAT_VERSION:
         raise BundleError(f"The bundle {url} has format {found}; this tlbatch reads format {FORMAT_VERSION}.")
+    if found != FORMAT_VERSION:
+        raise BundleError(f"{url} is no bundle: its {BUNDLE} cannot be understood.")
     try:
-        files = _Facts.model_validate(facts).files if found == FORMAT_VERSION else {"": ""}
+        files = _Facts.model_validate(facts).files
     except ValidationError as error:
         first = error.errors()[0]
-        where = (
-            ".".join(str(part) for part in first["loc"]).encode("unicode_escape").decode()[:100]
-        )  # may be a stranger's words
+        where = ".".join(map(str, first["loc"])).encode("unicode_escape").decode()[:100]  # may be a stranger's words
         named = f"{where} in its {BUNDLE}" if where else f"its {BUNDLE}"
         raise BundleError(f"{url} is no bundle: {named} will not do: {first['msg'].removeprefix('Value error, ')}.") from None
     if not all(_is_inside(name) for name in files):
