@@ -17,7 +17,7 @@ from tlbatch import features as stored
 from tlbatch import schema
 from tlbatch.errors import BooksError, BundleError, ConfigError, LabelsError, OutputError
 from tlbatch.model.bundle import load_bundle
-from tlbatch.model.engines import CPU_BATCH, load_engine, load_head
+from tlbatch.model.engines import HEAD_BATCH, load_engine, load_head
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -257,7 +257,7 @@ def test_a_feature_that_float16_cannot_hold_is_no_silent_infinity(bundle_url):
 @pytest.mark.parametrize("engine", ["openvino", "tensorflow"])
 def test_a_head_alone_gives_the_scores_of_the_whole(bundle_url, store, engine):
     bundle = load_bundle(bundle_url)
-    pixels = np.random.default_rng(0).integers(0, 256, (CPU_BATCH + 3, 96, 96, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (HEAD_BATCH + 3, 96, 96, 3), np.uint8)
     whole = load_engine(bundle, engine).predict(pixels)
     alone = load_head(bundle, engine).predict(whole.features)
     if engine == "openvino":

@@ -192,13 +192,13 @@ def test_workers_that_are_killed_are_replaced(seed, large, bundle_url, tmp_path)
 
 
 def workers_of(pid: int) -> list[tuple[str, psutil.Process]]:
-    """Ray's processes below a command that work for it: actors and write tasks."""
+    """Ray's processes below a command that work for it."""
     found = []
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in psutil.Process(pid).children(recursive=True):
             with contextlib.suppress(psutil.Error, IndexError):
                 found.append((process.cmdline()[0], process))
-    return [(title, process) for title, process in found if title.startswith(("ray::MapWorker", "ray::Write"))]
+    return [(title, process) for title, process in found if title.startswith("ray::MapWorker")]
 
 
 @pytest.mark.parametrize("seed", range(max(1, KILLS // 10)))

@@ -48,7 +48,8 @@ ALLOWED = {
     "guard": GROUND,
     "blocks": GROUND | {"decode"},
     "worker": GROUND | {"blocks", "reader", "decode", "model", "guard"},
-    "session": GROUND,
+    "session": GROUND | {"localray"},
+    "localray": set(),
     "execution": GROUND | {"ledger", "publish", "writer"},
     "sizing": GROUND | {"config", "worker", "execution"},
     "pipeline": JOINS | {"features", "incremental", "listing", "sizing", "rescorer", "worker"},
@@ -80,7 +81,7 @@ ONLY_IN = {
     "fsspec": {"storage", "s3"},
     "s3fs": {"storage", "s3"},
     "obstore": {"s3"},
-    "ray": {"cluster", "execution", "session", "writer"},
+    "ray": {"cluster", "execution", "localray", "session", "writer"},
     "tensorflow": {"model"},
     "keras": {"model", "training"},  # training names Keras in types only
     "openvino": {"model"},

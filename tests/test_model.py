@@ -90,6 +90,15 @@ def test_an_images_scores_do_not_depend_on_its_neighbours_nor_on_threads(bundle_
         assert np.array_equal(given.features, reference.features[order]), (threads, batch_size)
 
 
+def test_an_engine_that_refused_images_takes_the_next_ones(bundle_url, pixels):
+    engine = load_engine(load_bundle(bundle_url), "openvino", threads=2, batch_size=2)
+    expected = engine.predict(pixels).scores
+    with pytest.raises(RuntimeError):
+        engine.predict(np.zeros((9, 5, 5, 3), np.uint8))
+    assert np.array_equal(engine.predict(pixels).scores, expected)
+    assert engine.predict(pixels[:0]).scores.shape == (0, expected.shape[1])
+
+
 def test_auto_is_openvino_on_a_cpu_and_tensorflow_on_a_gpu(bundle_url):
     bundle = load_bundle(bundle_url)
     assert choose(bundle, "auto", gpu=False) == "openvino"

@@ -1,4 +1,4 @@
-"""Blocks of manifest rows -> staged parts, by actors and write tasks of Ray Data, with a heartbeat beside them.
+"""Blocks of manifest rows -> staged parts, by actors of Ray Data, with a heartbeat beside them.
 
 What the actors do, and what is published of it, is the affair of whoever calls.
 """
@@ -21,17 +21,16 @@ from tlbatch import errors, ledger, schema
 from tlbatch.errors import InterruptedRunError, StoreUnavailableError, TlbatchError, trouble_is_the_stores
 from tlbatch.ledger import Run
 from tlbatch.publish import Window, Written
-from tlbatch.storage import hurrying
-from tlbatch.writer import PartsSink
+from tlbatch.storage import Place, hurrying
+from tlbatch.writer import stage_parts
 
 log = logging.getLogger(__name__)
 
 _HEARTBEAT_SECONDS = 2.0
 #: Points of a run's history; when there are as many, every other one goes.
 _HISTORY = 240
-#: A write task mostly waits for the store; it must find room beside actors that hold every CPU.
-WRITE_CPUS = 0.01
-#: Blocks that an actor has at a time: while the last images of one are predicted, the first of the next are on their way.
+#: Blocks that an actor has at a time: while the last images of one are predicted and written, the first of the next are on
+#: their way.
 BLOCKS_AT_ONCE = 2
 #: Published files that are written at the same time, each by one CPU and in about a GB of memory.
 _FILES_AT_ONCE = 32
@@ -76,11 +75,12 @@ def stage(runs: Sequence[Run], blocks: Sequence[pa.Table], pools: Sequence[tuple
     import ray.data
 
     dataset = ray.data.from_blocks(list(blocks))  # `from_arrow` first waits for a worker that tells what the blocks are
-    for kind, pool in pools:
+    for number, (kind, pool) in enumerate(pools, 1):
+        staged = [run.staged for run in runs] if number == len(pools) else []
         # What `map_batches` calls, which refuses whole blocks as batches where a GPU is asked for.
         dataset = dataset.map_batches_internal(
             _Actor,
-            fn_constructor_args=(kind, job),
+            fn_constructor_args=(kind, job, staged),
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
@@ -94,21 +94,30 @@ def stage(runs: Sequence[Run], blocks: Sequence[pa.Table], pools: Sequence[tuple
             num_gpus=pool.gpus or None,
         )
     with _said_in_one_sentence(runs[0].run_id):
-        dataset.write_datasink(PartsSink([run.staged for run in runs]), ray_remote_args={"num_cpus": WRITE_CPUS})
+        for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            pass  # what comes back says only that a block is staged
 
 
 class _Actor:
-    """One of the workers as an actor of Ray, which starts it again when it died."""
+    """One of the workers as an actor of Ray, which starts it again when it died.
 
-    def __init__(self, kind: type[Worker], job: object) -> None:
+    The last of a row stages what it made: a write task would be a process more to start, and all outcomes would travel to it.
+    """
+
+    def __init__(self, kind: type[Worker], job: object, staged: Sequence[Place]) -> None:
         import ray
 
+        self._staged = staged
         with trouble_is_the_stores():
             self._worker = kind(job, after_a_death=bool(ray.get_runtime_context().was_current_actor_reconstructed))
 
     def __call__(self, block: pa.Table) -> pa.Table:
         with trouble_is_the_stores():
-            return self._worker(block)
+            made = self._worker(block)
+            if not self._staged:
+                return made
+            stage_parts(self._staged, made)
+            return pa.table({"staged": [made.num_rows]})
 
 
 class Cluster(NamedTuple):
@@ -137,7 +146,7 @@ def small_pool(blocks: int, cpus: int, concurrency: int | None) -> Pool:
     found = cluster()
     fit = sum(int(machine.get("CPU", 0)) // cpus for machine in found.machines)
     most = max(1, min(blocks, concurrency or blocks, blocks if found.grows else fit))
-    return Pool(cpus - WRITE_CPUS, 0, max(1, min(fit, most)), most)
+    return Pool(cpus, 0, max(1, min(fit, most)), most)
 
 
 def _grows() -> bool:

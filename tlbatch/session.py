@@ -6,32 +6,14 @@ It is the cluster this process runs on or `address` names, else this machine's o
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
-import secrets
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 from tlbatch.quiet import stderr_put_away
 
 log = logging.getLogger(__name__)
-
-_LOCAL = {
-    "address": "local",
-    "include_dashboard": False,
-    "_node_ip_address": "127.0.0.1",
-    # By default Ray ends a process that was idle for a second when there are more of them than CPUs. On two CPUs each write
-    # task then started its own, which took a quarter of the actors' time.
-    "_system_config": {"num_workers_soft_limit": 16},
-}
-
-#: Processes that import ahead, one for an actor and one for write tasks, and the tasks they do it in.
-_WARM = 2
-_warm: list[Any] = []
 
 #: What starts the session that is open in this process, if one is.
 _starts: list[Callable[[], None]] = []
@@ -58,9 +40,6 @@ def ray_session(address: str | None = None) -> Iterator[Callable[[], None]]:
     def start() -> None:
         if not ray.is_initialized():
             _start(where)
-            if not where:
-                warm = ray.remote(num_cpus=0)(_import_ahead)
-                _warm.extend(warm.remote() for _ in range(_WARM))
         _quiet_ray_data()
 
     _starts.append(start)
@@ -68,7 +47,6 @@ def ray_session(address: str | None = None) -> Iterator[Callable[[], None]]:
         yield start
     finally:
         _starts.remove(start)
-        _warm.clear()
         ray.shutdown()
 
 
@@ -114,56 +92,17 @@ def gpus_that_work(start: Callable[[], None], address: str | None, probe: Callab
 def _start(where: str) -> None:
     import ray
 
+    options = {"logging_level": logging.ERROR, "log_to_driver": log.isEnabledFor(logging.INFO)}
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    with contextlib.ExitStack() as stack:
-        if not where:
-            _keep_token_private()
-            stack.enter_context(_on_the_loopback())
-        stack.enter_context(stderr_put_away())
-        asked: dict[str, Any] = {"address": where} if where else _LOCAL
-        ray.init(**asked, logging_level=logging.ERROR, log_to_driver=log.isEnabledFor(logging.INFO))
+    with stderr_put_away():
+        if where:
+            ray.init(address=where, **options)
+        else:
+            from tlbatch.localray import start_local_ray
+
+            start_local_ray(**options)
     with contextlib.suppress(ValueError):  # not in the main thread, which alone may
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end the process with a dump
-
-
-def _keep_token_private() -> None:
-    """Who has Ray's token may run code as this user, and Ray's own file of it may be read by all users of the machine."""
-    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or os.environ.get("RAY_AUTH_MODE", "token") != "token":
-        return
-    # Where there is no home, or none that can be written, Ray says what it makes of that.
-    with contextlib.suppress(OSError, RuntimeError):
-        path = Path.home() / ".ray" / "auth_token"
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not path.exists():
-            with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:  # only its owner can read it
-                file.write(secrets.token_hex(32))
-                file.flush()
-                with contextlib.suppress(FileExistsError):  # another command was faster
-                    os.link(file.name, path)
-        path.chmod(0o600)
-
-
-@contextlib.contextmanager
-def _on_the_loopback() -> Iterator[None]:
-    """While Ray starts: its processes listen on 127.0.0.1. An address given to `ray.init` does not do that.
-
-    Ray replaces 127.0.0.1 by the machine's address, and then listens on all of them, unless it takes itself for one that
-    cannot be part of a cluster, as it does on Windows and macOS (`get_node_ip_address` in `ray/_private/services.py`).
-    """
-    from ray._private import ray_constants
-
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-def _import_ahead() -> None:
-    """In two of Ray's processes, while the driver still works: what an actor and a write task are going to import."""
-    importlib.import_module("tlbatch.pipeline")
-    importlib.import_module("openvino")
 
 
 def _quiet_ray_data() -> None:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from tlbatch.config import RunConfig
 from tlbatch.errors import ConfigError
-from tlbatch.execution import BLOCKS_AT_ONCE, WRITE_CPUS, Cluster, Pool, Worker
+from tlbatch.execution import BLOCKS_AT_ONCE, Cluster, Pool, Worker
 from tlbatch.shards import IMAGE
 from tlbatch.worker import Classifier, DecodingActor, Job, PredictingActor
 
@@ -68,14 +68,12 @@ def plan_for(config: RunConfig, images: int, cluster: Cluster) -> Plan:
     decoders, predictors = min(decoders, tasks), min(predictors, tasks)
     # Machines that are started for the work come one by one: the pools grow with them.
     decoders_now, predictors_now = (max(1, min(pair)) for pair in zip((decoders, predictors), now, strict=True))
-    # The last hundredth stays free for a write task, or none could run beside actors that fill the machine.
-    whole, half = cpus - WRITE_CPUS, (cpus - WRITE_CPUS) / 2
     if not split:
-        return Plan([(Classifier, Pool(whole, gpus, predictors_now, predictors))], cpus, cpus, per_task)
+        return Plan([(Classifier, Pool(cpus, gpus, predictors_now, predictors))], cpus, cpus, per_task)
     if gpus:  # what predicts waits for its GPU: the CPUs are the decoders'
-        decode, predict = Pool(whole, 0, decoders_now, decoders), Pool(0, gpus, 1, predictors)
+        decode, predict = Pool(cpus, 0, decoders_now, decoders), Pool(0, gpus, 1, predictors)
         return Plan([(DecodingActor, decode), (PredictingActor, predict)], cpus, 1, per_task)
-    each = Pool(half, 0, predictors_now, predictors)
+    each = Pool(cpus / 2, 0, predictors_now, predictors)
     return Plan([(DecodingActor, each), (PredictingActor, each)], max(1, cpus // 2), max(1, cpus - cpus // 2), per_task)
 
 

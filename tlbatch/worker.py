@@ -188,7 +188,7 @@ class Predictor:
         self._suspects = Suspects(resolve(job.suspects_url, job.storage_options))
         self._engine = load_engine(bundle, job.engine, threads=job.predict_threads, gpu=job.gpu, batch_size=job.batch_size)
         self._lock = threading.Lock()
-        self.batch = self._engine.batch_size * 2
+        self.batch = self._engine.at_once
         began = time.perf_counter()
         self._engine.predict(np.zeros((self.batch, *bundle.size, 3), np.uint8))
         self.switch = DeadMansSwitch(max(_LEAST_PATIENCE, _PATIENCE_IN_BATCHES * (time.perf_counter() - began)))

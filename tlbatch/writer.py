@@ -9,54 +9,37 @@ from __future__ import annotations
 import collections
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from ray.data.datasource import Datasink
 from ray.util.metrics import Counter
 
-from tlbatch.errors import BooksError, trouble_is_the_stores
+from tlbatch.errors import BooksError
 from tlbatch.schema import IMAGES, PART_SUFFIX, RECEIPT_SUFFIX, TABLE, TIMINGS, seal, sha256, to_parquet
 from tlbatch.storage import Place
 
-if TYPE_CHECKING:
-    from ray.data._internal.execution.interfaces import TaskContext
 
-
-class PartsSink(Datasink[None]):  # type: ignore[misc]
-    """Ray Data's way to `stage_part`: each write task stages its blocks as one part, of each run's rows one.
+def stage_parts(staged: Sequence[Place], rows: pa.Table) -> None:
+    """Stage rows as one part for each run whose rows are among them.
 
     Args:
         staged: the runs' folders of parts; where there are several, a column `table` says whose a row is.
+        rows: of `schema.outcome_schema`; where there are none, nothing is staged.
     """
-
-    def __init__(self, staged: Sequence[Place]) -> None:
-        self._staged = list(staged)
-
-    def write(self, blocks: Iterable[Any], ctx: TaskContext) -> None:  # noqa: ARG002 - Ray's signature
-        """Called by Ray in a write task."""
-        tables = [block for block in blocks if block.num_rows]
-        if tables:
-            with trouble_is_the_stores():
-                self._stage(pa.concat_tables(tables))
-
-    def _stage(self, rows: pa.Table) -> None:
-        if len(self._staged) == 1:
-            stage_part(self._staged[0], rows)
-            return
-        for number, staged in enumerate(self._staged):
-            own = rows.filter(pc.equal(rows[TABLE], number)).drop_columns([TABLE])
-            if number:
-                own = own.drop_columns([name for name in own.column_names if name == "features"])
-            stage_part(staged, own)
-
-    def get_name(self) -> str:
-        """The name Ray shows for the write tasks."""
-        return "TlbatchParts"
+    if not rows.num_rows:
+        return
+    if len(staged) == 1:
+        stage_part(staged[0], rows)
+        return
+    for number, place in enumerate(staged):
+        own = rows.filter(pc.equal(rows[TABLE], number)).drop_columns([TABLE])
+        if number:
+            own = own.drop_columns([name for name in own.column_names if name == "features"])
+        stage_part(place, own)
 
 
 def stage_part(staged: Place, rows: pa.Table) -> str:
