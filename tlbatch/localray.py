@@ -64,10 +64,11 @@ class _Node(node.Node):  # type: ignore[misc] # Ray's are of no type
 
 @contextlib.contextmanager
 def _as_small_as_can_be() -> Iterator[None]:
-    """While Ray starts: the processes above, and they listen on 127.0.0.1. An address given to `ray.init` does not do that.
+    """While Ray starts: the processes above, and no look whether a dashboard's libraries are there, by importing them.
 
-    Nor does it look whether the libraries of a dashboard are there, by importing them. And Ray replaces 127.0.0.1 by the machine's address, and then listens on all of them, unless it takes itself for one that
-    cannot be part of a cluster, as it does on Windows and macOS (`get_node_ip_address` in `ray/_private/services.py`).
+    And they listen on 127.0.0.1. An address given to `ray.init` does not do that: Ray replaces it by the machine's, and then
+    listens on all of them, unless it takes itself for one that cannot be part of a cluster, as it does on Windows and macOS
+    (`get_node_ip_address` in `ray/_private/services.py`).
     """
     before = ray_constants.ENABLE_RAY_CLUSTER, node.Node, utils.get_dashboard_dependency_error
     ray_constants.ENABLE_RAY_CLUSTER, node.Node, utils.get_dashboard_dependency_error = False, _Node, lambda: None
