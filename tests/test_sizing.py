@@ -25,20 +25,20 @@ def pools(found):
 @pytest.mark.parametrize(
     ("nodes", "settings", "expected", "threads"),
     [
-        (LAPTOP, {}, [(Classifier, 1.99, 0, 1, 1)], (2, 2)),
-        (FARM, {}, [(Classifier, 3.99, 0, 12, 12)], (4, 4)),
-        (FARM, {"num_cpus": 8, "concurrency": 5}, [(Classifier, 7.99, 0, 5, 5)], (8, 8)),
-        (FARM, {"plan": "split"}, [(DecodingActor, 1.995, 0, 12, 12), (PredictingActor, 1.995, 0, 12, 12)], (2, 2)),
+        (LAPTOP, {}, [(Classifier, 2, 0, 1, 1)], (2, 2)),
+        (FARM, {}, [(Classifier, 4, 0, 12, 12)], (4, 4)),
+        (FARM, {"num_cpus": 8, "concurrency": 5}, [(Classifier, 8, 0, 5, 5)], (8, 8)),
+        (FARM, {"plan": "split"}, [(DecodingActor, 2, 0, 12, 12), (PredictingActor, 2, 0, 12, 12)], (2, 2)),
         (
             LAPTOP,
             {"plan": "split", "num_cpus": 1},
-            [(DecodingActor, 0.495, 0, 2, 2), (PredictingActor, 0.495, 0, 2, 2)],
+            [(DecodingActor, 0.5, 0, 2, 2), (PredictingActor, 0.5, 0, 2, 2)],
             (1, 1),
         ),
-        (GPUS, {"num_gpus": 1}, [(DecodingActor, 3.99, 0, 14, 14), (PredictingActor, 0, 1, 1, 3)], (4, 1)),
-        (GPUS, {"num_gpus": 0.5}, [(DecodingActor, 3.99, 0, 14, 14), (PredictingActor, 0, 0.5, 1, 6)], (4, 1)),
-        (GPUS, {"num_gpus": 2, "concurrency": 4}, [(DecodingActor, 3.99, 0, 14, 14), (PredictingActor, 0, 2, 1, 1)], (4, 1)),
-        (GPUS, {"num_gpus": 1, "plan": "fused"}, [(Classifier, 3.99, 1, 3, 3)], (4, 4)),
+        (GPUS, {"num_gpus": 1}, [(DecodingActor, 4, 0, 14, 14), (PredictingActor, 0, 1, 1, 3)], (4, 1)),
+        (GPUS, {"num_gpus": 0.5}, [(DecodingActor, 4, 0, 14, 14), (PredictingActor, 0, 0.5, 1, 6)], (4, 1)),
+        (GPUS, {"num_gpus": 2, "concurrency": 4}, [(DecodingActor, 4, 0, 14, 14), (PredictingActor, 0, 2, 1, 1)], (4, 1)),
+        (GPUS, {"num_gpus": 1, "plan": "fused"}, [(Classifier, 4, 1, 3, 3)], (4, 4)),
     ],
 )
 def test_actors_follow_from_the_machines(nodes, settings, expected, threads):
@@ -57,12 +57,12 @@ def test_little_work_is_shared_out_and_no_actor_is_without_any(images, settings)
 
 
 def test_pools_grow_with_machines_that_are_started_for_the_work():
-    assert pools(plan([{"CPU": 0.0}], grows=True)) == [(Classifier, 0.99, 0, 1, 64)]
-    assert pools(plan(FARM, grows=True)) == [(Classifier, 3.99, 0, 12, 64)]
-    assert pools(plan(FARM, grows=True, concurrency=20)) == [(Classifier, 3.99, 0, 12, 20)]
+    assert pools(plan([{"CPU": 0.0}], grows=True)) == [(Classifier, 1, 0, 1, 64)]
+    assert pools(plan(FARM, grows=True)) == [(Classifier, 4, 0, 12, 64)]
+    assert pools(plan(FARM, grows=True, concurrency=20)) == [(Classifier, 4, 0, 12, 20)]
     assert pools(plan([{"CPU": 0.0}], 600, grows=True, num_cpus=8))[0][3:] == (1, 2), "no more than there is work for"
     split = pools(plan([{"CPU": 0.0}], grows=True, num_gpus=1, num_cpus=4))
-    assert split == [(DecodingActor, 3.99, 0, 1, 64), (PredictingActor, 0, 1, 1, 64)]
+    assert split == [(DecodingActor, 4, 0, 1, 64), (PredictingActor, 0, 1, 1, 64)]
 
 
 def test_what_no_machine_has_is_a_sentence():

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import psutil
@@ -105,7 +106,8 @@ def upload(endpoint: str, folder: str, count: int) -> None:
                 *(obstore.put_async(store, name, pictures[n % 60]) for name, n in zip(names, numbers, strict=True))
             )
 
-    asyncio.run(put_all())
+    with ThreadPoolExecutor(1) as beside:  # in this thread the loop of a browser may run, which tests of the report share
+        beside.submit(asyncio.run, put_all()).result()
 
 
 def soak(endpoint: str, proxy: str, bundle_url: str, folder: str, count: int, every: float) -> tuple[dict, Watch]:
