@@ -59,6 +59,11 @@ class Pool(NamedTuple):
     least: int
     actors: int
 
+    @property
+    def blocks_at_once(self) -> int:
+        """Blocks that each of them has at a time; one more beside a GPU, which predicts a block while a store takes another."""
+        return BLOCKS_AT_ONCE + (1 if self.gpus else 0)
+
 
 def stage(runs: Sequence[Run], blocks: Sequence[pa.Table], pools: Sequence[tuple[type[Worker], Pool]], job: object) -> None:
     """Let blocks pass through pools of actors, in turn, and stage what comes out as parts of the runs.
@@ -87,7 +92,7 @@ def stage(runs: Sequence[Run], blocks: Sequence[pa.Table], pools: Sequence[tuple
             compute=ray.data.ActorPoolStrategy(
                 min_size=pool.least,
                 max_size=pool.actors,
-                max_concurrent_calls_per_actor=BLOCKS_AT_ONCE,
+                max_concurrent_calls_per_actor=pool.blocks_at_once,
                 enable_true_multi_threading=True,
             ),
             num_cpus=pool.cpus,

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from tlbatch.config import RunConfig
 from tlbatch.errors import ConfigError
-from tlbatch.execution import BLOCKS_AT_ONCE, Cluster, Pool, Worker
+from tlbatch.execution import Cluster, Pool, Worker
 from tlbatch.shards import IMAGE
 from tlbatch.worker import Classifier, DecodingActor, Job, PredictingActor
 
@@ -107,11 +107,11 @@ def blocks_of(rows: pa.Table, weights: np.ndarray, per_task: int) -> list[pa.Tab
 def lanes_of(job: Job, plan: Plan, rows: pa.Table) -> dict[str, int]:
     """How much of each stage can be under way at once over all actors. The members of a shard are read one after the other."""
     only_images = pc.all(pc.equal(rows["format"], IMAGE)).as_py()
-    readers, predictors = plan.pools[0][1].actors, plan.pools[-1][1].actors
+    first, last = plan.pools[0][1], plan.pools[-1][1]
     return {
         "list": 1,
-        "fetch": readers * (job.requests if only_images else BLOCKS_AT_ONCE),
-        "decode": readers * job.decode_threads,
-        "predict": predictors,
-        "write": predictors * BLOCKS_AT_ONCE,
+        "fetch": first.actors * (job.requests if only_images else first.blocks_at_once),
+        "decode": first.actors * job.decode_threads,
+        "predict": last.actors,
+        "write": last.actors * last.blocks_at_once,
     }
