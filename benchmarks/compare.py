@@ -187,11 +187,12 @@ def watched(images: str, bundle: str, output: str, decoding: str = "reduced") ->
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
     import tlbatch
+    from tlbatch.localray import start_local_ray
     from tlbatch.session import ray_session
 
     with ray_session() as start, Peak() as peak:
         if decoding == "full":
-            ray.init(address="local", include_dashboard=False, runtime_env={"worker_process_setup_hook": decode_at_full_size})
+            start_local_ray(runtime_env={"worker_process_setup_hook": decode_at_full_size})
         began = time.perf_counter()
         tlbatch.classify(images=images, bundle=bundle, output=output)
         took = time.perf_counter() - began

@@ -84,7 +84,7 @@ def test_an_images_scores_do_not_depend_on_its_neighbours_nor_on_threads(bundle_
     bundle = load_bundle(bundle_url)
     reference = load_engine(bundle, "openvino", threads=2, batch_size=16).predict(pixels)
     order = np.random.default_rng(2).permutation(len(pixels))
-    for threads, batch_size in ((1, 16), (2, 5), (3, 64), (2, 1)):
+    for threads, batch_size in ((1, 16), (2, 5), (3, 64), (2, 1), (2, engines.OPENVINO_BATCH)):
         given = load_engine(bundle, "openvino", threads=threads, batch_size=batch_size).predict(pixels[order])
         assert np.array_equal(given.scores, reference.scores[order]), (threads, batch_size)
         assert np.array_equal(given.features, reference.features[order]), (threads, batch_size)
@@ -93,8 +93,16 @@ def test_an_images_scores_do_not_depend_on_its_neighbours_nor_on_threads(bundle_
 def test_an_engine_that_refused_images_takes_the_next_ones(bundle_url, pixels):
     engine = load_engine(load_bundle(bundle_url), "openvino", threads=2, batch_size=2)
     expected = engine.predict(pixels).scores
-    with pytest.raises(RuntimeError):
-        engine.predict(np.zeros((9, 5, 5, 3), np.uint8))
+    working = list(engine._requests)
+
+    class Refusing:
+        def start_async(self, inputs):
+            raise RuntimeError("refused while the batch before is under way")
+
+    engine._requests[1] = Refusing()
+    with pytest.raises(RuntimeError, match="refused"):
+        engine.predict(pixels)
+    engine._requests[:] = working
     assert np.array_equal(engine.predict(pixels).scores, expected)
     assert engine.predict(pixels[:0]).scores.shape == (0, expected.shape[1])
 

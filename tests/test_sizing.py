@@ -1,12 +1,14 @@
 """Cluster and amount of work -> actors."""
 
+from types import SimpleNamespace
+
 import pyarrow as pa
 import pytest
 
 from tlbatch.config import RunConfig
 from tlbatch.errors import ConfigError
 from tlbatch.execution import Cluster, cluster
-from tlbatch.sizing import blocks_of, plan_for, weights_of
+from tlbatch.sizing import blocks_of, lanes_of, plan_for, weights_of
 from tlbatch.worker import Classifier, DecodingActor, PredictingActor
 
 LAPTOP = [{"CPU": 2.0}]
@@ -54,6 +56,15 @@ def test_little_work_is_shared_out_and_no_actor_is_without_any(images, settings)
     found = plan(GPUS, images, **settings)
     tasks = -(-images // found.rows_per_task)
     assert all(1 <= pool.least <= pool.actors <= tasks for _, pool in found.pools)
+
+
+def test_who_has_a_gpu_writes_one_block_beside_the_one_it_predicts():
+    job = SimpleNamespace(requests=8, decode_threads=4)
+    rows = pa.table({"format": ["image", "image"]})
+    shards = pa.table({"format": ["image", "tar"]})
+    split, fused = plan(GPUS, num_gpus=1), plan(FARM)
+    assert lanes_of(job, split, rows) == {"list": 1, "fetch": 14 * 8, "decode": 14 * 4, "predict": 3, "write": 3 * 3}
+    assert lanes_of(job, fused, shards) == {"list": 1, "fetch": 12 * 2, "decode": 12 * 4, "predict": 12, "write": 12 * 2}
 
 
 def test_pools_grow_with_machines_that_are_started_for_the_work():

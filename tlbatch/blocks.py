@@ -1,4 +1,4 @@
-"""What travels between the actors and to the writer, as Arrow: attempts with their pixels, and outcomes.
+"""What passes between decoder, model and writer, as Arrow: attempts with their pixels, and outcomes.
 
 Rows in = rows out: an image that failed is a row with its reason. Where decoding and predicting are done by one actor, only
 outcomes ever become Arrow; nothing larger than the resized uint8 pixels does.

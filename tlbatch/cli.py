@@ -7,6 +7,7 @@ many failed images; 4 stopped early, run the same command again.
 from __future__ import annotations
 
 import atexit
+import gc as collector
 import json
 import logging
 import os
@@ -14,7 +15,6 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from gc import freeze
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -649,7 +649,7 @@ def _print_json(result: Mapping[str, Any]) -> None:
 def main() -> None:
     """Run the command line; a `TlbatchError` becomes its sentence and its exit code."""
     keep_own_stderr()
-    atexit.register(freeze)  # at its end Python looks through all objects for what could be freed: half a second
+    atexit.register(collector.freeze)  # at its end Python looks through all objects for what could be freed: half a second
     try:
         app()
     except TlbatchError as error:

@@ -76,7 +76,7 @@ class Resources(_Strict):
         None, description="GPUs of one actor that predicts, or a fraction of one."
     )
     concurrency: Count | None = Field(None, description="The most actors that predict at once.")
-    batch_size: Count | None = Field(None, description="Images the model takes at once.")
+    batch_size: Count | None = Field(None, description="Images in a batch; with OpenVINO each thread runs one.")
     rows_per_task: Count = Field(512, description="Images of one task, and of one staged part.")
 
     @field_validator("num_gpus")

@@ -106,7 +106,7 @@ def stage(runs: Sequence[Run], blocks: Sequence[pa.Table], pools: Sequence[tuple
 class _Actor:
     """One of the workers as an actor of Ray, which starts it again when it died.
 
-    The last of a row stages what it made: a write task would be a process more to start, and all outcomes would travel to it.
+    The last in turn stages what it made: a write task would be a process more to start, and all outcomes would travel to it.
     """
 
     def __init__(self, kind: type[Worker], job: object, staged: Sequence[Place]) -> None:

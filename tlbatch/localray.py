@@ -1,4 +1,4 @@
-"""Ray on this machine alone: on the loopback, and without the processes that only a cluster needs.
+"""Ray on this machine alone: on the loopback, and without the processes that a run does not need.
 
 `ray.init` starts what a cluster's first machine has: beside what runs tasks a server for the dashboard, an autoscaler and a
 reader of log files, each a Python that imports for a second, while the first image waits. It asks for its processes once a
@@ -9,7 +9,6 @@ starts, three names in it stand for others.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import secrets
 import tempfile
@@ -21,33 +20,37 @@ from typing import Any
 import ray
 from ray._private import node, ray_constants, utils
 
-log = logging.getLogger(__name__)
-
 _SYSTEM = {
     # The object store is there milliseconds after Ray first asks for it; by default Ray asks again after a second.
     "raylet_client_connect_timeout_milliseconds": 20,
     "raylet_client_num_connect_attempts": 500,
 }
-_POLL_SECONDS = 0.02
-_START_SECONDS = 30.0
+_POLL_SECONDS, _POLL_FOR_SECONDS = 0.02, 10.0
 
 
-def start_local_ray(**options: Any) -> None:
-    """`ray.init` on this machine, with the options given.
+def start_local_ray(*, log_to_driver: bool = False, **options: Any) -> None:
+    """`ray.init` on this machine, with the options given; its processes end with `ray.shutdown`, or with this one.
 
-    Its processes end with `ray.shutdown`, or with this one.
+    Args:
+        log_to_driver: whether what workers print is read from their log files and shown here.
+        options: others of `ray.init`.
     """
     _keep_token_private()
+    _Node.reads_logs = options["log_to_driver"] = log_to_driver
     with _as_small_as_can_be():
-        ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", _system_config=_SYSTEM, **options)
+        ray.init(
+            address="local", include_dashboard=False, _node_ip_address="127.0.0.1", _system_config=dict(_SYSTEM), **options
+        )
 
 
 class _Node(node.Node):  # type: ignore[misc] # Ray's are of no type
     """The processes of a Ray that is one machine and looked at by nobody."""
 
+    reads_logs = False
+
     def __init__(self, ray_params: Any, **options: Any) -> None:
         ray_params.no_monitor = True
-        ray_params.include_log_monitor = log.isEnabledFor(logging.INFO)  # it brings the workers' log here
+        ray_params.include_log_monitor = self.reads_logs
         super().__init__(ray_params, **options)
 
     def start_api_server(self, **_: Any) -> None:
@@ -55,10 +58,10 @@ class _Node(node.Node):  # type: ignore[misc] # Ray's are of no type
         self._webui_url = ""
 
     def start_ray_processes(self) -> None:
-        """Returns when they are there: who asks Ray too early is answered a second later."""
+        """Returns when they are there: Ray, which looks next, looks once a second. It also says so if they never are."""
         super().start_ray_processes()
-        end = time.monotonic() + _START_SECONDS
-        while time.monotonic() < end and not self.get_gcs_client().get_all_node_info(timeout=_START_SECONDS):
+        end = time.monotonic() + _POLL_FOR_SECONDS
+        while time.monotonic() < end and not self.get_gcs_client().get_all_node_info(timeout=_POLL_FOR_SECONDS):
             time.sleep(_POLL_SECONDS)
 
 

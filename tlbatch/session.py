@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from tlbatch.quiet import stderr_put_away
 
@@ -92,7 +93,7 @@ def gpus_that_work(start: Callable[[], None], address: str | None, probe: Callab
 def _start(where: str) -> None:
     import ray
 
-    options = {"logging_level": logging.ERROR, "log_to_driver": log.isEnabledFor(logging.INFO)}
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": log.isEnabledFor(logging.INFO)}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with stderr_put_away():
         if where:

@@ -1,7 +1,7 @@
 """The actors: manifest rows -> attempts (`Decoder`) -> outcomes (`Predictor`), or both in one (`Classifier`).
 
 On CPUs one actor does both: while the model works on one batch, threads fetch and decode the next ones, so that of an image
-only its result ever crosses Ray's object store. Beside a GPU many CPUs decode for it, and blocks of uint8 pixels cross over.
+nothing crosses Ray's object store. Beside a GPU many CPUs decode for it, and blocks of uint8 pixels cross over.
 Rows in = rows out: an image that fails passes through with its reason.
 """
 
@@ -38,8 +38,9 @@ _REQUESTS_PER_CPU = 32
 #: Bytes an actor holds of images that wait to be decoded.
 _MOST_BYTES_AHEAD = 256 * 1024 * 1024
 
-#: Work that takes longer than this many seconds, and than so many batches of this model here, hangs.
-_LEAST_PATIENCE, _PATIENCE_IN_BATCHES = 40.0, 20
+#: Work hangs that takes longer than this many seconds, and than so many times what this model takes here for all that it is
+#: given at a time.
+_LEAST_PATIENCE, _PATIENCE = 40.0, 20
 
 #: Blocks that a worker which was started again takes image by image: those it had been given when it died, and some.
 _CAREFUL_CALLS = 8
@@ -188,10 +189,10 @@ class Predictor:
         self._suspects = Suspects(resolve(job.suspects_url, job.storage_options))
         self._engine = load_engine(bundle, job.engine, threads=job.predict_threads, gpu=job.gpu, batch_size=job.batch_size)
         self._lock = threading.Lock()
-        self.batch = self._engine.at_once
+        self.at_once = self._engine.at_once
         began = time.perf_counter()
-        self._engine.predict(np.zeros((self.batch, *bundle.size, 3), np.uint8))
-        self.switch = DeadMansSwitch(max(_LEAST_PATIENCE, _PATIENCE_IN_BATCHES * (time.perf_counter() - began)))
+        self._engine.predict(np.zeros((self.at_once, *bundle.size, 3), np.uint8))
+        self.switch = DeadMansSwitch(max(_LEAST_PATIENCE, _PATIENCE * (time.perf_counter() - began)))
         self._most = float(np.finfo(job.features_dtype).max) if job.features_dtype else math.inf
         answers = answers_of(bundle, job.top_k) if job.predictions else None
         self._outcomes = Outcomes(answers, bundle.features_length, job.features_dtype)
@@ -203,7 +204,7 @@ class Predictor:
 
     def table(self, attempts: Iterable[Attempt]) -> pa.Table:
         """Outcomes of attempts, in order; where there are several heads, of one after the other."""
-        batches = [self._classify(batch) for batch in _batched(attempts, self.batch)]
+        batches = [self._classify(batch) for batch in _batched(attempts, self.at_once)]
         return self._table([outcome for batch in batches for outcome in batch])
 
     def table_alone(self, attempts: Iterable[Attempt]) -> pa.Table:
@@ -243,7 +244,7 @@ class Classifier:
         decode.prepare_process()
         bundle = load_bundle(job.bundle_url, job.storage_options)
         self._predictor = Predictor(job, bundle)
-        ahead = 3 * self._predictor.batch
+        ahead = 3 * self._predictor.at_once
         self._decoder = Decoder(job, bundle, ahead, self._predictor.switch)
         self._careful = _Careful(after_a_death=after_a_death)
 

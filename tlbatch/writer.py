@@ -24,7 +24,7 @@ from tlbatch.storage import Place
 
 
 def stage_parts(staged: Sequence[Place], rows: pa.Table) -> None:
-    """Stage rows as one part for each run whose rows are among them.
+    """Stage rows as one part for each run; each has rows among them.
 
     Args:
         staged: the runs' folders of parts; where there are several, a column `table` says whose a row is.

@@ -26,13 +26,13 @@ from tlbatch.model.precision import to_half_precision
 log = logging.getLogger(__name__)
 
 #: Images in a batch. OpenVINO runs one on each of its threads, and what a layer gives for so few is still in that core's cache
-#: when the next one takes it. MobileNetV2 at 160 on 2 cores with AVX-512: 534 images a second, 477 with 16; with both cores at
-#: one batch 410. EfficientNetB0 at 224: 101, 77, 83. ResNet50 and VGG16 do not mind. A GPU wants more to be busy.
+#: when the next one takes it. MobileNetV2 at 160, OpenVINO 2026.4 on 2 cores with AVX-512: 534 images a second, 477 with 16;
+#: with both at one batch of 16, 410. EfficientNetB0 at 224: 101, 77, 83. ResNet50 and VGG16 do not mind. A GPU wants more.
 OPENVINO_BATCH, TENSORFLOW_BATCH, GPU_BATCH = 4, 16, 256
+#: Images that each thread of OpenVINO is given at a time, at least: at the end of a call the threads wait for the last.
+_A_THREAD = 16
 #: Rows of features in a batch of a head alone.
 HEAD_BATCH = 16
-#: Batches that are best given at a time, for each that an engine runs at a time.
-_IN_A_ROW = {"openvino": 4, "tensorflow": 2}
 
 #: How far half precision may be off on the probes; beyond, float32 is used.
 HALF_TOLERANCE = 0.02
@@ -175,10 +175,10 @@ class OpenVinoEngine:
 
         model = openvino.Core().read_model(bundle.folder / XML)
         model.reshape([batch_size, *bundle.size, 3])
-        compiled = _compiled(model, threads)
+        compiled = _compiled(model, threads, at_once=threads)
         self._requests = [compiled.create_infer_request() for _ in range(threads)]
         self._batch = batch_size
-        self.at_once = batch_size * threads * _IN_A_ROW[self.name]
+        self.at_once = threads * max(batch_size, _A_THREAD)
         self._names = [name for name in ("features", "scores") if any(name in port.get_names() for port in model.outputs)]
 
     def predict(self, pixels: np.ndarray) -> Outputs:
@@ -214,7 +214,7 @@ class OpenVinoHead:
 
         model = without_base(openvino.Core().read_model(bundle.folder / XML))
         model.reshape([HEAD_BATCH, bundle.features_length])
-        self._request = _compiled(model, threads).create_infer_request()
+        self._request = _compiled(model, threads, at_once=1).create_infer_request()
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Scores (n, C) float32 of (n, F) features, for any n."""
@@ -225,14 +225,14 @@ class OpenVinoHead:
         return [self._request.get_output_tensor(0).data.copy()]
 
 
-def _compiled(model: Any, threads: int) -> Any:
-    """An OpenVINO model on the CPU, that runs on one thread as often at a time as there are threads.
+def _compiled(model: Any, threads: int, *, at_once: int) -> Any:
+    """An OpenVINO model on the CPU that runs so many batches at once, on so many threads together.
 
     float32 is asked for by name: on processors with bfloat16 it is not the default, and scores moved by up to 0.2.
     """
     import openvino
 
-    hints = {"NUM_STREAMS": threads, "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    hints = {"NUM_STREAMS": at_once, "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     return openvino.Core().compile_model(model, "CPU", hints)
 
 
@@ -277,7 +277,7 @@ class TensorFlowEngine:
             lambda pixels: model(pixels, training=False), input_signature=[signature], jit_compile=bool(gpus)
         )
         self._batch = batch_size
-        self.at_once = batch_size * _IN_A_ROW[self.name]
+        self.at_once = 2 * batch_size
         self._names = [name for name in ("features", "scores") if name in model.output]
 
     def predict(self, pixels: np.ndarray) -> Outputs:
