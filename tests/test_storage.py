@@ -3,6 +3,7 @@
 import os
 import pickle
 import threading
+import tracemalloc
 
 import fsspec
 import pytest
@@ -125,6 +126,25 @@ def test_links_are_followed_and_a_loop_of_them_ends(tmp_path):
     (tmp_path / "store" / "link").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "loop").symlink_to(tmp_path / "store")
     assert keys_of(resolve(str(tmp_path / "store"))) == ["link/1.jpg"]
+
+
+def test_a_link_to_nothing_and_a_pipe_are_no_objects(tmp_path):
+    (tmp_path / "1.jpg").write_bytes(b"x")
+    (tmp_path / "2.jpg").symlink_to(tmp_path / "gone")
+    os.mkfifo(tmp_path / "3.jpg")
+    assert keys_of(resolve(str(tmp_path))) == ["1.jpg"]
+
+
+def test_a_walk_holds_little_more_than_the_names_of_a_folder(tmp_path):
+    folder = resolve(str(tmp_path))
+    for number in range(20_000):
+        (tmp_path / f"{number:06d}.jpg").touch()
+    next(folder.walk())  # what is imported at the first time
+    tracemalloc.start()
+    assert sum(batch.num_rows for batch in folder.walk()) == 20_000
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 400 * 20_000
 
 
 def test_strange_names_are_names_and_no_urls(tmp_path):
