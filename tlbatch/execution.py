@@ -31,7 +31,7 @@ _HEARTBEAT_SECONDS = 2.0
 _HISTORY = 240
 #: Blocks that an actor has at a time: while the last images of one are predicted and written, the first of the next are on
 #: their way.
-BLOCKS_AT_ONCE = 2
+_BLOCKS_AT_ONCE = 2
 #: Published files that are written at the same time, each by one CPU and in about a GB of memory.
 _FILES_AT_ONCE = 32
 
@@ -62,7 +62,7 @@ class Pool(NamedTuple):
     @property
     def blocks_at_once(self) -> int:
         """Blocks that each of them has at a time; one more beside a GPU, which predicts a block while a store takes another."""
-        return BLOCKS_AT_ONCE + (1 if self.gpus else 0)
+        return _BLOCKS_AT_ONCE + (1 if self.gpus else 0)
 
 
 def stage(runs: Sequence[Run], blocks: Sequence[pa.Table], pools: Sequence[tuple[type[Worker], Pool]], job: object) -> None:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from tlbatch import schema
 from tlbatch.errors import ErrorKind, Failure
-from tlbatch.execution import small_pool, stage
+from tlbatch.execution import Pool, small_pool, stage
 from tlbatch.features import Found, Held, Window, matrix, read_window, window_of
 from tlbatch.ledger import Run
 from tlbatch.model.bundle import load_bundle
@@ -146,8 +146,8 @@ class Rescorer:
         return pa.concat_tables([shaped(columns, each, self._wanted) for columns in tables])
 
 
-def stage_held(runs: Sequence[Run], held: Sequence[Held], left: np.ndarray, job: Job, concurrency: int | None) -> int:
-    """Stage the predictions of promised rows from the features that are held; returns how many actors did it.
+def stage_held(runs: Sequence[Run], held: Sequence[Held], left: np.ndarray, job: Job, concurrency: int | None) -> Pool:
+    """Stage the predictions of promised rows from the features that are held; returns the actors that did it.
 
     Args:
         runs: whose parts they are.
@@ -159,7 +159,7 @@ def stage_held(runs: Sequence[Run], held: Sequence[Held], left: np.ndarray, job:
     blocks = blocks_of(held, left)
     pool = small_pool(len(blocks), job.threads, concurrency)
     stage(runs, blocks, [(Rescorer, pool)], job)
-    return pool.actors
+    return pool
 
 
 def shaped(columns: Mapping[str, Any], each: Mapping[str, float], wanted: pa.Schema) -> pa.Table:

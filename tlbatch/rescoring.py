@@ -16,7 +16,7 @@ from tlbatch import commit, ledger
 from tlbatch.commit import Order, Promise
 from tlbatch.config import RescoreConfig, Resources
 from tlbatch.errors import BundleError
-from tlbatch.execution import BLOCKS_AT_ONCE, Watcher, continued_later, heartbeat, write_windows
+from tlbatch.execution import Pool, Watcher, continued_later, heartbeat, write_windows
 from tlbatch.features import FeatureTable, find_features
 from tlbatch.lease import require_free
 from tlbatch.ledger import Published, Run
@@ -72,8 +72,8 @@ class _Rescoring:
     watch: Watcher | None
     start_ray: Callable[[], None]
     run_id: str = ""
-    #: How many actors are at work; 0 until some are.
-    actors: int = 0
+    #: The actors at work; None until some are.
+    pool: Pool | None = None
 
     @property
     def engine(self) -> str:
@@ -109,7 +109,7 @@ class _Rescoring:
         self.start_ray()
         held = self.source.held()
         with heartbeat(runs[0], self.watch):
-            self.actors = stage_held(
+            self.pool = stage_held(
                 runs,
                 held,
                 left["row"].to_numpy(),
@@ -126,7 +126,8 @@ class _Rescoring:
 
     def bottleneck(self, stage_seconds: Mapping[str, float], seconds: float) -> dict[str, Any] | None:
         """What the command waited for, if it did anything."""
-        if not self.actors:
+        if self.pool is None:
             return None
-        lanes = dict.fromkeys(("fetch", "decode", "write"), self.actors * BLOCKS_AT_ONCE) | {"predict": self.actors}
+        blocks = self.pool.actors * self.pool.blocks_at_once
+        lanes = {"fetch": blocks, "decode": blocks, "write": blocks, "predict": self.pool.actors}
         return bottleneck(stage_seconds, lanes, seconds, gpu=False)
