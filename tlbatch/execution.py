@@ -79,6 +79,7 @@ def stage(runs: Sequence[Run], blocks: Sequence[pa.Table], pools: Sequence[tuple
     """
     import ray.data
 
+    pa.default_memory_pool().release_unused()  # Arrow keeps what a listing took, and the actors are to have it
     dataset = ray.data.from_blocks(list(blocks))  # `from_arrow` first waits for a worker that tells what the blocks are
     for number, (kind, pool) in enumerate(pools, 1):
         staged = [run.staged for run in runs] if number == len(pools) else []
