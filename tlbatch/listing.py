@@ -119,8 +119,9 @@ def list_store(
     if not manifest.num_rows:
         raise StoreError(f"The store {store.url} holds no image to classify{_what_else(passed)}.")
     order = pc.sort_indices(manifest["key"])
-    manifest = manifest.take(order if max_images is None else order[:max_images])
-    return Listing(manifest.combine_chunks(), passed.total(), time.monotonic() - began)
+    manifest = manifest.take(order if max_images is None else order[:max_images]).combine_chunks()
+    pa.default_memory_pool().release_unused()
+    return Listing(manifest, passed.total(), time.monotonic() - began)
 
 
 #: uri, key, size, etag.

@@ -24,6 +24,8 @@ _SYSTEM = {
     # The object store is there milliseconds after Ray first asks for it; by default Ray asks again after a second.
     "raylet_client_connect_timeout_milliseconds": 20,
     "raylet_client_num_connect_attempts": 500,
+    # Every process would count what it does for a dashboard.
+    "enable_metrics_collection": False,
 }
 _POLL_SECONDS, _POLL_FOR_SECONDS = 0.02, 10.0
 
