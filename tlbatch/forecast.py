@@ -33,8 +33,8 @@ _NOT_READ = {"rescored", "compacted"}
 _ENOUGH = 1_000
 #: Images that are classified to find the rate, and before that to warm up.
 _SAMPLE, _WARM_UP = 384, 64
-#: Seconds until the first image is predicted: Ray, its workers, the engine (5 s measured on 2 cores).
-_START_SECONDS = 5.0
+#: Seconds of a command beside its images: Python, Ray, its workers, the engine, and publishing (measured on 2 cores).
+_START_SECONDS = 6.5
 #: Images a second and CPU that are re-scored from stored features (half of what was measured, docs/benchmarks.md).
 _RESCORED_A_SECOND = 5_000
 
