@@ -48,7 +48,7 @@ def photographs(folder: Path) -> list[bytes]:
         for _ in range(CROPS):
             share = random.uniform(0.65, 0.95)
             width, height = int(picture.width * share), int(picture.height * share)
-            left, top = random.integers(0, picture.width - width + 1), random.integers(0, picture.height - height + 1)
+            left, top = (int(random.integers(0, room + 1)) for room in (picture.width - width, picture.height - height))
             buffer = io.BytesIO()
             picture.crop((left, top, left + width, top + height)).save(buffer, "JPEG", quality=90)
             found.append(buffer.getvalue())

@@ -83,7 +83,7 @@ def peers(root: Path, bundle: str, images: int, rounds: int) -> None:
 
 def bound(_root: Path, bundle: str, _images: int, rounds: int) -> None:
     """What model and decoder do alone, each on all CPUs, and what both can do together: 1/(1/model + 1/decode)."""
-    from tlbatch.decode import decode
+    from tlbatch.decode import Pixels, decode
     from tlbatch.model.bundle import load_bundle
     from tlbatch.model.engines import load_engine
 
@@ -91,7 +91,8 @@ def bound(_root: Path, bundle: str, _images: int, rounds: int) -> None:
     photos = [path.read_bytes() for path in sorted(PHOTOGRAPHS.glob("*.JPEG"))] * 5
     engine = load_engine(load_bundle(bundle), "openvino", threads=cpus)
     with ThreadPoolExecutor(cpus) as pool:
-        pixels = np.stack([one.array for one in pool.map(lambda data: decode(data, (160, 160)), photos)])
+        decoded = pool.map(lambda data: decode(data, (160, 160)), photos)
+        pixels = np.stack([one.array for one in decoded if isinstance(one, Pixels)])
         decoding = [
             rate(len(photos), lambda: list(pool.map(lambda data: decode(data, (160, 160)), photos))) for _ in range(rounds)
         ]

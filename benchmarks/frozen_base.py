@@ -18,11 +18,15 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from head_training import CELLS, SIZE, WEIGHTS, write_labels
 from photographs import run
+
+from tlbatch.ledger import Run
 
 ROOT = Path(__file__).parent.parent
 BASE = ["--base", "MobileNetV2", "--size", SIZE, "--weights", WEIGHTS]
@@ -121,8 +125,6 @@ def store_features(root: Path, output: Path, rows: int) -> None:
     """Publish a run of so many images with the cells' features, none of which exists."""
     from dataclasses import replace
 
-    import pyarrow as pa
-
     from tlbatch import commit, pipeline, schema
     from tlbatch.config import RunConfig
     from tlbatch.features import find_features, matrix
@@ -130,14 +132,14 @@ def store_features(root: Path, output: Path, rows: int) -> None:
     from tlbatch.storage import resolve
     from tlbatch.writer import stage_part
 
-    values = matrix(next(find_features(str(root / "features")).vectors())["features"])
+    values = matrix(next(find_features(str(root / "features")).runs[0].vectors())["features"])
     listed = root / f"list-{rows}.csv"
     listed.write_text("uri\n" + "".join(f"/nowhere/{row:09d}.png\n" for row in range(rows)))
     bundle = load_bundle(str(head(root, 0)))
     config = RunConfig(images=str(listed), bundle=bundle.place.url, output=str(output), features=True, predictions=False)
     wanted = schema.outcome_schema(classified=False, features_length=values.shape[1], features_dtype="float16")
 
-    def stage(runs: list, left: pa.Table) -> None:
+    def stage(runs: Sequence[Run], left: pa.Table) -> None:
         for start in range(0, left.num_rows, len(values)):
             part = left.slice(start, len(values))
             count = part.num_rows

@@ -83,13 +83,14 @@ def fit_stacked(split: Path, seed: int) -> float:
     import keras
     import numpy as np
 
-    from tlbatch.decode import decode
+    from tlbatch.decode import Pixels, decode
     from tlbatch.model.bases import BASES, build_network, with_preprocessing
     from tlbatch.model.head import build_head
 
     with split.open() as file:
         rows = list(csv.DictReader(file))
-    pixels = np.stack([decode((CELLS / row["key"]).read_bytes(), (SIZE, SIZE)).array for row in rows])
+    decoded = [decode((CELLS / row["key"]).read_bytes(), (SIZE, SIZE)) for row in rows]
+    pixels = np.stack([one.array for one in decoded if isinstance(one, Pixels)])
     classes = np.array([row["label"] == "functional" for row in rows], np.int64)
     part = np.array([row["split"] for row in rows])
     network = build_network(BASES["MobileNetV2"], SIZE, WEIGHTS.read_bytes())

@@ -129,11 +129,11 @@ def crops(count: int, size: int, seed: int) -> np.ndarray:
         share = random.uniform(0.65, 1.0)
         left, top = random.uniform(0, 1 - share, 2) * picture.size
         box = (left, top, left + share * picture.width, top + share * picture.height)
-        place[...] = picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        place[...] = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
     return found
 
 
-def in_turn(ways: list[Callable[[], Any]], rounds: int) -> list[tuple[float, Any]]:
+def in_turn(ways: Sequence[Callable[[], Any]], rounds: int) -> list[tuple[float, Any]]:
     """Median seconds of each way, and what it gives: each once to warm up, then all in turn."""
     given = [way() for way in ways]
     seconds: list[list[float]] = [[] for _ in ways]
