@@ -72,7 +72,7 @@ def engines(images: int, batch: int, rounds: int) -> None:
 def half(images: int, batch: int, rounds: int) -> None:
     """Images a second of the same network: float32 as Keras calls it, float32 and float16 through XLA, a batch at a time.
 
-    MobileNetV2 has the demo's weights, the others have random ones; each has a head that was trained on the photographs.
+    Pixels go to the device and scores come back; `without the copy` the pixels are there already. MobileNetV2 has the demo's weights, the others have random ones; each has a head that was trained on the photographs.
     """
     import keras
 
@@ -80,7 +80,7 @@ def half(images: int, batch: int, rounds: int) -> None:
 
     images = max(1, images // batch) * batch
     print(f"Keras on {keras.backend.backend()}, {devices()}; {images} images in batches of {batch}\n")
-    print("| base | float32 | float32, XLA | float16, XLA | times | pixels there already | same label | scores apart |")
+    print("| base | float32 | float32, XLA | float16, XLA | times | without the copy | same label | scores apart |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, size in BASES.items():
         model = classifier(name, size)

@@ -120,7 +120,7 @@ def list_store(
         raise StoreError(f"The store {store.url} holds no image to classify{_what_else(passed)}.")
     order = pc.sort_indices(manifest["key"])
     manifest = manifest.take(order if max_images is None else order[:max_images]).combine_chunks()
-    pa.default_memory_pool().release_unused()
+    pa.default_memory_pool().release_unused()  # only the thread that took it, and this one may end here, gives all back
     return Listing(manifest, passed.total(), time.monotonic() - began)
 
 
