@@ -72,7 +72,8 @@ def engines(images: int, batch: int, rounds: int) -> None:
 def half(images: int, batch: int, rounds: int) -> None:
     """Images a second of the same network: float32 as Keras calls it, float32 and float16 through XLA, a batch at a time.
 
-    Pixels go to the device and scores come back; `without the copy` the pixels are there already. MobileNetV2 has the demo's weights, the others have random ones; each has a head that was trained on the photographs.
+    Pixels go to the device and scores come back; `without the copy` the pixels are there already. MobileNetV2 has the demo's
+    weights, the others have random ones; each has a head that was trained on the photographs.
     """
     import keras
 
