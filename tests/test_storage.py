@@ -128,10 +128,12 @@ def test_links_are_followed_and_a_loop_of_them_ends(tmp_path):
     assert keys_of(resolve(str(tmp_path / "store"))) == ["link/1.jpg"]
 
 
-def test_a_link_to_nothing_and_a_pipe_are_no_objects(tmp_path):
+def test_links_that_lead_nowhere_and_a_pipe_are_no_objects(tmp_path):
     (tmp_path / "1.jpg").write_bytes(b"x")
     (tmp_path / "2.jpg").symlink_to(tmp_path / "gone")
-    os.mkfifo(tmp_path / "3.jpg")
+    (tmp_path / "3.jpg").symlink_to(tmp_path / "3.jpg")
+    (tmp_path / "4.jpg").symlink_to(tmp_path / "1.jpg" / "5.jpg")
+    os.mkfifo(tmp_path / "6.jpg")
     assert keys_of(resolve(str(tmp_path))) == ["1.jpg"]
 
 

@@ -7,6 +7,7 @@ here streams into a final name: a local file is a temporary sibling and `os.repl
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import io
 import itertools
@@ -52,6 +53,8 @@ T = TypeVar("T")
 #: What a listing knows of each object: its key below the listed folder, and what tells its version.
 LISTED = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())])
 _OBJECTS_PER_BATCH = 8_192
+#: What the system says of a file that is gone since it was listed, and of a link to nothing, through a file, or to itself.
+_LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 #: Words that mark a storage option as a secret. Such options would travel in every task's arguments.
 SECRET_WORDS = ("key", "secret", "token", "password", "credential", "sas")
@@ -274,8 +277,10 @@ class LocalPlace:
                 continue
             try:
                 found = os.stat(path)
-            except FileNotFoundError:  # a link to nothing, or gone since
-                continue
+            except OSError as error:
+                if error.errno in _LEADS_NOWHERE:
+                    continue
+                raise
             if stat.S_ISDIR(found.st_mode):
                 yield from self._walk(Path(path), f"{prefix}{name}/", (*above, real))
             elif stat.S_ISREG(found.st_mode):
