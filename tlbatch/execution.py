@@ -100,7 +100,9 @@ def stage(runs: Sequence[Run], blocks: Sequence[pa.Table], pools: Sequence[tuple
             num_gpus=pool.gpus or None,
         )
     with _said_in_one_sentence(runs[0].run_id):
-        for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        # Not `iter_batches`: its threads outlive an interrupted loop, and one that lets go of a block when Ray has ended takes
+        # the process with it, without a word.
+        for _ in dataset.iter_internal_ref_bundles():
             pass  # what comes back says only that a block is staged
 
 
