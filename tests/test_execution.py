@@ -4,9 +4,11 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import ray
 
 from tlbatch import execution
 from tlbatch.ledger import Run
@@ -15,7 +17,7 @@ from tlbatch.storage import LocalPlace
 pytestmark = pytest.mark.usefixtures("ray_here")
 
 
-def slow() -> type:
+def slow(seconds: float) -> type:
     """A worker that tells a folder of every block and takes its time; made here, since workers cannot import this module."""
 
     class Slow:
@@ -24,10 +26,15 @@ def slow() -> type:
 
         def __call__(self, block: pa.Table) -> pa.Table:
             (self._told / str(block["number"][0])).touch()
-            time.sleep(0.3)
+            time.sleep(seconds)
             return block.slice(0, 0)
 
     return Slow
+
+
+def stage(blocks: list[pa.Table], kind: type, told: Path) -> None:
+    run = Run(LocalPlace(told / "run"), {"run_id": "the-run"})
+    execution.stage([run], blocks, [(kind, execution.Pool(1, 0, 1, 1))], told)
 
 
 def test_an_interrupted_loop_leaves_no_thread_that_would_end_the_process_with_ray(tmp_path):
@@ -47,9 +54,16 @@ def test_an_interrupted_loop_leaves_no_thread_that_would_end_the_process_with_ra
     kept = signal.signal(signal.SIGUSR1, stop)
     timer = threading.Thread(target=interrupt)
     timer.start()
-    run = Run(LocalPlace(tmp_path / "run"), {"run_id": "the-run"})
     with pytest.raises(KeyboardInterrupt):
-        execution.stage([run], blocks, [(slow(), execution.Pool(1, 0, 1, 1))], told)
+        stage(blocks, slow(0.3), told)
     signal.signal(signal.SIGUSR1, kept)
     timer.join()
     assert [thread.name for thread in set(threading.enumerate()) - before] == []
+
+
+def test_while_a_block_takes_its_time_ray_data_looks_seldom(tmp_path, monkeypatch):
+    looks, wait = [], ray.wait
+    monkeypatch.setattr(ray, "wait", lambda *given, **options: looks.append(time.monotonic()) or wait(*given, **options))
+    stage([pa.table({"number": [0]})], slow(4.0), tmp_path)
+    began = tmp_path.joinpath("0").stat().st_mtime - time.time() + time.monotonic()
+    assert 2 <= sum(began < look < began + 3.5 for look in looks) <= 10

@@ -244,7 +244,7 @@ class Classifier:
         decode.prepare_process()
         bundle = load_bundle(job.bundle_url, job.storage_options)
         self._predictor = Predictor(job, bundle)
-        ahead = 3 * self._predictor.at_once
+        ahead = 2 * self._predictor.at_once
         self._decoder = Decoder(job, bundle, ahead, self._predictor.switch)
         self._careful = _Careful(after_a_death=after_a_death)
 

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 #: MobileNetV2 in half precision on an H200 does 17,200 in batches of 64, 34,600 of 256, 38,500 of 1,024.
 OPENVINO_BATCH, TENSORFLOW_BATCH, GPU_BATCH = 4, 16, 256
 #: Images that each thread of OpenVINO is given at a time, at least: at the end of a call the threads wait for the last.
-_A_THREAD = 16
+_A_THREAD = 32
 #: Rows of features in a batch of a head alone.
 HEAD_BATCH = 16
 
