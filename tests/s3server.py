@@ -18,6 +18,11 @@ BUCKET = "photos"
 ACCESS, SECRET = "tlbatch-tests", "only-on-the-loopback"
 LISTER = "tlbatch-lister"
 
+#: Training seeds `random`, and two workers that have trained would find the same ports.
+_SYSTEM = random.SystemRandom()
+_WORKER, _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")), 4
+_given: set[int] = set()
+
 
 def environment(endpoint: str, access: str = ACCESS, secret: str = SECRET) -> dict[str, str]:
     """What a process needs in its environment to use a server as `access`, and nothing of this machine's own."""
@@ -110,12 +115,16 @@ def _identity(name: str, actions: list[str]) -> dict:
 
 
 def free_ports(count: int) -> list[int]:
-    """Free ports whose gRPC twins 10,000 above are free too; no worker of Ray and no outgoing connection takes such ones."""
+    """Free ports whose gRPC twins 10,000 above are free too; no worker of Ray and no outgoing connection takes such ones.
+
+    A server that is stopped finds its ports again: none is given out twice, by this process or by the other worker of pytest.
+    """
     found: list[int] = []
     while len(found) < count:
-        port = random.randrange(20_000, 22_700)
-        if port not in found and _is_free(port) and _is_free(port + 10_000):
+        port = _SYSTEM.randrange(20_000 + _WORKER % _WORKERS, 22_700, _WORKERS)
+        if port not in _given and _is_free(port) and _is_free(port + 10_000):
             found.append(port)
+            _given.add(port)
     return found
 
 

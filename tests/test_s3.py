@@ -2,13 +2,14 @@
 
 import json
 import os
+import random
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import COLORS, TLBATCH, encoded, noisy, run_cli, write_store
-from s3server import ACCESS, BUCKET, LISTER, SECRET, environment, filesystem
+from s3server import ACCESS, BUCKET, LISTER, SECRET, environment, filesystem, free_ports
 from test_shards import WRITERS
 
 import tlbatch
@@ -397,3 +398,10 @@ def test_a_store_that_stays_away_ends_the_run_and_the_same_command_completes_it(
     assert (report["listed"], report["predicted"]) == (300, 300)
     runs = {name.split("/")[3] for name in filesystem(s3_server.endpoint).find(f"{bucket.url}-out/runs")}
     assert runs == {report["run_id"]}
+
+
+def test_a_stopped_server_finds_its_ports_again_whatever_was_seeded():
+    random.seed(0)  # as training does, in each worker of pytest
+    given = set(free_ports(5))
+    random.seed(0)
+    assert not given & set(free_ports(5))
