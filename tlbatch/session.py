@@ -112,7 +112,7 @@ def _quiet_ray_data() -> None:
     from ray.data._internal.execution import streaming_executor_state
 
     # A task that ends wakes Ray Data's loop at once. When none does it looks at everything anew, ten times a second by default,
-    # which took two hundredths of two CPUs away from the model.
+    # which took about two hundredths of two CPUs away from the model.
     streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.5
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
