@@ -1,4 +1,4 @@
-"""Blocks through actors: what is left of it in this process when it is interrupted."""
+"""Blocks through actors: what this process does meanwhile, and what is left in it when that is interrupted."""
 
 import os
 import signal
@@ -41,10 +41,12 @@ def test_an_interrupted_loop_leaves_no_thread_that_would_end_the_process_with_ra
     told, blocks = tmp_path / "told", [pa.table({"number": [number]}) for number in range(40)]
     told.mkdir()
 
+    ended = threading.Event()
+
     def interrupt() -> None:
-        end = time.monotonic() + 60
-        while len(list(told.iterdir())) < 6 and time.monotonic() < end:
-            time.sleep(0.05)
+        while len(list(told.iterdir())) < 6:
+            if ended.wait(0.05):
+                return
         os.kill(os.getpid(), signal.SIGUSR1)
 
     def stop(*_):
@@ -52,12 +54,15 @@ def test_an_interrupted_loop_leaves_no_thread_that_would_end_the_process_with_ra
 
     before = set(threading.enumerate())
     kept = signal.signal(signal.SIGUSR1, stop)
-    timer = threading.Thread(target=interrupt)
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        stage(blocks, slow(0.3), told)
-    signal.signal(signal.SIGUSR1, kept)
-    timer.join()
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            stage(blocks, slow(0.3), told)
+    finally:
+        ended.set()
+        watcher.join()
+        signal.signal(signal.SIGUSR1, kept)
     assert [thread.name for thread in set(threading.enumerate()) - before] == []
 
 

@@ -34,14 +34,14 @@ def ray_session(address: str | None = None) -> Iterator[Callable[[], None]]:
     import ray
 
     if _starts or ray.is_initialized():
-        yield _starts[-1] if _starts else _quiet_ray_data
+        yield _starts[-1] if _starts else _settle_ray_data
         return
     where = _asked(address)
 
     def start() -> None:
         if not ray.is_initialized():
             _start(where)
-        _quiet_ray_data()
+        _settle_ray_data()
 
     _starts.append(start)
     try:
@@ -58,7 +58,7 @@ def ray_for_good() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
         _start(_asked(None))
-        _quiet_ray_data()
+        _settle_ray_data()
 
 
 def _asked(address: str | None) -> str:
@@ -106,8 +106,8 @@ def _start(where: str) -> None:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end the process with a dump
 
 
-def _quiet_ray_data() -> None:
-    """Ray's bars and its log of every operator are for Ray's developers; tlbatch has a line of its own."""
+def _settle_ray_data() -> None:
+    """What Ray Data says and how it goes about its work, where its defaults are not for tlbatch."""
     import ray.data
     from ray.data._internal.execution import streaming_executor_state
 
@@ -115,6 +115,7 @@ def _quiet_ray_data() -> None:
     # which took about two hundredths of two CPUs away from the model.
     streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.5
     context = ray.data.DataContext.get_current()
+    # Its bars and its log of every operator are for Ray's developers; tlbatch has a line of its own.
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # An object's images stay in one block, however many: Ray would cut it at 192 MiB.
