@@ -51,16 +51,8 @@ format: $(INSTALLED)  ## Put the code into its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)  ## Measure, against peers, in one run; prints tables (hours; peers go into .venv-peers)
-	$(BIN)/python benchmarks/compare.py
-	.venv-peers/bin/python benchmarks/decoders.py ../shared/photos
-	$(BIN)/python benchmarks/models.py
-	$(BIN)/python benchmarks/head_training.py
-	$(BIN)/python benchmarks/frozen_base.py
-	$(BIN)/python benchmarks/stores.py
-	$(BIN)/python benchmarks/million.py
-	$(BIN)/python benchmarks/nights.py
-	$(BIN)/python benchmarks/odd.py
+bench: $(INSTALLED)  ## Measure, against peers, in one run, and write docs/benchmarks.md (hours; peers go into .venv-peers)
+	$(BIN)/python benchmarks/document.py
 
 lock: $(INSTALLED)  ## Pin and hash the requirements anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra demo --extra dev --universal --python-version 3.11 \

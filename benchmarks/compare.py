@@ -3,9 +3,10 @@
     .venv/bin/python benchmarks/compare.py [peers] [bound] [first] [large] [growth] [--images 10000] [--rounds 3]
 
 `peers` runs the programs of `peers.py` and tlbatch in turn over N and 2N photographs: the whole command, and the steady rate,
-which is the difference between the two. `bound` measures the model and the decoder alone. `first` is the time to the first
-written prediction. `large` is 12-megapixel JPEGs with and without decoding at full size. `growth` is memory and bytes through
-Ray's object store for 1,000 to 5N photographs. The peers live in `.venv-peers`, made from `peers.txt`.
+which is the difference between the two; what model and decoder can do together is measured beside them. `bound` is that
+alone. `first` is the time to the first written prediction. `large` is 12-megapixel JPEGs with and without decoding at full
+size. `growth` is memory and bytes through Ray's object store for 1,000 to 5N photographs. The peers live in `.venv-peers`,
+made from `peers.txt`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import io
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +24,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from photographs import PHOTOGRAPHS, repeated, train
@@ -58,31 +59,60 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundle = train(Path(folder))
         for name in options.sections or sections:
-            print(f"\n## {name}\n", flush=True)
             sections[name](Path(folder), bundle, options.images, options.rounds)
+            print(flush=True)
 
 
 def peers(root: Path, bundle: str, images: int, rounds: int) -> None:
-    """Images a second of every way, whole and steady, medians; `times` is tlbatch's rate over theirs."""
+    """Images a second of every way, whole and steady, and those of model and decoder before tlbatch's turn."""
     if not PEERS.exists():
         subprocess.run([HERE, "-m", "venv", ROOT / ".venv-peers"], check=True)
         subprocess.run([PEERS, "-m", "pip", "install", "--quiet", "-r", SCRIPT.with_suffix(".txt")], check=True)
     stores = [repeated(root, images), repeated(root, 2 * images)]
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
+    took: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
+    bounds = []
     for number in range(rounds):
         for name, way in WAYS.items():
+            if name == "tlbatch":
+                bounds.append(alone(bundle, rounds)[2])
             less, more = (seconds(over(way, store, bundle, root / f"out-{number}-{name}-{store.name}")) for store in stores)
-            found[name].append((images / less, images / (more - less)))
+            took[name].append((less, more))
             print(f"round {number + 1}, {name}: {less:.1f} s, {more:.1f} s", file=sys.stderr, flush=True)
-    medians = {name: [statistics.median(column) for column in zip(*pairs, strict=True)] for name, pairs in found.items()}
-    ours = medians["tlbatch"]
+    tell_of_peers(images, took, bounds)
+
+
+def tell_of_peers(images: int, took: dict[str, list[tuple[float, float]]], bounds: list[float]) -> None:
+    """Median rates, and the median of each round's ratio of tlbatch's rate to theirs; then every measurement."""
+    whole = {name: [images / less for less, _ in pairs] for name, pairs in took.items()}
+    steady = {name: [images / (more - less) for less, more in pairs] for name, pairs in took.items()}
     print("| way | whole command, images/s | times | steady, images/s | times |\n| --- | ---: | ---: | ---: | ---: |")
-    for name, (whole, steady) in medians.items():
-        print(f"| {name} | {whole:.0f} | {ours[0] / whole:.2f} | {steady:.0f} | {ours[1] / steady:.2f} |")
+    for name in took:
+        cells = [f"{median(rates[name]):.0f} | {ratio(rates['tlbatch'], rates[name]):.2f}" for rates in (whole, steady)]
+        print(f"| {name} | {' | '.join(cells)} |")
+    share = 100 * ratio(steady["tlbatch"], bounds)
+    print(f"\nSteady, tlbatch does {share:.0f} % of what model and decoder can do together.\n")
+    print(
+        "| seconds for {:,} / {:,} | {} |".format(images, 2 * images, " | ".join(f"round {n + 1}" for n in range(len(bounds))))
+    )
+    print("| --- |" + " ---: |" * len(bounds))
+    for name, pairs in took.items():
+        print(f"| {name} | {' | '.join(f'{less:.1f} / {more:.1f}' for less, more in pairs)} |")
+    print(f"| model and decoder together, images/s | {' | '.join(f'{rate:.0f}' for rate in bounds)} |")
+
+
+def ratio(ours: list[float], theirs: list[float]) -> float:
+    """The median of the rounds' ratios: how a shared machine changes from round to round falls out."""
+    return median([one / other for one, other in zip(ours, theirs, strict=True)])
 
 
 def bound(_root: Path, bundle: str, _images: int, rounds: int) -> None:
-    """What model and decoder do alone, each on all CPUs, and what both can do together: 1/(1/model + 1/decode)."""
+    """What model and decoder do alone, and what both can do together."""
+    model, decoder, both = alone(bundle, rounds)
+    print(f"The model alone does {model:.0f} images a second, the decoder alone {decoder:.0f}, both at the most {both:.0f}.")
+
+
+def alone(bundle: str, rounds: int) -> tuple[float, float, float]:
+    """Images a second of the model and of the decoder, each on all CPUs, and of both together: 1/(1/model + 1/decode)."""
     from tlbatch.decode import Pixels, decode
     from tlbatch.model.bundle import load_bundle
     from tlbatch.model.engines import load_engine
@@ -96,9 +126,9 @@ def bound(_root: Path, bundle: str, _images: int, rounds: int) -> None:
         decoding = [
             rate(len(photos), lambda: list(pool.map(lambda data: decode(data, (160, 160)), photos))) for _ in range(rounds)
         ]
-    model = statistics.median(rate(len(pixels), lambda: engine.predict(pixels)) for _ in range(rounds))
-    decoder = statistics.median(decoding)
-    print(f"model {model:.0f} images/s, decoder {decoder:.0f}, both {1 / (1 / model + 1 / decoder):.0f}")
+    model = median([rate(len(pixels), lambda: engine.predict(pixels)) for _ in range(rounds)])
+    decoder = median(decoding)
+    return model, decoder, 1 / (1 / model + 1 / decoder)
 
 
 def first(root: Path, bundle: str, _images: int, rounds: int) -> None:
@@ -110,10 +140,9 @@ def first(root: Path, bundle: str, _images: int, rounds: int) -> None:
         for name, (way, written) in ways.items():
             output = root / f"first-{number}-{name}"
             found[name].append(seconds(over(way, store, bundle, output), until=partial(any_file, output, written)))
-    medians = {name: statistics.median(times) for name, times in found.items()}
-    print("| way | s to the first prediction |\n| --- | ---: |")
-    for name, median in medians.items():
-        print(f"| {name} | {median:.1f} |")
+    print("| way | s to the first prediction | tlbatch's, times |\n| --- | ---: | ---: |")
+    for name, times in found.items():
+        print(f"| {name} | {median(times):.1f} | {ratio(found['tlbatch'], times):.2f} |")
 
 
 def large(root: Path, bundle: str, _images: int, rounds: int) -> None:
@@ -130,7 +159,7 @@ def large(root: Path, bundle: str, _images: int, rounds: int) -> None:
         for decoding, times in found.items():
             times.append(seconds([*WATCHED, store, bundle, root / f"large-{number}-{decoding}", decoding]))
     count = len(list(store.iterdir()))
-    reduced, full = (statistics.median(times) for times in found.values())
+    reduced, full = (median(times) for times in found.values())
     print(f"{count} JPEGs of 12 megapixels: {reduced:.1f} s; decoded at full size {full:.1f} s: {full / reduced:.2f} times")
 
 
@@ -138,12 +167,17 @@ def growth(root: Path, bundle: str, images: int, _rounds: int) -> None:
     """Seconds, memory and bytes through the object store as the store grows."""
     print("| images | s | peak memory of all processes, MiB | object store, bytes an image | spilled |")
     print("| ---: | ---: | ---: | ---: | ---: |")
+    grown = []
     for count in (1_000, images, 5 * images):
         store = repeated(root, count)
         told = subprocess.run(words(*WATCHED, store, bundle, root / f"growth-{count}"), check=True, stdout=subprocess.PIPE)
         facts = json.loads(told.stdout)
         peak, sent = facts["peak"] / 2**20, facts["created_bytes"] / count
         print(f"| {count:,} | {facts['seconds']:.1f} | {peak:,.0f} | {sent:.0f} | {facts['spilled_bytes']} |", flush=True)
+        grown.append((facts["seconds"], peak))
+    (before, less), (after, more) = grown[1:]
+    steady = 4 * images / (after - before)
+    print(f"\nFrom {images:,} to {5 * images:,}: {steady:.0f} images a second, {more - less:.0f} MiB more.")
 
 
 def rate(count: int, work: Callable[[], object]) -> float:

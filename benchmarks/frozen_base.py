@@ -49,8 +49,8 @@ def main() -> None:
         write_labels(root / "labels.csv")
         run("extract", "--images", CELLS, *BASE, "--output", root / "features")
         for name in options.sections or sections:
-            print(f"\n## {name}\n", flush=True)
             sections[name](root, options)
+            print(flush=True)
 
 
 def head(root: Path, seed: int) -> Path:

@@ -41,8 +41,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     for name in options.sections or sections:
-        print(f"\n## {name}\n", flush=True)
         sections[name](options.images, options.batch, options.rounds)
+        print(flush=True)
 
 
 def engines(images: int, batch: int, rounds: int) -> None:
