@@ -23,7 +23,7 @@ demo: $(INSTALLED)  ## Train on photographs of solar cells and classify all of t
 	$(BIN)/tlbatch demo
 
 test: $(INSTALLED)  ## Run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 chaos: $(INSTALLED)  ## Bad networks, kills at every step, and the protocol in 1,000 nights; make test does a sample
 	TLBATCH_CHAOS=50 $(BIN)/python -m pytest -s tests/test_chaos.py
