@@ -5,8 +5,8 @@
 `peers` runs the programs of `peers.py` and tlbatch in turn over N and 2N photographs: the whole command, and the steady rate,
 which is the difference between the two; what model and decoder can do together is measured beside them. `bound` is that
 alone. `first` is the time to the first written prediction. `large` is 12-megapixel JPEGs with and without decoding at full
-size. `growth` is memory and bytes through Ray's object store for 1,000 to 5N photographs. The peers live in `.venv-peers`,
-made from `peers.txt`.
+size. `growth` is memory and bytes through Ray's object store for 1,000 to 5N photographs, and of the plan
+for GPUs. The peers live in `.venv-peers`, made from `peers.txt`.
 """
 
 from __future__ import annotations
@@ -164,20 +164,23 @@ def large(root: Path, bundle: str, _images: int, rounds: int) -> None:
 
 
 def growth(root: Path, bundle: str, images: int, _rounds: int) -> None:
-    """Seconds, memory and bytes through the object store as the store grows."""
-    print("| images | s | peak memory of all processes, MiB | object store, bytes an image | spilled |")
-    print("| ---: | ---: | ---: | ---: | ---: |")
+    """Seconds, memory and bytes through the object store as the store grows; and of the plan for GPUs, which sends pixels."""
+    print("| images | plan | s | peak memory of all processes, MiB | object store, bytes an image | spilled |")
+    print("| ---: | --- | ---: | ---: | ---: | ---: |")
     grown = []
-    for count in (1_000, images, 5 * images):
-        store = repeated(root, count)
-        told = subprocess.run(words(*WATCHED, store, bundle, root / f"growth-{count}"), check=True, stdout=subprocess.PIPE)
-        facts = json.loads(told.stdout)
+    for count, plan in ((1_000, "fused"), (images, "fused"), (5 * images, "fused"), (images, "split")):
+        told = words(*WATCHED, repeated(root, count), bundle, root / f"growth-{count}-{plan}", "reduced", plan)
+        facts = json.loads(subprocess.run(told, check=True, stdout=subprocess.PIPE).stdout)
         peak, sent = facts["peak"] / 2**20, facts["created_bytes"] / count
-        print(f"| {count:,} | {facts['seconds']:.1f} | {peak:,.0f} | {sent:.0f} | {facts['spilled_bytes']} |", flush=True)
+        spilled = facts["spilled_bytes"]
+        print(f"| {count:,} | {plan} | {facts['seconds']:.1f} | {peak:,.0f} | {sent:,.0f} | {spilled} |", flush=True)
         grown.append((facts["seconds"], peak))
-    (before, less), (after, more) = grown[1:]
+    (before, less), (after, more) = grown[1:3]
     steady = 4 * images / (after - before)
     print(f"\nFrom {images:,} to {5 * images:,}: {steady:.0f} images a second, {more - less:.0f} MiB more.")
+    print(
+        f"An image's resized pixels are {160 * 160 * 3:,} bytes: the split plan sends {sent / (160 * 160 * 3):.3f} times that."
+    )
 
 
 def rate(count: int, work: Callable[[], object]) -> float:
@@ -216,7 +219,7 @@ def seconds(command: list[object], until: Callable[[], bool] | None = None) -> f
     return there if until else time.perf_counter() - began
 
 
-def watched(images: str, bundle: str, output: str, decoding: str = "reduced") -> dict[str, float]:
+def watched(images: str, bundle: str, output: str, decoding: str = "reduced", plan: str = "auto") -> dict[str, float]:
     """What the command costs in this process: seconds, peak memory of all processes, bytes through Ray's object store."""
     import ray
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
@@ -229,7 +232,7 @@ def watched(images: str, bundle: str, output: str, decoding: str = "reduced") ->
         if decoding == "full":
             start_local_ray(runtime_env={"worker_process_setup_hook": decode_at_full_size})
         began = time.perf_counter()
-        tlbatch.classify(images=images, bundle=bundle, output=output)
+        tlbatch.classify(images=images, bundle=bundle, output=output, plan=plan)
         took = time.perf_counter() - began
         start()
         stored = get_memory_info_reply(get_state_from_address(ray.get_runtime_context().gcs_address)).store_stats
