@@ -90,7 +90,8 @@ def tell_of_peers(images: int, took: dict[str, list[tuple[float, float]]], bound
         cells = [f"{median(rates[name]):.0f} | {ratio(rates['tlbatch'], rates[name]):.2f}" for rates in (whole, steady)]
         print(f"| {name} | {' | '.join(cells)} |")
     share = 100 * ratio(steady["tlbatch"], bounds)
-    print(f"\nSteady, tlbatch does {share:.0f} % of what model and decoder can do together.\n")
+    each = ", ".join(f"{100 * ours / most:.0f}" for ours, most in zip(steady["tlbatch"], bounds, strict=True))
+    print(f"\nSteady, tlbatch does {share:.0f} % of what model and decoder can do together ({each} % in the rounds).\n")
     print(
         "| seconds for {:,} / {:,} | {} |".format(images, 2 * images, " | ".join(f"round {n + 1}" for n in range(len(bounds))))
     )
@@ -178,9 +179,8 @@ def growth(root: Path, bundle: str, images: int, _rounds: int) -> None:
     (before, less), (after, more) = grown[1:3]
     steady = 4 * images / (after - before)
     print(f"\nFrom {images:,} to {5 * images:,}: {steady:.0f} images a second, {more - less:.0f} MiB more.")
-    print(
-        f"An image's resized pixels are {160 * 160 * 3:,} bytes: the split plan sends {sent / (160 * 160 * 3):.3f} times that."
-    )
+    pixels = 160 * 160 * 3
+    print(f"An image's resized pixels are {pixels:,} bytes: the split plan sends {sent / pixels:.3f} times that.")
 
 
 def rate(count: int, work: Callable[[], object]) -> float:

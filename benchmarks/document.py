@@ -12,7 +12,6 @@ import argparse
 import os
 import platform
 import re
-import shlex
 import subprocess
 import sys
 from datetime import date
@@ -36,7 +35,7 @@ def main() -> None:
     failed = []
     for command in chosen:
         print(command, flush=True)
-        done = subprocess.run(shlex.split(command), cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, shell=True, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             failed.append(command)
             continue

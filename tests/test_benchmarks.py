@@ -75,6 +75,14 @@ def test_words_choose_commands(project):
     assert (done.returncode, done.stderr) == (1, "No command of the page holds these words.\n")
 
 
+def test_a_python_that_is_not_there_stops_no_other_command(project):
+    place = project / "docs" / "benchmarks.md"
+    place.write_text(PAGE.format(python=sys.executable).replace(f"{sys.executable} one.py", "nowhere/bin/python one.py"))
+    done, page = document(project)
+    assert "failed: nowhere/bin/python one.py\n" in done.stderr
+    assert "few words" in page
+
+
 def test_every_benchmark_has_its_place_in_the_page():
     page = (ROOT / "docs" / "benchmarks.md").read_text()
     commands = re.findall(r"^<!-- \S+/python benchmarks/(\S+\.py)(?: (\w+))?", page, re.MULTILINE)
