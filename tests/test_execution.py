@@ -71,4 +71,5 @@ def test_while_a_block_takes_its_time_ray_data_looks_seldom(tmp_path, monkeypatc
     monkeypatch.setattr(ray, "wait", lambda *given, **options: looks.append(time.monotonic()) or wait(*given, **options))
     stage([pa.table({"number": [0]})], slow(4.0), tmp_path)
     began = tmp_path.joinpath("0").stat().st_mtime - time.time() + time.monotonic()
-    assert 2 <= sum(began < look < began + 3.5 for look in looks) <= 10
+    # Twice a second, and once a second for its autoscaler, are eleven looks and a stray one; by its default they are about forty.
+    assert 2 <= sum(began < look < began + 3.5 for look in looks) <= 20
