@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import typer
-from conftest import COLORS, ROOT, TLBATCH, encoded, noisy, run_cli, write_store
+from conftest import COLORS, ROOT, TLBATCH, encoded, noisy, run_cli, without_progress, write_store
 
 from tlbatch.cli import app
 from tlbatch.schema import sha256
@@ -275,7 +275,8 @@ def test_a_stopped_run_continues_and_ends_as_an_undisturbed_one(many, bundle_url
     os.kill(process.pid, signal.SIGCONT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 4, said
-    assert said.strip() == "tlbatch: Run the-run was interrupted; run the same command again to continue it."
+    wanted = "tlbatch: Run the-run was interrupted; run the same command again to continue it."
+    assert without_progress(said).strip() == wanted
     staged = len(list((tmp_path / "out").glob("runs/*/staged/*.json")))
     assert 3 <= staged < 30
     assert json.loads(run_cli("status", tmp_path / "out", "--json").stdout)["runs"][0]["state"] == "unfinished"
@@ -284,7 +285,7 @@ def test_a_stopped_run_continues_and_ends_as_an_undisturbed_one(many, bundle_url
     assert json.loads(again.stdout)["run_id"] == "the-run"
     undisturbed = tmp_path.parent / "undisturbed"
     if not undisturbed.exists():
-        assert start(many, bundle_url, undisturbed).communicate(timeout=120)[1] == ""
+        assert without_progress(start(many, bundle_url, undisturbed).communicate(timeout=240)[1]) == ""
     assert table(tmp_path / "out") == table(undisturbed)
 
 

@@ -8,8 +8,9 @@ from conftest import run_cli
 
 
 @pytest.mark.skipif(find_spec("elpv_dataset") is None, reason="the package elpv-dataset is not installed")
+@pytest.mark.timeout(600)
 def test_the_demo_reaches_its_accuracy_and_its_books_balance(tmp_path, weights):
-    done = run_cli("demo", "--output", tmp_path / "demo", "--json")
+    done = run_cli("demo", "--output", tmp_path / "demo", "--json", timeout=540)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     result = json.loads(done.stdout)

@@ -174,8 +174,8 @@ def head(tmp_path_factory, s3_server):
     finally:
         process.terminate()
         try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:  # it asks its processes to end, one after the other
+            process.wait(5)
+        except subprocess.TimeoutExpired:  # it gives its processes half a minute to end
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         shutil.rmtree(temp, ignore_errors=True)

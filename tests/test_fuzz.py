@@ -72,7 +72,7 @@ def bent(draw: st.DrawFn, target: str) -> bytes:
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if target != "bundle"])
 def test_by_hypothesis(target):
-    @settings(max_examples=EXAMPLES, deadline=None, database=None)
+    @settings(max_examples=EXAMPLES, deadline=None, database=None, derandomize=EXAMPLES <= 200)
     @given(bent(target))
     def check(data):
         TARGETS[target](data)
@@ -87,7 +87,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(max_examples=5 * EXAMPLES, deadline=None, database=None)
+@settings(max_examples=5 * EXAMPLES, deadline=None, database=None, derandomize=EXAMPLES <= 200)
 @given(st.data())
 def test_facts_of_a_bundle_by_hypothesis(data):
     """`bundle.json` with anything at all in one or two places."""

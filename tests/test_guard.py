@@ -44,13 +44,13 @@ def test_the_switch_ends_a_process_that_hangs_with_or_without_pythons_lock(work)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 1
     assert "Timeout" in done.stderr
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 45
 
 
 def test_the_switch_leaves_a_busy_process_alone():
     code = (
-        "import time; from tlbatch.guard import DeadMansSwitch\nswitch = DeadMansSwitch(0.5, 0.1)\n"
-        "for _ in range(20):\n  with switch.watching(): time.sleep(0.1)\nprint('done')"
+        "import time; from tlbatch.guard import DeadMansSwitch\nswitch = DeadMansSwitch(2.0, 1.0)\n"
+        "for _ in range(25):\n  with switch.watching(): time.sleep(0.1)\nprint('done')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True)
     assert done.stdout == "done\n"

@@ -221,7 +221,7 @@ def test_a_node_that_is_lost_and_replaced(seed, large, bundle_url, tmp_path):
     require_same(tmp_path / "out", files)
 
 
-@pytest.mark.parametrize("number", range(KILLS))
+@pytest.mark.parametrize("number", range(max(1, KILLS // 2)))
 def test_of_two_commands_one_wins(number, evening, undisturbed, bundle_url, tmp_path):
     """Both stand before the lease; then both go on."""
     store, out = evening

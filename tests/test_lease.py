@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -42,17 +43,22 @@ def test_a_lease_that_is_not_renewed_expires(output):
 @pytest.mark.parametrize("renewed", [False, True])
 def test_a_lease_that_expired_just_now_is_watched_before_it_is_taken(output, monkeypatch, renewed):
     """The clocks of two hosts differ: whoever still renews is alive, whatever the time is here."""
-    monkeypatch.setattr(Lease, "HEARTBEAT", 0.2)
     output.join(schema.LEASE).write(_lease_of("elsewhere", 1, expires=100.0))
+    watched = []
+
+    def watch(seconds):
+        watched.append(seconds)
+        if renewed:
+            output.join(schema.LEASE).write(_lease_of("elsewhere", 1, expires=101.0))
+
+    monkeypatch.setattr("tlbatch.lease.time.sleep", watch)
     if renewed:
-        renew = threading.Timer(0.1, output.join(schema.LEASE).write, (_lease_of("elsewhere", 1, expires=101.0),))
-        renew.start()
         with pytest.raises(LeaseHeldError, match="by a clock that is behind"), Lease(output, "heir", clock=lambda: 160.0):
             pass
-        renew.join()
     else:
         with Lease(output, "heir", clock=lambda: 160.0) as lease:
             lease.require_held()
+    assert watched == [1.5 * Lease.HEARTBEAT]
 
 
 def test_a_process_number_means_nothing_on_another_machine_or_in_another_container(output):
@@ -91,6 +97,13 @@ def test_garbage_holds_nothing(output, garbage):
         lease.require_held()
 
 
+def wait_until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 @pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
 def heeds_one(request):
     """This process heeds one signal and ignores the other, whatever its parent left it with."""
@@ -108,10 +121,10 @@ def test_the_heartbeat_renews_and_a_loser_stops(output, monkeypatch, heeds_one):
     def work():
         with Lease(output, "first") as lease:
             before = output.join(schema.LEASE).read()
-            time.sleep(0.3)
-            assert output.join(schema.LEASE).read() != before
+            wait_until(lambda: output.join(schema.LEASE).read() != before)
             lease.require_held()
-            output.join(schema.LEASE).write(b"{}")
+            while not output.join(schema.LEASE).swap(b"{}", output.join(schema.LEASE).read()):
+                pass
             time.sleep(30)
             pytest.fail("it went on")
 
@@ -140,18 +153,19 @@ def test_a_loser_in_another_thread_finds_out_when_it_asks(output, monkeypatch):
 
 
 def test_a_beat_whose_answer_was_lost_is_no_loss(output, monkeypatch):
-    swap = type(output).swap
+    swap, lost = type(output).swap, []
 
     def unheard(place, data, old):
         swap(place, data, old)
+        lost.append(data)
         raise OSError("the answer was lost")
 
     monkeypatch.setattr(Lease, "HEARTBEAT", 0.1)
     with Lease(output, "first") as lease:
         with monkeypatch.context() as patch:
             patch.setattr(type(output), "swap", unheard)
-            time.sleep(0.15)
-        time.sleep(0.3)
+            wait_until(lambda: lost)
+        wait_until(lambda: output.join(schema.LEASE).read() not in lost)
         lease.require_held()
     assert not output.join(schema.LEASE).exists()
 

@@ -100,6 +100,7 @@ def second_bundle(store, bundle_url, tmp_path_factory) -> str:
     return trained["bundle"]
 
 
+@pytest.mark.timeout(600)
 def test_five_nights(nights, second_bundle):
     size = int(os.environ.get("TLBATCH_NIGHTS", "100"))
     some = size // 10
@@ -138,7 +139,7 @@ def test_five_nights(nights, second_bundle):
 
 
 def _a_killed_night(nights, second_bundle, size):
-    nights.put(range(2 * size, 2 * size + 60))
+    nights.put(range(2 * size, 2 * size + 100))
     killed = start(nights, second_bundle, "rows_per_task=10")
     wait_for(lambda: len(parts(nights)) >= 2, killed)
     killed.kill()
@@ -149,7 +150,7 @@ def _a_killed_night(nights, second_bundle, size):
     report = json.loads(done.stdout)
     assert report["continued"], "the killed night is finished first, then the store is looked at again"
     assert report["counts"]["new"] == 2
-    assert report["listed"] == 62, "the books are those of both"
+    assert report["listed"] == 102, "the books are those of both"
     same(nights.table(), nights.whole("5", second_bundle), within=2e-3)
     found = tlbatch.verify(nights.output, nights.options)
     assert found["ok"], found["differences"]

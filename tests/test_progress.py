@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -158,16 +159,16 @@ def test_status_of_a_run_at_work_as_another_process_sees_it(bundle_url, tmp_path
         while not (tmp_path / "table" / "lease.json").exists() or not (tmp_path / "table" / "runs").exists():
             assert time.monotonic() < end
             time.sleep(0.1)
-        watched = subprocess.run(
-            [TLBATCH, "status", str(tmp_path / "table"), "--watch", "--json"],
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        assert watched.returncode == 0, watched.stderr
-        assert json.loads(watched.stdout)["lease"] is None
-        assert "At work: run" in watched.stderr or "unfinished" in watched.stderr
+        classify.send_signal(signal.SIGSTOP)  # it would be done before another process has looked
+        command = [TLBATCH, "status", str(tmp_path / "table"), "--watch", "--json"]
+        watcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        said = watcher.stderr.readline()
+        classify.send_signal(signal.SIGCONT)
+        stdout, stderr = watcher.communicate(timeout=240)
+        assert watcher.returncode == 0, stderr
+        assert json.loads(stdout)["lease"] is None
+        assert "At work: run" in said or "unfinished" in said
     finally:
+        classify.send_signal(signal.SIGCONT)
         assert classify.wait(120) == 0
     assert status(str(tmp_path / "table"))["runs"][0]["state"] == "published"

@@ -326,12 +326,11 @@ def classifying(s3_server, bundle_url: str, bucket, parts: int = 1) -> tuple[lis
     return command, process
 
 
-@pytest.mark.parametrize("percent", [10, 40])
-def test_after_a_kill_only_what_was_in_flight_is_read_again(percent, faulty, bundle_url, bucket, s3_server):
+def test_after_a_kill_only_what_was_in_flight_is_read_again(faulty, bundle_url, bucket, s3_server):
     """Counted at the store: nothing that has a receipt is read a second time."""
     fill(bucket, 200)
     proxy = faulty()
-    command, process = classifying(proxy, bundle_url, bucket, parts=30 * percent // 100)
+    command, process = classifying(proxy, bundle_url, bucket, parts=12)
     process.kill()
     process.communicate()
     images = f"{bucket.url.removeprefix('s3:/')}/"
@@ -344,7 +343,7 @@ def test_after_a_kill_only_what_was_in_flight_is_read_again(percent, faulty, bun
     staged = [name for name in fs.find(f"{bucket.url}-out") if "/staged/" in name and name.endswith(".json")]
     keys = list_store(bucket, Selection()).manifest["key"].to_pylist()
     done = {keys[row] for name in staged for span in json.loads(fs.cat(name))["rows"] for row in range(*span)}
-    assert len(done) >= 600 * percent // 100  # a worker may still have finished what it had
+    assert len(done) >= 12 * 20  # a worker may still have finished what it had
     env = {**os.environ, **environment(proxy.endpoint)}
     again = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=200)
     assert again.returncode == 0, again.stderr
