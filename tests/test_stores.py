@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.data
+from conftest import PHOTOS
 from test_ledger import outcome
 from test_shards import parquet_of, tar_of, tfrecord_of
 
@@ -22,10 +23,10 @@ from tlbatch.storage import resolve
 from tlbatch.writer import stage_part
 
 
-@pytest.fixture(params=["pictures", "photos"])
+@pytest.fixture
 def images(request) -> Path:
-    """A folder of loose images: small made ones, and 200 real photographs where they are at hand."""
-    return request.getfixturevalue("store" if request.param == "pictures" else "photos")
+    """A folder of loose images: 200 real photographs, small made ones where those are not at hand."""
+    return request.getfixturevalue("photos" if PHOTOS.is_dir() else "store")
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
