@@ -252,7 +252,7 @@ def bench_latency() -> None:
                 )
                 kept[name].append(slow / near)
                 print(f"| {name} | {near:.0f} | {slow:.0f} | {100 * slow / near:.0f} % |", flush=True)
-        print("medians: " + ", ".join(f"{name} {100 * statistics.median(ratios):.0f} %" for name, ratios in kept.items()))
+        print("\nmedians: " + ", ".join(f"{name} {100 * statistics.median(ratios):.0f} %" for name, ratios in kept.items()))
         server.terminate()
 
 
