@@ -75,12 +75,12 @@ def test_a_refusal_is_an_answer(refusal, kind):
     ],
 )
 def test_trouble_with_one_object_is_its_failure_while_others_can_be_read(trouble, kind):
-    one = reader()
+    one = reader(1.0)
     one._patiently(Store(b"fine"), NOWHERE)
     failure = one._patiently(Store(trouble), NOWHERE)
     assert failure.kind is kind
     assert failure.transient
-    assert failure.attempts > 1
+    assert failure.attempts > 2
 
 
 def test_trouble_with_every_object_is_the_stores():
