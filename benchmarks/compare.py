@@ -1,12 +1,12 @@
-"""tlbatch beside its peers, and beside what the machine can do, in one run.
+"""Compare tlbatch with its peers, and with the limit of the machine, in one run.
 
     .venv/bin/python benchmarks/compare.py [peers] [bound] [first] [large] [growth] [--images 10000] [--rounds 3]
 
-`peers` runs the programs of `peers.py` and tlbatch in turn over N and 2N photographs: the whole command, and the steady rate,
-which is the difference between the two; what model and decoder can do together is measured beside them. `bound` is that
-alone. `first` is the time to the first written prediction. `large` is 12-megapixel JPEGs with and without decoding at full
-size. `growth` is memory and bytes through Ray's object store for 1,000 to 5N photographs, and of the plan
-for GPUs. The peers live in `.venv-peers`, made from `peers.txt`.
+`peers` alternates between the programs of `peers.py` and tlbatch over N and 2N photographs. It measures the whole command,
+and the steady rate, which is the difference between the two sizes. In each round it also measures the combined limit of model
+and decoder. `bound` measures only that limit. `first` is the time to the first written prediction. `large` is 12-megapixel
+JPEGs, decoded at a reduced scale and at full size. `growth` is memory and bytes through Ray's object store for 1,000 to 5N
+photographs, and with the plan for GPUs. The peers run in `.venv-peers`, which is made from `peers.txt`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ LARGE, LARGE_SIZE = 3_000, (4000, 3000)
 
 
 def main() -> None:
-    """Run what is asked for; all of it by default."""
+    """Run the requested sections; by default all of them."""
     if sys.argv[1:2] == ["--watched"]:
         print(json.dumps(watched(*sys.argv[2:])))
         return
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def peers(root: Path, bundle: str, images: int, rounds: int) -> None:
-    """Images a second of every way, whole and steady, and those of model and decoder before tlbatch's turn."""
+    """Measure every program, whole and steady, and the limit of model and decoder right before tlbatch's turn."""
     if not PEERS.exists():
         subprocess.run([HERE, "-m", "venv", ROOT / ".venv-peers"], check=True)
         subprocess.run([PEERS, "-m", "pip", "install", "--quiet", "-r", SCRIPT.with_suffix(".txt")], check=True)
@@ -82,7 +82,7 @@ def peers(root: Path, bundle: str, images: int, rounds: int) -> None:
 
 
 def tell_of_peers(images: int, took: dict[str, list[tuple[float, float]]], bounds: list[float]) -> None:
-    """Median rates, and the median of each round's ratio of tlbatch's rate to theirs; then every measurement."""
+    """Print median rates and median ratios of tlbatch's rate to theirs, then every measurement."""
     whole = {name: [images / less for less, _ in pairs] for name, pairs in took.items()}
     steady = {name: [images / (more - less) for less, more in pairs] for name, pairs in took.items()}
     print("| way | whole command, images/s | times | steady, images/s | times |\n| --- | ---: | ---: | ---: | ---: |")
@@ -102,19 +102,19 @@ def tell_of_peers(images: int, took: dict[str, list[tuple[float, float]]], bound
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
-    """The median of the rounds' ratios: how a shared machine changes from round to round falls out."""
+    """The median of the rounds' ratios, so that changes of a shared machine between rounds cancel out."""
     return median([one / other for one, other in zip(ours, theirs, strict=True)])
 
 
 def bound(_root: Path, bundle: str, _images: int, rounds: int) -> None:
-    """What model and decoder do alone, and what both can do together."""
+    """Print the rates of model and decoder alone, and the limit of both together."""
     model, decoder, both = alone(bundle, rounds)
     print(f"The model alone does {model:.0f} images a second, the decoder alone {decoder:.0f}, both at the most {both:.0f}.")
 
 
 def alone(bundle: str, rounds: int) -> tuple[float, float, float]:
-    """Images a second of the model and of the decoder, each on all CPUs, and of both together: 1/(1/model + 1/decode)."""
-    from tlbatch.decode import Pixels, decode
+    """Images a second of the model, of the decoder (each on all CPUs), and of both together: 1 / (1/model + 1/decoder)."""
+    from tlbatch.images.decode import Pixels, decode
     from tlbatch.model.bundle import load_bundle
     from tlbatch.model.engines import load_engine
 
@@ -133,7 +133,7 @@ def alone(bundle: str, rounds: int) -> tuple[float, float, float]:
 
 
 def first(root: Path, bundle: str, _images: int, rounds: int) -> None:
-    """Seconds from command to the first file with predictions, of 16 images, beside a bare Ray Data program."""
+    """Measure the seconds from the command to the first file with predictions of 16 images; compare with bare Ray Data."""
     store = repeated(root, 16)
     ways = {"tlbatch": (WAYS["tlbatch"], "part*"), "Ray Data and the engine": ((HERE, SCRIPT, "ray_engine"), "*.parquet")}
     found: dict[str, list[float]] = {name: [] for name in ways}
@@ -147,7 +147,7 @@ def first(root: Path, bundle: str, _images: int, rounds: int) -> None:
 
 
 def large(root: Path, bundle: str, _images: int, rounds: int) -> None:
-    """12-megapixel JPEGs: the command as it is, and with its decoder held to full size."""
+    """Measure the command on 12-megapixel JPEGs, unchanged and with the decoder forced to full size."""
     store = root / "large"
     store.mkdir()
     for number, path in enumerate(sorted(PHOTOGRAPHS.glob("*.JPEG"))[:LARGE]):
@@ -165,7 +165,7 @@ def large(root: Path, bundle: str, _images: int, rounds: int) -> None:
 
 
 def growth(root: Path, bundle: str, images: int, _rounds: int) -> None:
-    """Seconds, memory and bytes through the object store as the store grows; and of the plan for GPUs, which sends pixels."""
+    """Measure seconds, memory and object store bytes as the store grows, and with the plan for GPUs, which sends pixels."""
     print("| images | plan | s | peak memory of all processes, MiB | object store, bytes an image | spilled |")
     print("| ---: | --- | ---: | ---: | ---: | ---: |")
     grown = []
@@ -225,8 +225,8 @@ def watched(images: str, bundle: str, output: str, decoding: str = "reduced", pl
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
     import tlbatch
-    from tlbatch.localray import start_local_ray
-    from tlbatch.session import ray_session
+    from tlbatch.execution.local_ray import start_local_ray
+    from tlbatch.execution.session import ray_session
 
     with ray_session() as start, Peak() as peak:
         if decoding == "full":
@@ -245,14 +245,14 @@ def watched(images: str, bundle: str, output: str, decoding: str = "reduced", pl
 
 
 def decode_at_full_size() -> None:
-    """In every worker: no JPEG is ever that large, so none is decoded at a reduced scale."""
+    """Set the margin in a worker so high that no JPEG is decoded at a reduced scale."""
     import tlbatch.decode
 
     tlbatch.decode._DRAFT_MARGIN = 1_000_000
 
 
 class Peak:
-    """The most memory that this process and all it started hold at a time, each page counted once."""
+    """The peak memory of this process and all its children together; each page counts once."""
 
     def __enter__(self) -> Peak:
         self.bytes = 0

@@ -1,10 +1,10 @@
-"""Photographs a second, decoded and brought to 160 pixels by one thread, through three decoders that are well kept.
+"""Measure three maintained decoders: photographs a second, decoded and resized to 160 pixels by one thread.
 
     .venv-peers/bin/python benchmarks/decoders.py PHOTOS [--rounds 5]
 
-PHOTOS is a folder of JPEGs. All decode at the smallest DCT scale that is not below twice the target, as `tlbatch/decode.py`
-does. simplejpeg leaves the resizing to Pillow; OpenCV resizes by area, which is another filter, so its pixels are others. The
-decoders are in `peers.txt`, of which `compare.py` makes `.venv-peers`.
+PHOTOS is a folder of JPEGs. All decoders use the smallest DCT scale that is at least twice the target size, as
+`tlbatch/images/decode.py` does. simplejpeg leaves resizing to Pillow. OpenCV resizes by area, which is another filter, so its
+pixels differ. The decoders are listed in `peers.txt`, from which `compare.py` makes `.venv-peers`.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ SIZE, MARGIN = 160, 2
 
 
 def pillow(data: bytes) -> np.ndarray:
-    """Decoded and resized by Pillow, as tlbatch does it."""
+    """Decode and resize with Pillow, as tlbatch does."""
     with Image.open(io.BytesIO(data)) as image:
         image.draft("RGB", (MARGIN * SIZE, MARGIN * SIZE))
         return resized(image.convert("RGB"))
 
 
 def through_simplejpeg(data: bytes) -> np.ndarray:
-    """Decoded by simplejpeg, resized by Pillow."""
+    """Decode with simplejpeg, resize with Pillow."""
     least = MARGIN * SIZE
     return resized(Image.fromarray(simplejpeg.decode_jpeg(data, min_height=least, min_width=least, min_factor=1)))
 
 
 def through_opencv(data: bytes) -> np.ndarray:
-    """Decoded and resized by OpenCV."""
+    """Decode and resize with OpenCV."""
     height, width, _, _ = simplejpeg.decode_jpeg_header(data)
     scales = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
     how = next((flag for scale, flag in scales.items() if min(height, width) // scale >= MARGIN * SIZE), cv2.IMREAD_COLOR)
@@ -47,12 +47,12 @@ def through_opencv(data: bytes) -> np.ndarray:
 
 
 def resized(image: Image.Image) -> np.ndarray:
-    """Pillow's antialiased bilinear filter."""
+    """Resize with Pillow's antialiased bilinear filter."""
     return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
 
 
 def main() -> None:
-    """Print a table of medians; the decoders take turns."""
+    """Print a table of medians; the decoders alternate."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("photos", type=Path)
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,9 +1,9 @@
-"""Carries out the commands that stand in docs/benchmarks.md, and puts there what they print.
+"""Run the commands in docs/benchmarks.md and insert their output into the page.
 
-    .venv/bin/python benchmarks/document.py [WORD …]     all of them take hours; with words, those that hold every word
+    .venv/bin/python benchmarks/document.py [WORD …]     all commands (hours), or those that contain every WORD
 
-A place in the page is a comment with a command, what the command printed, when and where, and a comment with `end`. A command
-that fails leaves its place as it was. Sentences between the places are a person's: read them again afterwards.
+A place in the page is a comment with a command, the command's output, the date and the machine, and a comment with `end`. If a
+command fails, its place stays unchanged. The sentences between the places are written by hand: check them after each run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VERSIONS = {"Ray": "ray", "TensorFlow": "tensorflow", "Keras": "keras", "OpenVIN
 
 
 def main() -> None:
-    """Carry out what is asked for, the page's order; the page is written after each."""
+    """Run the requested commands in the page's order; the page is written after each command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("words", nargs="*", metavar="WORD")
     words = parser.parse_args().words
@@ -46,18 +46,18 @@ def main() -> None:
 
 
 def commands(page: str) -> list[str]:
-    """The page's commands, in its order."""
-    return [place["command"] for place in PLACE.finditer(page)]
+    """The commands of the page, in its order."""
+    return [location["command"] for location in PLACE.finditer(page)]
 
 
 def filled(page: str, command: str, printed: str) -> str:
-    """The page with what a command printed in its place, and below it the command, the day and the machine."""
+    """The page with a command's output in its place, followed by the command, the date and the machine."""
     told = f"<!-- {command} -->\n\n{printed}\n\n*`{command.partition(' ')[2]}`; {here()}*\n\n<!-- end -->"
-    return PLACE.sub(lambda place: told if place["command"] == command else place[0], page)
+    return PLACE.sub(lambda location: told if location["command"] == command else location[0], page)
 
 
 def here() -> str:
-    """The day, the machine and the versions, in a line."""
+    """The date, the machine and the versions in one line."""
     versions = ", ".join(f"{name} {version(package)}" for name, package in VERSIONS.items())
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
     machine = f"{os.cpu_count()} CPUs of {processor()}, {memory}"
@@ -65,7 +65,7 @@ def here() -> str:
 
 
 def processor() -> str:
-    """What the CPUs call themselves."""
+    """The model name of the CPUs."""
     told = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*: (.*)$", told.read_text(), re.MULTILINE) if told.exists() else []
     return names[0] if names else platform.machine()

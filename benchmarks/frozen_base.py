@@ -1,11 +1,11 @@
-"""What stored features and several heads save, what scores are worth, and what reviewing buys, on the demo's solar cells.
+"""Measure stored features, several heads in one pass, calibration and review on the demo's solar cells.
 
     .venv/bin/python benchmarks/frozen_base.py [heads] [together] [honest] [reviewed] [--rounds 3] [--seeds 5] [--times 4]
 
-`heads`: features are extracted once, three heads trained on them, and the store re-scored with each and classified with each.
-`together`: three bundles in one pass against one. `honest`: calibration error and precision at a threshold. `reviewed`: a
-labelled set that grows by reviewed cells and one that grows by random ones; draws docs/review.svg. The store of the first two
-is the cells, `--times` over.
+`heads`: features are extracted once and three heads are trained on them; the store is rescored and classified with each head.
+`together`: three bundles in one pass, compared with one bundle. `honest`: calibration error, and precision at a threshold.
+`reviewed`: a labelled set that grows by reviewed cells, compared with one that grows by random cells; draws docs/review.svg.
+The larger store of the first two contains the cells several times (`--times`).
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ import pyarrow as pa
 from head_training import CELLS, SIZE, write_labels
 from photographs import WEIGHTS, run
 
-from tlbatch.ledger import Run
+from tlbatch.commands import classify
+from tlbatch.commands.classify import Table
+from tlbatch.output.run import Run
 
 ROOT = Path(__file__).parent.parent
 BASE = ["--base", "MobileNetV2", "--size", SIZE, "--weights", WEIGHTS]
 FIRST, ROUND, ROUNDS = 200, 100, 3
-#: Images whose features are re-scored.
+#: Numbers of images whose features are rescored.
 ROWS = (50_000, 350_000)
 
 
 def main() -> None:
-    """Run what is asked for; all of it by default."""
+    """Run the requested sections; by default all of them."""
     sections = {section.__name__: section for section in (heads, together, honest, reviewed)}
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(sections))
@@ -63,7 +65,7 @@ def head(root: Path, seed: int) -> Path:
 
 
 def many_cells(root: Path, times: int) -> Path:
-    """The cells, so many times over, as links."""
+    """A folder with the cells `times` times, as links."""
     store = root / f"cells-{times}"
     if not store.exists():
         store.mkdir()
@@ -74,7 +76,7 @@ def many_cells(root: Path, times: int) -> Path:
 
 
 def heads(root: Path, options: argparse.Namespace) -> None:
-    """Labels and scores of `rescore` against `classify`, whole commands and the rate between a store and a larger one."""
+    """Compare `rescore` with `classify`: labels, scores, whole commands, and the steady rate."""
     from tlbatch import read_predictions
 
     print("| head | labels that differ | largest difference of a score | `classify`, s | `rescore`, s |")
@@ -95,10 +97,10 @@ def heads(root: Path, options: argparse.Namespace) -> None:
 
 
 def steady(root: Path, times: int) -> None:
-    """Images a second between a store and a larger one, where start-up falls out.
+    """Print the images a second between a store and a larger one, so that start-up cancels out.
 
-    `classify` reads real cells; what `rescore` reads are the cells' features over and over, in a run that is published as any
-    other: so many real ones would take an hour to make.
+    `classify` reads real cells. `rescore` reads the features of the cells, repeated, from a run that is published like any
+    other: extracting as many real features would take an hour.
     """
     seconds = [
         run(
@@ -122,21 +124,22 @@ def steady(root: Path, times: int) -> None:
 
 
 def store_features(root: Path, output: Path, rows: int) -> None:
-    """Publish a run of so many images with the cells' features, none of which exists."""
+    """Publish a run with `rows` images that do not exist and the features of the cells."""
     from dataclasses import replace
 
-    from tlbatch import commit, pipeline, schema
+    from tlbatch import schema
     from tlbatch.config import RunConfig
-    from tlbatch.features import find_features, matrix
     from tlbatch.model.bundle import load_bundle
-    from tlbatch.storage import resolve
-    from tlbatch.writer import stage_part
+    from tlbatch.output import commit
+    from tlbatch.output.features import find_features, matrix
+    from tlbatch.output.parts import stage_part
+    from tlbatch.storage.resolve import resolve
 
     values = matrix(next(find_features(str(root / "features")).runs[0].vectors())["features"])
     listed = root / f"list-{rows}.csv"
     listed.write_text("uri\n" + "".join(f"/nowhere/{row:09d}.png\n" for row in range(rows)))
     bundle = load_bundle(str(head(root, 0)))
-    config = RunConfig(images=str(listed), bundle=bundle.place.url, output=str(output), features=True, predictions=False)
+    config = RunConfig(images=str(listed), bundle=bundle.location.url, output=str(output), features=True, predictions=False)
     wanted = schema.outcome_schema(classified=False, features_length=values.shape[1], features_dtype="float16")
 
     def stage(runs: Sequence[Run], left: pa.Table) -> None:
@@ -151,13 +154,13 @@ def store_features(root: Path, output: Path, rows: int) -> None:
             filled = {field.name: columns.get(field.name, pa.nulls(count, field.type)) for field in wanted}
             stage_part(runs[0].staged, pa.table(filled, schema=wanted))
 
-    table = pipeline.Table(config, bundle, resolve(str(output)))
-    order = pipeline._order(pipeline._Pass([table], table.output, None, None, published={table.output.url: []}), table)
+    table = Table(config, bundle, resolve(str(output)))
+    order = classify._order(classify._Pass([table], table.output, None, None, published={table.output.url: []}), table)
     commit.carry_out(table.output, replace(order, work=stage, each=map), "one")
 
 
 def together(root: Path, options: argparse.Namespace) -> None:
-    """Seconds of one bundle and of three in one pass, in turn."""
+    """Measure the seconds of one bundle and of three in one pass, alternating."""
     store = many_cells(root, options.times)
     bundles = [word for seed in range(3) for word in ("--bundle", head(root, seed))]
     ratios = []
@@ -172,9 +175,10 @@ def together(root: Path, options: argparse.Namespace) -> None:
 
 
 def honest(root: Path, options: argparse.Namespace) -> None:
-    """Calibration error before and after, and the precision that was asked for against the one on the test part.
+    """Print the calibration error before and after, and the precision on the test part, to compare with the target.
 
-    Few images make any scores look dishonest: `honest scores` is the error of labels drawn from the scores themselves.
+    With few images even perfectly calibrated scores show an error. `honest scores` is this error, on labels drawn from the
+    scores.
     """
     print("| seed | temperature | calibration error before | after | honest scores | precision at the threshold | answered |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
@@ -196,13 +200,13 @@ def honest(root: Path, options: argparse.Namespace) -> None:
 
 
 def least_error(root: Path, bundle: Path) -> float:
-    """The calibration error of a bundle's scores on its test part if they were the truth: the mean over drawn labels."""
+    """The calibration error that a bundle's scores show on its test part if they are exact: the mean over drawn labels."""
     import pyarrow as pa
 
-    from tlbatch.features import find_features, look_up, matrix
     from tlbatch.model.bundle import load_bundle
     from tlbatch.model.calibration import calibration_error
     from tlbatch.model.engines import load_head
+    from tlbatch.output.features import find_features, look_up, matrix
 
     rows = csv.DictReader((bundle / "split.csv").read_text().splitlines())
     keys = pa.array([row["key"] for row in rows if row["split"] == "test"])
@@ -215,8 +219,8 @@ def least_error(root: Path, bundle: Path) -> float:
 
 
 def reviewed(root: Path, options: argparse.Namespace) -> None:
-    """Accuracy on held-out cells after each round, reviewed against random, and the picture of both."""
-    from tlbatch.session import ray_session
+    """Print the accuracy on held-out cells after each round, reviewed and random, and draw both."""
+    from tlbatch.execution.session import ray_session
 
     curves: dict[str, list[list[float]]] = {"reviewed": [], "random": []}
     with ray_session() as start:
@@ -235,7 +239,7 @@ def reviewed(root: Path, options: argparse.Namespace) -> None:
 
 
 def curve(root: Path, way: str, seed: int) -> list[float]:
-    """Accuracies on the test part: with the first labelled cells, and after each round."""
+    """The accuracy on the test part with the first labelled cells, and after each round."""
     import tlbatch
 
     truth = {row["key"]: row["label"] for row in csv.DictReader((root / "labels.csv").read_text().splitlines())}
@@ -269,7 +273,7 @@ def curve(root: Path, way: str, seed: int) -> list[float]:
 
 
 def draw(curves: dict[str, list[list[float]]]) -> None:
-    """Both curves, each seed thin and the mean thick, into docs/review.svg."""
+    """Draw both curves into docs/review.svg: each seed thin, the mean thick."""
     import matplotlib as mpl
 
     mpl.use("svg")

@@ -1,10 +1,10 @@
-"""Training a head on features, against `model.fit` of the stacked model: accuracy and seconds, side by side.
+"""Compare training a head on features with `model.fit` of the stacked model: accuracy and seconds.
 
     .venv/bin/python benchmarks/head_training.py [--seeds 3]
 
-Both sides train ten epochs on the same split of the demo's solar cells, start-up and saving included, each in a process of
-its own, in turn. The stacked side decodes its images once and keeps them in memory: it pays for the base in every epoch and
-for no file after the first.
+Both sides train ten epochs on the same split of the demo's solar cells. Each runs in a process of its own, alternating;
+start-up and saving are included. The stacked side decodes its images once and keeps them in memory: it runs the base in every
+epoch and reads each file once.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def measure(seed: int) -> tuple[tuple[float, float], tuple[float, float]]:
-    """(accuracy, seconds) of both sides for one seed."""
+    """Accuracy and seconds of both sides for one seed."""
     with tempfile.TemporaryDirectory() as folder:
         labels, bundle = Path(folder, "labels.csv"), Path(folder, "bundle")
         write_labels(labels)
@@ -62,7 +62,7 @@ def measure(seed: int) -> tuple[tuple[float, float], tuple[float, float]]:
 
 
 def timed(command: list[object]) -> tuple[float, float]:
-    """(accuracy, seconds) of a command that prints JSON."""
+    """Accuracy and seconds of a command that prints JSON."""
     began = time.perf_counter()
     done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     seconds = time.perf_counter() - began
@@ -70,7 +70,7 @@ def timed(command: list[object]) -> tuple[float, float]:
 
 
 def write_labels(target: Path) -> None:
-    """The data set's table as a labels file."""
+    """Write the data set's table as a labels file."""
     with target.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["key", "label"])
@@ -84,7 +84,7 @@ def fit_stacked(split: Path, seed: int) -> float:
     import keras
     import numpy as np
 
-    from tlbatch.decode import Pixels, decode
+    from tlbatch.images.decode import Pixels, decode
     from tlbatch.model.bases import BASES, build_network, with_preprocessing
     from tlbatch.model.head import build_head
 

@@ -1,10 +1,10 @@
-"""A finished run of a million images: how long commands take that read its folder, and their memory as runs grow.
+"""Measure the time and memory of commands that read the folder of a finished run, for growing runs.
 
     .venv/bin/python benchmarks/million.py [ROWS …]     1,000,000 and 3,000,000 by default
 
-The rows are made up, of twelve labels; manifest, parts, receipts, published files and commands are tlbatch's own. The images
-are links to two hundred photographs, of which `report` shows some hundred. The store is a list of addresses: no
-listing is in the seconds.
+The rows are generated, with twelve labels; manifest, parts, receipts, published files and commands are tlbatch's own. The
+images are links to two hundred photographs, and `report` shows a few hundred of them. The store is a list of addresses, so the
+seconds do not include a listing.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ import pyarrow as pa
 from photographs import repeated
 from PIL import Image
 
-from tlbatch import commit, ledger, pipeline, schema
+from tlbatch import schema
+from tlbatch.commands import classify
+from tlbatch.commands.classify import Table
 from tlbatch.config import RunConfig
 from tlbatch.model.bundle import load_bundle
-from tlbatch.storage import resolve
-from tlbatch.writer import stage_part
+from tlbatch.output import commit
+from tlbatch.output.parts import stage_part
+from tlbatch.output.run import Run
+from tlbatch.storage.resolve import resolve
 
 TLBATCH = str(Path(sys.executable).parent / "tlbatch")
 ROWS_PER_PART = 512
@@ -36,7 +40,7 @@ _LABELS = [f"label-{number:02d}" for number in range(12)]
 
 
 def main() -> None:
-    """Make an output of each size, then time the commands on it."""
+    """Make an output of each size and time the commands on it."""
     sizes = [int(word.replace(",", "")) for word in sys.argv[1:]] or [1_000_000, 3_000_000]
     with tempfile.TemporaryDirectory() as folder:
         bundle = _bundle(Path(folder))
@@ -46,7 +50,7 @@ def main() -> None:
 
 
 def _bundle(folder: Path) -> str:
-    """A real bundle, of a base that knows nothing."""
+    """A real bundle whose base has random weights."""
     for label, color in (("dark", 40), ("light", 220)):
         (folder / "few" / label).mkdir(parents=True)
         for number in range(10):
@@ -67,8 +71,8 @@ def _measure(folder: Path, bundle: str, rows: int) -> None:
     labels.write_text("uri,label\n" + "".join(truth))
     output = folder / "out"
     config = RunConfig(images=str(store), bundle=bundle, output=str(output))
-    table = pipeline.Table(config, load_bundle(bundle), resolve(str(output)))
-    order = pipeline._order(pipeline._Pass([table], table.output, None, None, published={table.output.url: []}), table)
+    table = Table(config, load_bundle(bundle), resolve(str(output)))
+    order = classify._order(classify._Pass([table], table.output, None, None, published={table.output.url: []}), table)
     order = replace(order, work=_stage, each=map)
     began = time.monotonic()
     commit.carry_out(resolve(str(output)), order, "one")
@@ -83,8 +87,8 @@ def _measure(folder: Path, bundle: str, rows: int) -> None:
     print(f"| {rows:,} | (report.html: {page.stat().st_size / 1e6:.2f} MB) | | |", flush=True)
 
 
-def _stage(runs: Sequence[ledger.Run], left: pa.Table) -> None:
-    """Parts and receipts as actors write them."""
+def _stage(runs: Sequence[Run], left: pa.Table) -> None:
+    """Write parts and receipts as actors do."""
     random = np.random.default_rng(0)
     wanted = schema.outcome_schema(classified=True, features_length=None, features_dtype="float32")
     for start in range(0, left.num_rows, ROWS_PER_PART):
@@ -109,7 +113,7 @@ def _stage(runs: Sequence[ledger.Run], left: pa.Table) -> None:
         stage_part(runs[0].staged, pa.table(filled, schema=wanted))
 
 
-#: A small process between: the peak of a process counts what it was forked from.
+#: A small process in between, because the peak memory of a process includes that of the process it was forked from.
 _MEASURED = """
 import json, resource, subprocess, sys, time
 began = time.monotonic()
@@ -119,7 +123,7 @@ print(json.dumps([code, time.monotonic() - began, resource.getrusage(resource.RU
 
 
 def _run(words: list[str]) -> tuple[float, float]:
-    """Seconds and peak MiB of a command; of several processes, the largest."""
+    """Seconds and peak MiB of a command; with several processes, the largest peak."""
     done = subprocess.run([sys.executable, "-c", _MEASURED, TLBATCH, *words], stdout=subprocess.PIPE, text=True, check=True)
     code, seconds, memory = json.loads(done.stdout)
     if code:

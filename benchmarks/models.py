@@ -1,10 +1,10 @@
-"""The model alone, without files and without decoding, for three bases.
+"""Measure the model alone, without files and decoding, for three bases.
 
     .venv/bin/python benchmarks/models.py [engines] [half] [--images 256] [--rounds 3]
 
-`engines`: tlbatch's engine for CPUs against `model.predict`, on bundles trained on photographs. `half`: the step of the engine
-for GPUs, compiled by XLA in half precision, against float32 without a compiler, and how many labels stay the same. `half` is
-plain Keras: it runs on TensorFlow and, with KERAS_BACKEND=jax, on JAX; on a GPU if the backend has one.
+`engines`: tlbatch's CPU engine compared with `model.predict`, on bundles trained on photographs. `half`: the computation of the
+GPU engine, compiled by XLA in half precision, compared with float32 without a compiler, and how many labels stay the same.
+`half` is plain Keras: it runs on TensorFlow or, with KERAS_BACKEND=jax, on JAX, and on a GPU if the backend has one.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 BASES = {"MobileNetV2": 160, "ResNet50": 224, "VGG16": 224}
-#: Made-up classes of the photographs: each has ten.
+#: Arbitrary classes of ten photographs each.
 CLASSES = 20
 
 
 def main() -> None:
-    """Run what is asked for; all of it by default."""
+    """Run the requested sections; by default all of them."""
     sections = {"engines": engines, "half": half}
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(sections))
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def engines(images: int, batch: int, rounds: int) -> None:
-    """Images a second through the engine that `auto` takes on a CPU, and through `model.predict`."""
+    """Measure images a second of the engine that `auto` selects on a CPU, and of `model.predict`."""
     import keras
     from photographs import train
 
@@ -70,10 +70,10 @@ def engines(images: int, batch: int, rounds: int) -> None:
 
 
 def half(images: int, batch: int, rounds: int) -> None:
-    """Images a second of the same network: float32 as Keras calls it, float32 and float16 through XLA, a batch at a time.
+    """Measure images a second of one network: float32 as Keras runs it, float32 and float16 through XLA, in batches.
 
-    Pixels go to the device and scores come back; `without the copy` the pixels are there already. MobileNetV2 has the demo's
-    weights, the others have random ones; each has a head that was trained on the photographs.
+    Pixels are copied to the device and scores back; `without the copy` the pixels are already on the device. MobileNetV2 has
+    the weights of the demo, the others have random weights; each has a head trained on the photographs.
     """
     import keras
 
@@ -100,42 +100,42 @@ def half(images: int, batch: int, rounds: int) -> None:
 
 
 def classifier(name: str, size: int) -> keras.Model:
-    """A frozen base with a head that tells made-up classes of photographs apart; pixels (n, size, size, 3) -> scores (n, C)."""
+    """A frozen base with a head for the arbitrary classes; pixels (n, size, size, 3) -> scores (n, C)."""
     import keras
     from photographs import WEIGHTS
 
     from tlbatch.model.bases import BASES as KNOWN
     from tlbatch.model.bases import build_network, with_preprocessing
-    from tlbatch.model.head import HeadTraining, Part, train_head
+    from tlbatch.model.head import DataSplit, HeadTraining, train_head
 
     keras.utils.set_random_seed(0)
     network = build_network(KNOWN[name], size, WEIGHTS.read_bytes() if name == "MobileNetV2" else "random")
     inputs, features = with_preprocessing(KNOWN[name], network, size)
     pixels = crops(10 * CLASSES, size, seed=0)
-    known = Part(keras.Model(inputs, features).predict(pixels, 64, verbose=0), np.arange(len(pixels)) % CLASSES)
+    known = DataSplit(keras.Model(inputs, features).predict(pixels, 64, verbose=0), np.arange(len(pixels)) % CLASSES)
     head, _ = train_head(known, known, CLASSES, HeadTraining())
     return keras.Model(inputs, head(features))
 
 
 def crops(count: int, size: int, seed: int) -> np.ndarray:
-    """So many random crops of the photographs, (count, size, size, 3) uint8, no two the same."""
+    """`count` different random crops of the photographs, (count, size, size, 3) uint8."""
     from photographs import PHOTOGRAPHS
     from PIL import Image
 
     random = np.random.default_rng(seed)
     pictures = [Image.open(path).convert("RGB") for path in sorted(PHOTOGRAPHS.glob("*.JPEG"))]
     found = np.empty((count, size, size, 3), np.uint8)
-    for number, place in enumerate(found):
+    for number, location in enumerate(found):
         picture = pictures[number % len(pictures)]
         share = random.uniform(0.65, 1.0)
         left, top = random.uniform(0, 1 - share, 2) * picture.size
         box = (left, top, left + share * picture.width, top + share * picture.height)
-        place[...] = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
+        location[...] = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
     return found
 
 
 def in_turn(ways: Sequence[Callable[[], Any]], rounds: int) -> list[tuple[float, Any]]:
-    """Median seconds of each way, and what it gives: each once to warm up, then all in turn."""
+    """Median seconds and the result of each way: one warm-up each, then alternating rounds."""
     given = [way() for way in ways]
     seconds: list[list[float]] = [[] for _ in ways]
     for _ in range(rounds):
@@ -154,7 +154,7 @@ def through(step: Callable[[Any], Any], batches: Sequence[Any]) -> np.ndarray:
 
 
 def compiled(model: keras.Model) -> Callable[[Any], Any]:
-    """The model's call through XLA, whatever the backend."""
+    """The model's call compiled with XLA, on either backend."""
     import keras
 
     if keras.backend.backend() == "jax":
@@ -172,7 +172,7 @@ def compiled(model: keras.Model) -> Callable[[Any], Any]:
 
 
 def devices() -> str:
-    """What the backend computes on."""
+    """The devices of the backend."""
     import keras
 
     if keras.backend.backend() == "jax":
@@ -186,7 +186,7 @@ def devices() -> str:
 
 
 def same(scores: np.ndarray, others: np.ndarray) -> str:
-    """Share of images with the same best label."""
+    """The share of images with the same best label."""
     return f"{(scores.argmax(1) == others.argmax(1)).mean():.1%}"
 
 

@@ -1,10 +1,10 @@
-"""What `plan` tells, beside what the run that follows takes; and what a night with nothing to do takes.
+"""Compare the estimate of `plan` with the run that follows, and time an incremental run with nothing to do.
 
     .venv/bin/python benchmarks/nights.py [--sizes 500 2000 8000] [--objects 1000000]
 
-Every size is planned and run twice: a whole first night, whose rates come from a few seconds of work, and a second night with
-as many new images, whose rates come from the first where that was large enough. Then a table of ten nights over many objects is
-made up, and a listing of the same objects is held against it.
+Every size is planned and run twice: a first run, whose rates come from a few seconds of work, and an incremental run with as
+many new images, whose rates come from the first run if that was large enough. Then a table of ten runs over many objects is
+generated, and a listing of the same objects is compared with it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ import numpy as np
 import pyarrow as pa
 from photographs import repeated, run, train
 
-from tlbatch import ledger, publish, schema
-from tlbatch.commit import Promise
-from tlbatch.incremental import Origin, increment
-from tlbatch.storage import resolve
+from tlbatch import schema
+from tlbatch.output import publish
+from tlbatch.output.commit import Promise
+from tlbatch.output.diff import StalenessRule, diff_with_table
+from tlbatch.output.run import begin_run, read_named_runs, read_pointer
+from tlbatch.storage.resolve import resolve
 
 
 def main() -> None:
@@ -39,7 +41,7 @@ def main() -> None:
 
 
 def plans(root: Path, sizes: list[int]) -> None:
-    """Planned and real seconds of a first and a second night."""
+    """Print planned and real seconds of a first run and of the incremental run that follows."""
     bundle = train(root)
     print("| images | night | known from | planned, s | real, s | planned / real |\n| ---: | --- | --- | ---: | ---: | ---: |")
     for size in sizes:
@@ -62,27 +64,27 @@ def plans(root: Path, sizes: list[int]) -> None:
 
 
 def sorting(root: Path, objects: int) -> None:
-    """Seconds and memory to hold a listing against a table of ten nights."""
+    """Print the seconds to compare a listing with a table of ten runs."""
     output = resolve(str(root / "many"))
     keys = [f"{number:09d}.jpg" for number in range(objects)]
     listed = listing(keys)
     for night in range(10):
         rows = listed if night == 0 else listed.take(np.arange(night, objects, 100))
-        on = ledger.read_latest(output)
-        made = ledger.begin(output, f"night-{night}", rows, {"spec": {}, "bundle": "b", "base": ""}, on=on)
+        on = read_pointer(output)
+        made = begin_run(output, f"night-{night}", rows, {"spec": {}, "bundle": "b", "base": ""}, on=on)
         report = {"listed": 0, "predicted": 0, "failed": 0, "failed_by_kind": {}, "labels": {}, "files": {}}
         report |= {"manifest_sha256": made.facts["manifest_sha256"], "failed_transient": 0}
-        publish.make_visible(output, made, report, lambda: None)
-    published = ledger.read_latest(output)
+        publish.publish_run(output, made, report, lambda: None)
+    published = read_pointer(output)
     began = time.perf_counter()
-    runs = ledger.read_published(output, published)
-    found = increment(Promise(listed, 0, 0.0), published, runs, Origin("bundle", "b"), "redo")
+    runs = read_named_runs(output, published)
+    found = diff_with_table(Promise(listed, 0, 0.0), published, runs, StalenessRule("bundle", "b"), "redo")
     took = time.perf_counter() - began
     print(f"\n{objects:,} objects against a table of ten nights: {took:.1f} s; nothing to do: {found.nothing_to_do}")
 
 
 def listing(keys: list[str]) -> pa.Table:
-    """Objects as a listing has them."""
+    """A manifest of the keys, as a listing returns it."""
     columns = {
         "uri": [f"s3://bucket/images/{key}" for key in keys],
         "key": keys,

@@ -1,8 +1,9 @@
-"""What hostile images cost a run: good photographs alone, and the corpus of `tests/hostile.py` five times among them, in turn.
+"""Measure the cost of hostile images: photographs alone, and with five copies of the hostile corpus, alternating.
 
     .venv/bin/python benchmarks/odd.py [IMAGES] [ROUNDS]
 
-A rate is that of all listed images, the whole command through; one above 1 says that odd images cost less than photographs.
+The hostile images come from `hostile.py` of the tests. A rate counts all listed images over the whole command. A ratio above 1
+means that odd images cost less than photographs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ TIMES = 5
 
 
 def main() -> None:
-    """Print both rates of each round, and their ratio."""
+    """Print both rates and their ratio for each round."""
     images, rounds = (int(sys.argv[n]) if len(sys.argv) > n else default for n, default in ((1, 5_000), (2, 3)))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -45,7 +46,7 @@ def main() -> None:
 
 
 def rate(store: Path, bundle: str, output: Path) -> float:
-    """Listed images a second of one command."""
+    """Listed images per second of one command."""
     asked = ["--images", store, "--bundle", bundle, "--output", output, "--set", "include=*", "--set", "max_failed_ratio=1"]
     done = run("classify", *asked, "--set", "report=false")
     return float(done["listed"] / done["seconds"])

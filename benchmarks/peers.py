@@ -1,9 +1,9 @@
-"""What else classifies a folder of JPEGs with a bundle's model on one machine, each the way its own documentation does it.
+"""Other programs that classify a folder of JPEGs with a bundle's model, each written as its own documentation shows.
 
     .venv-peers/bin/python benchmarks/peers.py WAY FOLDER BUNDLE OUTPUT
 
-`compare.py` runs them in an environment of their own, `benchmarks/peers.txt`. All decode, resize, predict and write key, label
-and score as Parquet; none accounts for an image that fails.
+`compare.py` runs them on one machine, in an environment made from `benchmarks/peers.txt`. All decode, resize, predict and write
+key, label and score as Parquet. They do not account for images that fail.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SIZE, BATCH, CPUS = 160, 64, os.cpu_count() or 1
 
 
 class KerasModel:
-    """`model.predict` of Keras: what a tutorial does."""
+    """`model.predict` of Keras, as in a tutorial."""
 
     def __init__(self, bundle: str) -> None:
         import keras
@@ -41,7 +41,7 @@ class KerasModel:
 
 
 class OpenVinoModel:
-    """The same network in OpenVINO, in float32 and a batch of 4 on each thread, as tlbatch runs it."""
+    """The same network in OpenVINO, in float32 with a batch of 4 on each thread, as tlbatch runs it."""
 
     def __init__(self, bundle: str) -> None:
         import openvino
@@ -64,7 +64,7 @@ class OpenVinoModel:
 
 
 def answers(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Label and score of each image."""
+    """The label and score of each image."""
     return {"label": labels[scores.argmax(1)], "score": scores.max(1)}
 
 
@@ -74,7 +74,7 @@ def labels_of(bundle: str) -> np.ndarray:
 
 
 class RayPredictor:
-    """The class of Ray's documentation: the model is loaded once and called on each batch."""
+    """The class from Ray's documentation: it loads the model once and calls it on each batch."""
 
     def __init__(self, bundle: str) -> None:
         self._model, self._labels = KerasModel(bundle), labels_of(bundle)
@@ -85,7 +85,7 @@ class RayPredictor:
 
 
 def ray_recipe(folder: str, bundle: str, output: str) -> None:
-    """Ray's recipe for batch inference: `read_images`, an actor that calls `predict`, `write_parquet`."""
+    """Run Ray's recipe for batch inference: `read_images`, an actor that calls `predict`, `write_parquet`."""
     import ray
 
     ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
@@ -97,7 +97,7 @@ def ray_recipe(folder: str, bundle: str, output: str) -> None:
 
 
 class RayEngine:
-    """An actor that only loads the engine, and decodes where it predicts."""
+    """An actor that loads only the engine; it decodes and predicts."""
 
     def __init__(self, bundle: str) -> None:
         self._model, self._labels = OpenVinoModel(bundle), labels_of(bundle)
@@ -111,7 +111,7 @@ class RayEngine:
 
 
 def ray_engine(folder: str, bundle: str, output: str) -> None:
-    """The least there is to start: Ray Data, one actor with the engine, `write_parquet`."""
+    """Run the smallest program that starts the engine: Ray Data, one actor, `write_parquet`."""
     import ray
 
     ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
@@ -121,7 +121,7 @@ def ray_engine(folder: str, bundle: str, output: str) -> None:
 
 
 def daft_with(model: type, folder: str, bundle: str, output: str) -> None:
-    """Daft's own glob, download, decoder and resize, and a class of its own for the model."""
+    """Run Daft with its own glob, download, decoder and resize, and one of its classes for the model."""
     import daft
     from daft.functions import decode_image, download, resize
 
@@ -144,17 +144,17 @@ def daft_with(model: type, folder: str, bundle: str, output: str) -> None:
 
 
 def daft_keras(folder: str, bundle: str, output: str) -> None:
-    """Daft with Keras."""
+    """Run Daft with Keras."""
     daft_with(KerasModel, folder, bundle, output)
 
 
 def daft_openvino(folder: str, bundle: str, output: str) -> None:
-    """Daft with the engine of tlbatch."""
+    """Run Daft with the engine of tlbatch."""
     daft_with(OpenVinoModel, folder, bundle, output)
 
 
 def tf_data(folder: str, bundle: str, output: str) -> None:
-    """One process: a `tf.data` pipeline, parallel and prefetched, into `model.predict`."""
+    """Run one process: a parallel, prefetched `tf.data` pipeline into `model.predict`."""
     import tensorflow as tf
 
     def decoded(path: tf.Tensor) -> tf.Tensor:
@@ -169,8 +169,8 @@ def tf_data(folder: str, bundle: str, output: str) -> None:
 
 
 def by_hand(folder: str, bundle: str, output: str) -> None:
-    """One process without Ray: tlbatch's decoder, a thread a CPU, three batches ahead of its engine on as many threads."""
-    from tlbatch.decode import decode
+    """Run tlbatch's decoder and engine without Ray: a decoding thread per CPU, three batches ahead of the engine."""
+    from tlbatch.images.decode import decode
     from tlbatch.model.bundle import load_bundle
     from tlbatch.model.engines import load_engine
 
@@ -191,7 +191,7 @@ def by_hand(folder: str, bundle: str, output: str) -> None:
 
 
 def write(output: str, keys: list[str], found: dict[str, np.ndarray]) -> None:
-    """One Parquet file."""
+    """Write one Parquet file."""
     Path(output).mkdir(parents=True)
     pq.write_table(pa.table({"key": keys, **found}), Path(output, "predictions.parquet"))
 

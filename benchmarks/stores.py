@@ -1,11 +1,11 @@
-"""S3: many small objects and long listings, s3fs against obstore, and what a slow network costs a whole run.
+"""Compare s3fs with obstore on S3, for small objects and long listings, and measure the cost of a slow network.
 
     .venv/bin/python benchmarks/stores.py [get] [list] [latency]
 
-`get` reads 20,000-byte objects from a real server (SeaweedFS on the loopback) from 32 threads; `list` lists 1,000,000 keys
-under 16 prefixes from a server that makes up its pages, tlbatch's listing against s3fs's `find`; `latency` classifies
-photographs from a local disk and from a store that answers every request 100 ms late: the whole command, and its steady rate,
-which is the difference between 4,000 and 12,000 of them.
+`get` reads 20,000-byte objects from a real server (SeaweedFS on the loopback) with 32 threads. `list` lists 1,000,000 keys
+under 16 prefixes from a server that generates its pages, with tlbatch's listing and with s3fs's `find`. `latency` classifies
+photographs from a local disk and from a store that delays every answer by 100 ms. It measures the whole command, and the
+steady rate, which is the difference between 4,000 and 12,000 photographs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LATENCY, PHOTOS, FEWER = 0.1, 12_000, 4_000
 
 
 def main() -> None:
-    """Run what is asked for; all of it by default."""
+    """Run the requested sections; by default all of them."""
     chosen = sys.argv[1:] or ["get", "list", "latency"]
     if chosen[0] == "--serve-slowly":
         serve_slowly(chosen[1])
@@ -52,8 +52,8 @@ def main() -> None:
 
 
 def bench_get() -> None:
-    """Objects a second and processor seconds for 1,000 objects, both clients, in turn."""
-    from tlbatch.storage import resolve
+    """Print objects a second and processor seconds for 1,000 objects; the two clients alternate."""
+    from tlbatch.storage.resolve import resolve
 
     with tempfile.TemporaryDirectory() as folder:
         server = S3Server(Path(folder))
@@ -82,18 +82,18 @@ def bench_get() -> None:
 
 
 class Pages(http.server.BaseHTTPRequestHandler):
-    """ListObjectsV2 over keys that exist nowhere: `p07/000123.jpg`, 1,000 a page."""
+    """ListObjectsV2 over generated keys such as `p07/000123.jpg`, 1,000 per page."""
 
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
-        """Nothing is here but listings."""
+        """Answer 404: this server only lists."""
         self.send_response(404)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
     def do_GET(self) -> None:
-        """One page."""
+        """Answer with one page."""
         query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
         after = query.get("continuation-token") or query.get("start-after", "")
         body = (levels() if "delimiter" in query and not query.get("prefix") else page(query.get("prefix", ""), after)).encode()
@@ -104,7 +104,7 @@ class Pages(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 _HEAD = (
@@ -117,13 +117,13 @@ _ONE = (
 
 
 def levels() -> str:
-    """The folders of the bucket."""
+    """The listing of the bucket's folders."""
     folders = "".join(f"<CommonPrefixes><Prefix>p{number:02d}/</Prefix></CommonPrefixes>" for number in range(PREFIXES))
     return f"{_HEAD}<IsTruncated>false</IsTruncated>{folders}</ListBucketResult>"
 
 
 def page(prefix: str, after: str) -> str:
-    """The next keys of a prefix, or of the whole bucket."""
+    """The next page of a prefix, or of the whole bucket."""
     each = KEYS // PREFIXES
     first = (int(after[1:3]) * each + int(after[4:10]) + 1) if after else (int(prefix[1:3]) * each if prefix else 0)
     end = (int(prefix[1:3]) + 1) * each if prefix else KEYS
@@ -135,7 +135,7 @@ def page(prefix: str, after: str) -> str:
 
 
 def bench_list() -> None:
-    """Both ways to list, each in a process of its own, against one server in another."""
+    """Measure both ways to list, each in a process of its own, against a server in this process."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
@@ -150,9 +150,9 @@ def bench_list() -> None:
 
 
 def list_once(way: str, endpoint: str) -> dict[str, float]:
-    """Seconds and memory of one listing."""
-    from tlbatch.listing import Selection, list_store
-    from tlbatch.storage import resolve
+    """Seconds and peak memory of one listing."""
+    from tlbatch.images.listing import Selection, list_store
+    from tlbatch.storage.resolve import resolve
 
     fs = filesystem(endpoint)
     fs.connect()
@@ -168,7 +168,7 @@ def list_once(way: str, endpoint: str) -> dict[str, float]:
 
 
 class SlowStore(asyncio.Protocol):
-    """A store of photographs in memory that answers every request `LATENCY` seconds late, for next to no processor time."""
+    """An in-memory store of photographs that delays every answer by `LATENCY` seconds and uses little processor time."""
 
     def __init__(self, photos: list[bytes]) -> None:
         self._photos = photos
@@ -176,11 +176,11 @@ class SlowStore(asyncio.Protocol):
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep it."""
+        """Keep the transport for the answers."""
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Answer each whole request, later."""
+        """Answer each complete request after the delay."""
         self._buffer += data
         while b"\r\n\r\n" in self._buffer:
             head, self._buffer = self._buffer.split(b"\r\n\r\n", 1)
@@ -218,7 +218,7 @@ class SlowStore(asyncio.Protocol):
 
 
 def serve_slowly(port: str) -> None:
-    """Serve photographs until the process is ended."""
+    """Serve photographs until the process ends."""
     photos = [path.read_bytes() for path in sorted(PHOTOGRAPHS.glob("*.JPEG"))]
 
     async def serve() -> None:
@@ -229,7 +229,7 @@ def serve_slowly(port: str) -> None:
 
 
 def bench_latency() -> None:
-    """The same command over a local disk and over a slow network, in turn."""
+    """Measure the same command on a local disk and over a slow network, alternating."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         bundle, store = train(root), repeated(root, PHOTOS)

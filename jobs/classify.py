@@ -1,4 +1,4 @@
-"""Classify a whole store on a cluster; run it again to continue, or after a night's new images.
+"""Classify a whole store on a cluster. Run the same command again to continue, or after new images have arrived.
 
 ray job submit --working-dir . -- python jobs/classify.py --images s3://bucket/images \
         --bundle s3://bucket/bundles/defects --output s3://bucket/predictions
@@ -6,7 +6,7 @@ ray job submit --working-dir . -- python jobs/classify.py --images s3://bucket/i
 
 import sys
 
-from tlbatch.cli import main
+from tlbatch.cli.main import main
 
 sys.argv.insert(1, "classify")
 main()

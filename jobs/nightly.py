@@ -1,11 +1,11 @@
-"""Classify what a store has gained since last night; what did not change is not read.
+"""Classify the images that are new or changed since the last run; unchanged images are not read.
 
 ray job submit --working-dir . -- python jobs/nightly.py --config jobs/nightly.yaml
 """
 
 import sys
 
-from tlbatch.cli import main
+from tlbatch.cli.main import main
 
 sys.argv[1:1] = ["classify", "--incremental"]
 main()

@@ -1,4 +1,4 @@
-"""Give stored features the predictions of another head, on a cluster; no image is read.
+"""Predict from stored features with another head, on a cluster, without reading images.
 
 ray job submit --working-dir . -- python jobs/rescore.py --features s3://bucket/features \
         --bundle s3://bucket/bundles/defects-2 --output s3://bucket/predictions
@@ -6,7 +6,7 @@ ray job submit --working-dir . -- python jobs/rescore.py --features s3://bucket/
 
 import sys
 
-from tlbatch.cli import main
+from tlbatch.cli.main import main
 
 sys.argv.insert(1, "rescore")
 main()

@@ -137,7 +137,7 @@ def browser():
 @pytest.fixture(scope="session")
 def ray_here():
     """One Ray on this machine for all tests that run the pipeline in this process."""
-    from tlbatch.session import ray_session
+    from tlbatch.execution.session import ray_session
 
     with ray_session() as wait:
         wait()

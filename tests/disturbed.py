@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tlbatch.cli.main import main
+
 _DOES = ("os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir")
 
 
@@ -85,10 +87,9 @@ def main() -> None:
     counter = Counter(sys.argv[1], {"kill": kill, "meet": meet, "join": join}[how](value))
     sys.addaudithook(counter)
     sys.argv = ["tlbatch", *sys.argv[3:]]
-    from tlbatch import cli
 
     try:
-        cli.main()
+        main()
     finally:
         print(f"{counter.count} things done", file=sys.stderr)
 

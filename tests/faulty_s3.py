@@ -144,8 +144,8 @@ class Proxy:
         if fault == "reset_after":
             return self._cut(request)
         if fault == "flip_bit" and status in (200, 206) and data:
-            place = random.randrange(len(data))
-            data = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+            location = random.randrange(len(data))
+            data = data[:location] + bytes([data[location] ^ 1]) + data[location + 1 :]
         response = web.StreamResponse(status=status, headers=head)
         response.content_length = int(length) if request.method == "HEAD" and length else len(data)
         await response.prepare(request)

@@ -20,7 +20,7 @@ import atheris
 with atheris.instrument_imports(include=["tlbatch", "tarfile", "gzip", "PIL"]):
     from promises import TARGETS, seeds
 
-    from tlbatch.decode import prepare_process
+    from tlbatch.images.decode import prepare_process
 
 
 def canary(data: bytes) -> None:

@@ -3,7 +3,9 @@
 import os
 import time
 
-from tlbatch import decode, guard, worker
+from tlbatch.execution import predictor
+from tlbatch.execution.isolation import Watchdog
+from tlbatch.images import decode
 
 KILLS, HANGS = b"KILLS-ITS-WORKER", b"HANGS-ITS-WORKER"
 #: A picture of this one colour is the model's end.
@@ -12,8 +14,8 @@ POISON = (1, 2, 3)
 
 def install() -> None:
     """Ray calls this when a worker process starts."""
-    worker._LEAST_PATIENCE = 4.0  # seconds instead of a minute
-    guard.DeadMansSwitch.__init__.__defaults__ = (1.0,)
+    MIN_HANG_SECONDS = 4.0  # seconds instead of a minute
+    Watchdog.__init__.__defaults__ = (1.0,)
     harmless = decode.decode
 
     def lethal(data, size, **limits):
@@ -24,11 +26,11 @@ def install() -> None:
         return harmless(data, size, **limits)
 
     decode.decode = lethal
-    predict = worker._predict
+    predict = predictor._predict
 
     def lethal_model(engine, pixels):
         if (pixels == POISON).all(axis=(1, 2, 3)).any():
             os._exit(139)
         return predict(engine, pixels)
 
-    worker._predict = lethal_model
+    predictor._predict = lethal_model

@@ -15,9 +15,13 @@ from hostile import corpus, saved
 from PIL import Image
 from test_shards import parquet_of, tar_of, tfrecord_of
 
-from tlbatch import decode, shards
 from tlbatch.errors import BundleError, ErrorKind, Failure
+from tlbatch.images import decode
+from tlbatch.images.members import read_members
+from tlbatch.images.shards import ShardOptions
+from tlbatch.images.tfrecord import masked_crc
 from tlbatch.model import bundle
+from tlbatch.schema import PARQUET, TAR, TFRECORD
 
 MAX_BYTES = 1 << 20
 
@@ -34,32 +38,32 @@ def check_decode(data: bytes) -> None:
 
 def check_tar(data: bytes) -> None:
     """As it is, and with headers whose checksums are right: mutation alone does not get past them."""
-    check_shard(shards.TAR, data)
+    check_shard(TAR, data)
     mended = bytearray(data)
     for start in range(0, len(data) - 511, 512):
         if data[start + 257 : start + 262] == b"ustar":
             block = data[start : start + 148] + b" " * 8 + data[start + 156 : start + 512]
             mended[start + 148 : start + 156] = b"%06o\0 " % sum(block)
-    check_shard(shards.TAR, bytes(mended))
+    check_shard(TAR, bytes(mended))
 
 
 def check_tfrecord(data: bytes) -> None:
     """As it is, and with right checksums."""
-    check_shard(shards.TFRECORD, data)
+    check_shard(TFRECORD, data)
     mended, start = b"", 0
     while start + 12 <= len(data):
         (length,) = struct.unpack_from("<Q", data, start)
         record = data[start + 12 : start + 12 + min(length, len(data))]
-        mended += data[start : start + 8] + shards._masked_crc(data[start : start + 8]) + record + shards._masked_crc(record)
+        mended += data[start : start + 8] + masked_crc(data[start : start + 8]) + record + masked_crc(record)
         start += 16 + len(record)
-    check_shard(shards.TFRECORD, mended)
+    check_shard(TFRECORD, mended)
 
 
 def check_shard(kind: str, data: bytes) -> None:
     """At least one member; numbers without a gap, names that can stand in a table, bytes within the limit."""
-    wanted = shards.Wanted("s", None, MAX_BYTES)
+    wanted = ShardOptions("s", None, MAX_BYTES)
     count = 0
-    for count, member in enumerate(shards.read_members(kind, io.BytesIO(data), wanted), 1):
+    for count, member in enumerate(read_members(kind, io.BytesIO(data), wanted), 1):
         require(member.index == count - 1)
         member.key.encode()
         if isinstance(member.data, Failure):
@@ -97,7 +101,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "decode": check_decode,
     "tar": check_tar,
     "tfrecord": check_tfrecord,
-    "parquet": lambda data: check_shard(shards.PARQUET, data),
+    "parquet": lambda data: check_shard(PARQUET, data),
     "bundle": check_bundle,
 }
 

@@ -76,8 +76,8 @@ def test_words_choose_commands(project):
 
 
 def test_a_python_that_is_not_there_stops_no_other_command(project):
-    place = project / "docs" / "benchmarks.md"
-    place.write_text(PAGE.format(python=sys.executable).replace(f"{sys.executable} one.py", "nowhere/bin/python one.py"))
+    location = project / "docs" / "benchmarks.md"
+    location.write_text(PAGE.format(python=sys.executable).replace(f"{sys.executable} one.py", "nowhere/bin/python one.py"))
     done, page = document(project)
     assert "failed: nowhere/bin/python one.py\n" in done.stderr
     assert "few words" in page

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from tlbatch.blocks import Attempt, attempts_from_table, attempts_to_table
-from tlbatch.decode import Pixels
 from tlbatch.errors import ErrorKind, Failure
+from tlbatch.execution.records import Attempt, attempts_from_table, attempts_to_table
+from tlbatch.images.decode import Pixels
 
 SIZE = (4, 6)
 ROW = {"row": 7, "uri": "s3://b/a.tar", "etag": "x", "format": "tar", "size": 9}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tlbatch.report.bottleneck import bottleneck
+from tlbatch.output.bottleneck import bottleneck
 
 LANES = {"list": 1, "fetch": 64, "decode": 4, "predict": 2, "write": 4}
 QUIET = {"list": 1.0, "fetch": 10.0, "decode": 10.0, "predict": 5.0, "write": 1.0}

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 import tlbatch
-from tlbatch.blocks import Answers
 from tlbatch.errors import ConfigError
+from tlbatch.execution.records import PredictionFormat
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.calibration import at_threshold, calibration_error, fit_temperature, threshold_for, thresholds_by_f1
-from tlbatch.model.head import HeadTraining, Part, build_head, make_honest, scores_of, train_head
+from tlbatch.model.head import DataSplit, HeadTraining, build_head, calibrate, scores_of, train_head
 from tlbatch.report.evaluate import measure_many
 
 
@@ -63,14 +63,14 @@ def test_thresholds_by_f1_separate_what_can_be_separated():
     assert second == 0.5, "no image has the second label, so nothing tells"
 
 
-def parts(seed: int, noise: float = 2.0) -> tuple[Part, Part, Part]:
+def parts(seed: int, noise: float = 2.0) -> tuple[DataSplit, DataSplit, DataSplit]:
     """Three parts of points around three centers that overlap."""
     random = np.random.default_rng(seed)
     centers = random.normal(0, 1, (3, 8))
     made = []
     for count in (60, 300, 600):
         classes = random.integers(0, 3, count)
-        made.append(Part((centers[classes] + random.normal(0, noise, (count, 8))).astype(np.float32), classes))
+        made.append(DataSplit((centers[classes] + random.normal(0, noise, (count, 8))).astype(np.float32), classes))
     return made[0], made[1], made[2]
 
 
@@ -80,7 +80,7 @@ def test_a_head_that_is_too_sure_becomes_honest_and_no_label_changes():
     last = head.get_layer("scores")
     last.set_weights([4 * weight for weight in last.get_weights()])
     before = scores_of(head, test)
-    reading = make_honest(head, validation, test, 0.8)
+    reading = calibrate(head, validation, test, 0.8)
     after = scores_of(head, test)
     assert np.array_equal(before.argmax(1), after.argmax(1))
     assert reading.facts["temperature"] > 2
@@ -95,15 +95,15 @@ def test_a_head_that_is_too_sure_becomes_honest_and_no_label_changes():
 def test_a_precision_that_cannot_be_had_is_a_sentence():
     train, validation, test = parts(0)
     head, _ = train_head(train, validation, 3, HeadTraining(epochs=1))
-    wrong = Part(validation.features, np.argmin(scores_of(head, validation), axis=1))
+    wrong = DataSplit(validation.features, np.argmin(scores_of(head, validation), axis=1))
     with pytest.raises(ConfigError, match="precision: at no threshold are 90% of the validation part's answers right"):
-        make_honest(head, wrong, test, 0.9)
+        calibrate(head, wrong, test, 0.9)
 
 
 def test_balanced_weights_make_a_rare_class_count():
     random = np.random.default_rng(0)
     classes = (random.random(1500) < 0.08).astype(np.int64)
-    part = Part((random.normal(0, 1, (1500, 4)) + classes[:, None] * 1.2).astype(np.float32), classes)
+    part = DataSplit((random.normal(0, 1, (1500, 4)) + classes[:, None] * 1.2).astype(np.float32), classes)
     recall = {}
     for weight in ("none", "balanced"):
         head, _ = train_head(part, part, 2, HeadTraining(epochs=15, class_weight=weight, learning_rate=0.02))
@@ -117,16 +117,16 @@ def test_a_head_for_several_labels_is_a_sigmoid():
 
 def test_answers_abstain_below_the_threshold_and_equal_scores_keep_the_order_of_the_classes():
     scores = np.array([[0.5, 0.5, 0.0], [0.1, 0.2, 0.7]], np.float32)
-    columns = Answers(["a", "b", "c"], 2, abstain_threshold=0.6).columns(scores)
+    columns = PredictionFormat(["a", "b", "c"], 2, abstain_threshold=0.6).columns(scores)
     assert columns["label"].to_pylist() == ["a", "c"]
     assert columns["top_labels"].to_pylist() == [["a", "b"], ["c", "b"]]
     assert columns["abstained"].to_pylist() == [True, False]
-    assert Answers(["a", "b", "c"], 9).columns(scores)["abstained"].to_pylist() == [False, False]
+    assert PredictionFormat(["a", "b", "c"], 9).columns(scores)["abstained"].to_pylist() == [False, False]
 
 
 def test_of_several_labels_those_above_their_thresholds_are_given():
     scores = np.array([[0.5, 0.9, 0.1], [0.1, 0.2, 0.3]], np.float32)
-    columns = Answers(["a", "b", "c"], 1, label_thresholds=[0.4, 0.5, 0.6]).columns(scores)
+    columns = PredictionFormat(["a", "b", "c"], 1, label_thresholds=[0.4, 0.5, 0.6]).columns(scores)
     assert columns["top_labels"].to_pylist() == [["b", "a"], []]
     assert columns["label"].to_pylist() == ["b", "c"]
     assert columns["abstained"].to_pylist() == [False, True]

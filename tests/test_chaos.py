@@ -10,7 +10,7 @@ from s3server import BUCKET, filesystem
 from test_s3 import options
 
 import tlbatch
-from tlbatch.report.verify import verify
+from tlbatch.output.verify import verify
 from tlbatch.schema import PREDICTIONS
 
 FAULT_RUNS = int(os.environ.get("TLBATCH_CHAOS", "2"))

@@ -11,11 +11,13 @@ from s3server import BUCKET, filesystem
 from test_ledger import begin, manifest, outcome
 
 import tlbatch
-from tlbatch import ledger, schema
+from tlbatch import schema
 from tlbatch.errors import LeaseHeldError, OutputError
-from tlbatch.lease import Lease
-from tlbatch.storage import resolve
-from tlbatch.writer import stage_part
+from tlbatch.output.lease import Lease
+from tlbatch.output.parts import stage_part
+from tlbatch.output.receipts import read_receipts
+from tlbatch.output.run import begin_run, read_runs
+from tlbatch.storage.resolve import resolve
 
 DAY = 24.0
 
@@ -27,7 +29,7 @@ def output(tmp_path):
 
 def run_called(output, run_id: str, began: float):
     facts = {"spec": {"images": "/store"}, "bundle": "b" * 64, "skipped": 0}
-    return ledger.begin(output, run_id, manifest(10), facts, began=began)
+    return begin_run(output, run_id, manifest(10), facts, began=began)
 
 
 def age(output, hours: float) -> None:
@@ -46,14 +48,14 @@ def test_all_that_dead_runs_leave_is_found_and_nothing_else(output):
     stage_part(given_up.staged, outcome([0, 1]))
     published = run_called(output, "published", 2.0)
     stage_part(published.staged, outcome([0]))
-    published.place.join(schema.SUCCESS).write(b"")
-    published.place.join("predictions", "part-00000.parquet").write(b"x")
+    published.location.join(schema.SUCCESS).write(b"")
+    published.location.join("predictions", "part-00000.parquet").write(b"x")
     now = run_called(output, "now", 3.0)
     stage_part(now.staged, outcome([2, 3]))
     lost = stage_part(now.staged, outcome([4]))
     next(path for path in now.staged.path.glob(f"{lost}*.json")).unlink()
     output.join("runs", "never", "manifest.parquet").write(b"x")
-    now.place.join(".report.json.abc.tmp").write(b"half")
+    now.location.join(".report.json.abc.tmp").write(b"half")
     age(output, 30.0)
     assert told(output) == {
         "runs/given-up": "of an unfinished run that a later one followed",
@@ -79,7 +81,7 @@ def test_all_that_dead_runs_leave_is_found_and_nothing_else(output):
         "runs/now/manifest.parquet",
     }
     assert sorted(name.name for name in (output.path / "runs").iterdir()) == ["now", "published"]
-    assert ledger.read_receipts(ledger.runs(output)[-1]).images(10).nonzero()[0].tolist() == [2, 3], "what is done stays done"
+    assert read_receipts(read_runs(output)[-1]).images(10).nonzero()[0].tolist() == [2, 3], "what is done stays done"
     assert told(output) == {}
 
 
@@ -142,7 +144,7 @@ def test_uploads_that_were_never_ended_are_found_on_s3(s3_server):
     }
     assert list(output.uploads()) == []
     assert [one["Key"] for one in fs.call_s3("list_multipart_uploads", Bucket=BUCKET)["Uploads"]] == ["gc/other"]
-    assert ledger.runs(output)[0].run_id == "now"
+    assert read_runs(output)[0].run_id == "now"
 
 
 def test_of_runs_that_are_no_part_of_the_table_as_many_are_kept_as_one_says(output):
@@ -151,9 +153,9 @@ def test_of_runs_that_are_no_part_of_the_table_as_many_are_kept_as_one_says(outp
     for number, name in enumerate(names):
         facts = {"spec": {"images": "/store"}, "bundle": "b" * 64, "skipped": 0}
         on = [{"run_id": "first", "books_sha256": ""}] if name == "fourth" else []
-        run = ledger.begin(output, name, manifest(10), facts, began=float(number), on=on)
-        run.place.join("predictions", "part-00000.parquet").write(b"x")
-        run.place.join(schema.SUCCESS).write(b"")
+        run = begin_run(output, name, manifest(10), facts, began=float(number), on=on)
+        run.location.join("predictions", "part-00000.parquet").write(b"x")
+        run.location.join(schema.SUCCESS).write(b"")
     output.join(schema.LATEST).write(schema.seal({"runs": [{"run_id": "now", "books_sha256": ""}]}))
     age(output, 30.0)
     assert not told(output)

@@ -16,7 +16,7 @@ import pytest
 import typer
 from conftest import COLORS, ROOT, TLBATCH, encoded, noisy, run_cli, without_progress, write_store
 
-from tlbatch.cli import app
+from tlbatch.cli.main import app
 from tlbatch.schema import sha256
 
 VERBS = [

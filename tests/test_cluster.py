@@ -24,7 +24,7 @@ from hosts import Network, why_not
 from s3server import BUCKET, S3Server, environment, filesystem
 
 import tlbatch
-from tlbatch.cluster import require_locked
+from tlbatch.commands.submit import require_locked
 from tlbatch.config import SubmitConfig, load
 from tlbatch.errors import ClusterError, ConfigError
 

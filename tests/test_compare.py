@@ -10,11 +10,11 @@ import pytest
 from conftest import run_cli, write_store
 
 import tlbatch
-from tlbatch import pipeline
 from tlbatch.errors import ConfigError, InterruptedRunError, NotPromotedError, OutputError
-from tlbatch.features import find_features
-from tlbatch.report.compare import Condition, parse_conditions, stability_index
-from tlbatch.storage import LocalPlace
+from tlbatch.output.features import find_features
+from tlbatch.report.drift import stability_index
+from tlbatch.report.promotion import Condition, parse_conditions
+from tlbatch.storage.local import LocalLocation
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -167,9 +167,9 @@ def test_a_run_that_dies_while_it_is_kept_back_is_kept_back(published, two_runs,
         return real(self, *_)
 
     step = "delete" if dies_at == "staged" else "write"
-    real = getattr(LocalPlace, step)
+    real = getattr(LocalLocation, step)
     with monkeypatch.context() as patch:
-        patch.setattr(LocalPlace, step, dies)
+        patch.setattr(LocalLocation, step, dies)
         with pytest.raises(InterruptedRunError):
             tlbatch.classify(**settings)
     monkeypatch.setattr(pipeline, "_execute", lambda *_: pytest.fail("it worked again"))

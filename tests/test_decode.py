@@ -11,8 +11,8 @@ from conftest import encoded, noisy
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from tlbatch.decode import Pixels, decode, prepare_process
 from tlbatch.errors import ErrorKind, Failure
+from tlbatch.images.decode import Pixels, decode, prepare_process
 
 SIZE = (40, 60)  # height, width: not square, so that a mix-up shows
 RED = (220, 30, 20)

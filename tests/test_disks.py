@@ -10,7 +10,7 @@ import pytest
 from conftest import TLBATCH, run_cli, write_store
 
 import tlbatch
-from tlbatch import commit
+from tlbatch.output import commit
 
 #: Mounts a small disk on $1 and runs the rest on it; nobody else sees the mount.
 ON_A_SMALL_DISK = 'mount -t tmpfs -o size=8m tlbatch "$1" && cp -r "$2" "$1/out" && shift 2 && "$@"'

@@ -257,7 +257,7 @@ def test_every_target_of_make_that_is_named_is_one():
 
 
 def test_every_verb_is_told_of():
-    from tlbatch.cli import app
+    from tlbatch.cli.main import app
 
     told = "".join((ROOT / page).read_text() for page in PAGES)
     missing = [command.name or command.callback.__name__ for command in app.registered_commands]

@@ -18,7 +18,7 @@ def test_every_exception_is_in_the_one_tree_and_in_its_drawing():
     assert all(issubclass(item, OSError) for item in found if item not in ours)
 
 
-@pytest.mark.parametrize(("kind", "code"), [(TlbatchError, 1), (errors.BooksError, 1), (UsageError, 2), (UnfinishedError, 4)])
+@pytest.mark.parametrize(("kind", "code"), [(TlbatchError, 1), (errors.CountsError, 1), (UsageError, 2), (UnfinishedError, 4)])
 def test_exit_codes(kind, code):
     assert kind.exit_code == code
     assert all(child.exit_code == code for child in kind.__subclasses__() if kind is not TlbatchError)

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 import ray
 
-from tlbatch import execution
-from tlbatch.ledger import Run
-from tlbatch.storage import LocalPlace
+from tlbatch.execution.executor import run_actors
+from tlbatch.execution.resources import ActorPool
+from tlbatch.output.run import Run
+from tlbatch.storage.local import LocalLocation
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -33,8 +34,8 @@ def slow(seconds: float) -> type:
 
 
 def stage(blocks: list[pa.Table], kind: type, told: Path) -> None:
-    run = Run(LocalPlace(told / "run"), {"run_id": "the-run"})
-    execution.stage([run], blocks, [(kind, execution.Pool(1, 0, 1, 1))], told)
+    run = Run(LocalLocation(told / "run"), {"run_id": "the-run"})
+    run_actors([run], blocks, [(kind, ActorPool(1, 0, 1, 1))], told)
 
 
 def test_an_interrupted_loop_leaves_no_thread_that_would_end_the_process_with_ray(tmp_path):

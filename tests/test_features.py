@@ -13,11 +13,11 @@ import pytest
 from conftest import write_store
 
 import tlbatch
-from tlbatch import features as stored
 from tlbatch import schema
-from tlbatch.errors import BooksError, BundleError, ConfigError, LabelsError, OutputError
+from tlbatch.errors import BundleError, ConfigError, CountsError, LabelsError, OutputError
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import HEAD_BATCH, load_engine, load_head
+from tlbatch.output import features as stored
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -195,16 +195,16 @@ def test_a_damaged_features_file_is_not_used(extracted, bundle_url, tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(BooksError, match=r"features/part-00000.parquet differs from its recorded sha256"):
+    with pytest.raises(CountsError, match=r"features/part-00000.parquet differs from its recorded sha256"):
         tlbatch.rescore(features=str(copy), bundle=bundle_url, output=str(tmp_path / "out"))
 
 
 def test_features_in_many_files_are_rescored_file_by_file(extracted, bundle_url, tmp_path, monkeypatch):
     """Published files of seven images: every window finds its own errors and its part of the manifest."""
-    from tlbatch import publish
+    from tlbatch.output import publish
 
     output = extracted
-    monkeypatch.setattr(publish.Tables, "rows_per_file", 7)
+    monkeypatch.setattr(publish.TableSpec, "rows_per_file", 7)
     images = json.loads((output / "runs" / RUN_ID / "run.json").read_text())["spec"]["images"]
     settings = {"features": True, "features_dtype": "float32", "run_id": RUN_ID, "max_failed_ratio": 1.0}
     tlbatch.classify(images=images, bundle=bundle_url, output=str(tmp_path / "many"), **settings)
@@ -236,10 +236,10 @@ def test_objects_that_are_listed_twice_stay_twice(mixed, bundle_url, tmp_path):
 
 
 def test_a_feature_that_float16_cannot_hold_is_no_silent_infinity(bundle_url):
-    from tlbatch.blocks import Attempt
-    from tlbatch.decode import Pixels
+    from tlbatch.execution.predictor import _classify_batch, _writable
+    from tlbatch.execution.records import Attempt
+    from tlbatch.images.decode import Pixels
     from tlbatch.model.engines import Outputs
-    from tlbatch.worker import _classify_batch, _writable
 
     class Large:
         def predict(self, pixels):

@@ -12,24 +12,24 @@ from PIL import Image
 from poison import HANGS, KILLS, POISON
 
 from tlbatch.errors import ErrorKind
-from tlbatch.guard import DEATHS, Suspects
-from tlbatch.storage import resolve
+from tlbatch.execution.isolation import MAX_DEATHS, Quarantine
+from tlbatch.storage.resolve import resolve
 
 
 def test_two_deaths_alone_with_a_worker_condemn_an_image(tmp_path):
-    suspects = Suspects(resolve(str(tmp_path / "suspects")))
+    suspects = Quarantine(resolve(str(tmp_path / "suspects")))
     assert suspects.condemn(7, 0) is None
     with contextlib.ExitStack() as never_left:
-        for _ in range(DEATHS):
+        for _ in range(MAX_DEATHS):
             assert suspects.condemn(7, 0) is None
             never_left.enter_context(suspects.alone_with(7, 0, "decode"))
         found = suspects.condemn(7, 0)
-    assert (found.kind, found.stage, found.attempts) == (ErrorKind.WORKER_LOST, "decode", DEATHS)
+    assert (found.kind, found.stage, found.attempts) == (ErrorKind.WORKER_LOST, "decode", MAX_DEATHS)
     assert suspects.condemn(70, 0) is None
 
 
 def test_an_image_that_comes_through_leaves_no_mark(tmp_path):
-    suspects = Suspects(resolve(str(tmp_path / "suspects")))
+    suspects = Quarantine(resolve(str(tmp_path / "suspects")))
     with suspects.alone_with(7, 0, "decode"):
         assert len(list((tmp_path / "suspects").iterdir())) == 1
     with pytest.raises(ValueError, match="bad"), suspects.alone_with(7, 0, "predict"):
@@ -94,5 +94,5 @@ print(json.dumps(report))
 
     errors = tlbatch.read_errors(str(tmp_path / "out")).set_index("key")
     assert errors["stage"].to_dict() == {key: "decode" if mark else "predict" for key, mark in lethal.items()}
-    assert set(errors["attempts"]) == {DEATHS}
+    assert set(errors["attempts"]) == {MAX_DEATHS}
     assert tlbatch.verify(str(tmp_path / "out"))["ok"]

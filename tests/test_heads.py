@@ -11,9 +11,10 @@ import pytest
 from conftest import write_store
 
 import tlbatch
-from tlbatch import commit, pipeline
+from tlbatch.commands import classify
 from tlbatch.errors import BundleError, ConfigError
 from tlbatch.model.bundle import load_bundle
+from tlbatch.output import commit
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -104,7 +105,7 @@ def test_what_one_table_lacks_is_done_for_that_one(together, broken_store, bundl
     output = shutil.copytree(together["output"], tmp_path / "out")
     shutil.rmtree(output / "warm")
     asked = []
-    execute = pipeline._execute
+    execute = classify._execute
     monkeypatch.setattr(pipeline, "_execute", lambda work, runs, left: (asked.append(len(runs)), execute(work, runs, left)))
     settings = {"features": True, "run_id": RUN_ID, "max_failed_ratio": 1.0}
     again = tlbatch.classify(images=str(broken_store), bundle=bundles, output=str(output), **settings)
@@ -158,9 +159,9 @@ def test_two_bundles_of_one_name_would_share_a_folder(store, tmp_path):
 
 
 def test_scores_that_are_not_finite_fail_in_the_table_of_their_head_only():
-    from tlbatch.blocks import Attempt, Classified
-    from tlbatch.decode import Pixels
-    from tlbatch.worker import _with_head
+    from tlbatch.execution.predictor import _with_head
+    from tlbatch.execution.records import Attempt, Classified
+    from tlbatch.images.decode import Pixels
 
     class Broken:
         def predict(self, features):

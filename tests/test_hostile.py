@@ -11,8 +11,8 @@ from conftest import COLORS, PEAK, encoded, noisy
 from hostile import corpus
 
 import tlbatch
-from tlbatch.decode import Pixels, decode, prepare_process
 from tlbatch.errors import Failure
+from tlbatch.images.decode import Pixels, decode, prepare_process
 
 ODD = corpus()
 

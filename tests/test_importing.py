@@ -17,12 +17,12 @@ from PIL import Image
 
 import tlbatch
 from tlbatch.errors import BundleError, ConfigError, LabelsError, WeightsError
-from tlbatch.labels import read_classes
+from tlbatch.images.labels import read_classes
 from tlbatch.model.bases import build_network, find_base
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import load_engine
-from tlbatch.model.policy import load_harmless, require_harmless
-from tlbatch.storage import resolve
+from tlbatch.model.safe_load import load_safely, require_safe
+from tlbatch.storage.resolve import resolve
 
 LABELS = ("red", "green", "blue")
 SCALES = {
@@ -234,7 +234,6 @@ def test_mistakes_are_sentences_and_write_nothing(tmp_path, settings, error, sen
 
 
 def test_a_bundle_that_is_there_stays_if_the_new_one_is_no_good(tmp_path, monkeypatch):
-    from tlbatch import importing
 
     before = imported(tmp_path, stacked())
     monkeypatch.setattr(importing, "_distance", lambda bundle: 0.5)
@@ -370,7 +369,7 @@ def test_a_model_that_would_run_code_is_refused_before_keras_sees_it(tmp_path, a
     monkeypatch.setattr(keras.saving, "load_model", lambda *_, **__: pytest.fail("Keras saw it"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WeightsError, match="which could run code or read files"):
-        load_harmless(path)
+        load_safely(path)
     assert not (tmp_path / "CANARY").exists()
 
 
@@ -382,7 +381,7 @@ def test_a_lambda_in_an_old_file_is_refused_too(tmp_path):
         config = json.loads(file.attrs["model_config"])
         file.attrs["model_config"] = json.dumps(with_layer(config, CALLS["CVE-2024-3660: Lambda with marshalled code"]))
     with pytest.raises(WeightsError, match="'Lambda', which could run code"):
-        require_harmless(tmp_path / "model.h5")
+        require_safe(tmp_path / "model.h5")
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
@@ -395,10 +394,10 @@ def test_a_file_that_is_two_things_is_refused(tmp_path):
     stacked().save(tmp_path / "good.keras")
     (tmp_path / "both.h5").write_bytes((tmp_path / "model.h5").read_bytes() + (tmp_path / "good.keras").read_bytes())
     with pytest.raises(WeightsError, match="it is an archive as well"):
-        require_harmless(tmp_path / "both.h5")
+        require_safe(tmp_path / "both.h5")
     shutil.copy(tmp_path / "model.h5", tmp_path / "named.keras")
     with pytest.raises(WeightsError, match="is no Keras model that may be loaded"):
-        require_harmless(tmp_path / "named.keras")
+        require_safe(tmp_path / "named.keras")
 
 
 def test_the_model_of_keras_own_tutorial(tmp_path):
@@ -419,7 +418,7 @@ def test_an_archive_holds_a_network_and_its_numbers_and_nothing_else(tmp_path):
     for name in ("../../CANARY", "/tmp/CANARY", "assets/vocabulary.txt"):
         path = rewritten(tmp_path / "good.keras", tmp_path / "evil.keras", lambda config: config, {name: b"x"})
         with pytest.raises(WeightsError, match=re.escape(f"it holds a file {name!r}")):
-            require_harmless(path)
+            require_safe(path)
 
 
 @pytest.mark.parametrize("kind", ["link", "external", "virtual"])
@@ -440,7 +439,7 @@ def test_numbers_that_lie_in_another_file_are_refused(tmp_path, kind):
         archive.writestr("config.json", "{}")
         archive.writestr("model.weights.h5", buffer.getvalue())
     with pytest.raises(WeightsError, match="'layers' in it lies in another file"):
-        require_harmless(tmp_path / "evil.keras")
+        require_safe(tmp_path / "evil.keras")
 
 
 def hollow() -> bytes:
@@ -457,7 +456,7 @@ def test_numbers_that_are_not_stored_are_refused(tmp_path):
         archive.writestr("config.json", "{}")
         archive.writestr("model.weights.h5", hollow())
     with pytest.raises(WeightsError, match="says that it has 4,398,046,511,104 bytes; 0 are stored"):
-        require_harmless(tmp_path / "evil.keras")
+        require_safe(tmp_path / "evil.keras")
     base = find_base("MobileNetV2")
     with pytest.raises(WeightsError, match="says that it has 4,398,046,511,104 bytes; 0 are stored"):
         build_network(base, 32, hollow())
@@ -475,25 +474,25 @@ def test_sizes_that_no_image_model_has_are_refused(tmp_path, layer):
     stacked().save(tmp_path / "good.keras")
     path = rewritten(tmp_path / "good.keras", tmp_path / "evil.keras", lambda config: with_layer(config, layer))
     with pytest.raises(WeightsError, match=r"its configuration has a size of 1[0-9]{9,}"):
-        require_harmless(path)
+        require_safe(path)
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"no model"])
 def test_what_is_no_model_is_a_sentence(tmp_path, data):
     (tmp_path / "x.keras").write_bytes(data)
     with pytest.raises(WeightsError, match="is no Keras model that may be loaded"):
-        require_harmless(tmp_path / "x.keras")
+        require_safe(tmp_path / "x.keras")
 
 
 def test_a_bundles_own_models_are_allowed(bundle_url):
     for name in ("model.keras", "head.keras"):
-        require_harmless(Path(bundle_url, name))
+        require_safe(Path(bundle_url, name))
 
 
 def test_a_layer_of_one_of_keras_own_networks_is_allowed(tmp_path):
     """ConvNeXt's `LayerScale` is no public layer of Keras."""
     keras.applications.ConvNeXtTiny(weights=None, include_top=False, input_shape=(32, 32, 3)).save(tmp_path / "network.keras")
-    require_harmless(tmp_path / "network.keras")
+    require_safe(tmp_path / "network.keras")
 
 
 def test_a_bundle_without_a_head_is_no_classifier_to_export(tmp_path, store, ray_here):

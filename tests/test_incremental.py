@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tlbatch import ledger, publish, schema
-from tlbatch.commit import Promise
-from tlbatch.errors import BooksError
-from tlbatch.incremental import KINDS, Origin, increment
-from tlbatch.overlay import layers
-from tlbatch.storage import resolve
+from tlbatch import schema
+from tlbatch.errors import CountsError
+from tlbatch.output import publish
+from tlbatch.output.commit import Promise
+from tlbatch.output.diff import KINDS, StalenessRule, diff_with_table
+from tlbatch.output.run import begin_run, read_named_runs, read_pointer
+from tlbatch.output.snapshot import snapshot
+from tlbatch.storage.resolve import resolve
 
-BUNDLE = Origin("bundle", "b1")
+BUNDLE = StalenessRule("bundle", "b1")
 
 
 def manifest(**versions: str | None) -> pa.Table:
@@ -27,21 +29,21 @@ def manifest(**versions: str | None) -> pa.Table:
 
 def publish_run(output, name: str, rows: pa.Table, *, bundle="b1", failed=(), removed=(), on=None) -> None:
     """A published run, with its manifest and errors and nothing else; it adds to what is published unless told otherwise."""
-    on = ledger.read_latest(output) if on is None else on
+    on = read_pointer(output) if on is None else on
     gone = pa.Table.from_pylist([{"uri": f"/s/{key}", "key": key} for key in removed], schema.REMOVED_SCHEMA)
     facts = {"spec": {"images": "/s"}, "bundle": bundle, "base": "base"}
-    run = ledger.begin(output, name, rows, facts, on=on, removed=gone)
+    run = begin_run(output, name, rows, facts, on=on, removed=gone)
     errors = [{"uri": f"/s/{key}", "key": key, "transient": transient} for key, transient in failed]
     table = pa.Table.from_pylist(errors, schema.ERRORS)
-    run.place.join("errors", "part-00000.parquet").write(schema.to_parquet(table))
+    run.location.join("errors", "part-00000.parquet").write(schema.to_parquet(table))
     report = {"listed": 0, "predicted": 0, "failed": 0, "failed_by_kind": {}, "labels": {}, "files": {}}
     report |= {"manifest_sha256": run.facts["manifest_sha256"], "failed_transient": sum(kind for _, kind in failed)}
-    publish.make_visible(output, run, report, lambda: None)
+    publish.publish_run(output, run, report, lambda: None)
 
 
 def night(output, listed: pa.Table, origin=BUNDLE, stale="redo") -> Promise:
-    published = ledger.read_latest(output)
-    return increment(Promise(listed, 0, 0.0), published, ledger.read_published(output, published), origin, stale)
+    published = read_pointer(output)
+    return diff_with_table(Promise(listed, 0, 0.0), published, read_named_runs(output, published), origin, stale)
 
 
 def test_each_object_is_one_of_six_things(tmp_path):
@@ -63,8 +65,8 @@ def test_what_another_bundle_predicted_is_stale_whatever_becomes_of_it(tmp_path)
         found = night(output, listed, stale=policy)
         assert found.counts["stale"] == 1
         assert found.manifest["key"].to_pylist() == todo
-    assert night(output, listed, Origin("base", "base")).nothing_to_do, "its features are not stale"
-    assert night(output, listed, Origin("bundle", "b3")).on == (), "nothing of the old table is left"
+    assert night(output, listed, StalenessRule("base", "base")).nothing_to_do, "its features are not stale"
+    assert night(output, listed, StalenessRule("bundle", "b3")).on == (), "nothing of the old table is left"
 
 
 def test_the_newest_run_that_has_an_object_counts(tmp_path):
@@ -113,7 +115,7 @@ def test_after_any_nights_the_table_is_the_store(tmp_path_factory, stores):
         assert sum(found.counts[kind] for kind in KINDS if kind != "deleted") == len(store)
         if not found.nothing_to_do:
             publish_run(output, f"n{number}", found.manifest, removed=found.removed["key"].to_pylist(), on=found.on)
-        seen = layers(ledger.read_published(output, ledger.read_latest(output)))
+        seen = snapshot(read_named_runs(output, read_pointer(output)))
         table = pa.concat_tables(layer.visible(layer.run.manifest) for layer in seen).sort_by("key")
         assert table.equals(manifest(**store))
         before = store
@@ -122,13 +124,13 @@ def test_after_any_nights_the_table_is_the_store(tmp_path_factory, stores):
 def test_a_table_that_changed_meanwhile_is_not_added_to(tmp_path):
     output = resolve(str(tmp_path))
     publish_run(output, "n0", manifest(a="1"))
-    on = ledger.read_latest(output)
+    on = read_pointer(output)
     publish_run(output, "n1", manifest(b="1"))
     facts = {"spec": {"images": "/s"}, "bundle": "b1", "base": "base"}
-    run = ledger.begin(output, "late", manifest(c="1"), facts, on=on)
+    run = begin_run(output, "late", manifest(c="1"), facts, on=on)
     before = json.loads(output.join("latest.json").read())
     report = {"listed": 0, "predicted": 0, "failed": 0, "failed_by_kind": {}, "labels": {}, "files": {}, "manifest_sha256": ""}
-    with pytest.raises(BooksError, match="no longer the one that run late adds to"):
-        publish.make_visible(output, run, report, lambda: None)
+    with pytest.raises(CountsError, match="no longer the one that run late adds to"):
+        publish.publish_run(output, run, report, lambda: None)
     assert json.loads(output.join("latest.json").read()) == before
     assert [entry["run_id"] for entry in before["runs"]] == ["n0", "n1"]

@@ -12,10 +12,10 @@ from test_shards import parquet_of, tar_of, tfrecord_of
 
 import tlbatch
 from tlbatch.config import ReportConfig
-from tlbatch.listing import Selection, list_store
-from tlbatch.reader import Reader
-from tlbatch.reporting import report as report_page
-from tlbatch.storage import resolve
+from tlbatch.images.listing import Selection, list_store
+from tlbatch.images.reader import Reader
+from tlbatch.report.run_report import write_report as report_page
+from tlbatch.storage.resolve import resolve
 
 #: Names of objects and members. Whoever takes one for a path would leave the folder, or lose some of it.
 ODD = {

@@ -21,7 +21,7 @@ from conftest import COLORS, ROOT, encoded, noisy, write_store
 from ray.cluster_utils import Cluster
 
 import tlbatch
-from tlbatch.report.verify import verify
+from tlbatch.output.verify import verify
 
 #: Kills at a thing done to the output, spread evenly over all of them, and races; the others are a part of it.
 KILLS = int(os.environ.get("TLBATCH_KILLS", "2"))

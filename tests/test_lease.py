@@ -14,8 +14,8 @@ import pytest
 
 from tlbatch import schema
 from tlbatch.errors import LeaseHeldError
-from tlbatch.lease import Lease, _machine
-from tlbatch.storage import resolve
+from tlbatch.output.lease import Lease, _machine
+from tlbatch.storage.resolve import resolve
 
 
 @pytest.fixture
@@ -156,8 +156,8 @@ def test_a_loser_in_another_thread_finds_out_when_it_asks(output, monkeypatch):
 def test_a_beat_whose_answer_was_lost_is_no_loss(output, monkeypatch):
     swap, lost = type(output).swap, []
 
-    def unheard(place, data, old):
-        swap(place, data, old)
+    def unheard(location, data, old):
+        swap(location, data, old)
         lost.append(data)
         raise OSError("the answer was lost")
 

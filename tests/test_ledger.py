@@ -4,12 +4,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tlbatch import ledger, schema
-from tlbatch.errors import BooksError, OutputError
-from tlbatch.ledger import count_staged, new_run_id, read_receipts
+from tlbatch import schema
+from tlbatch.errors import CountsError, OutputError
+from tlbatch.output.parts import stage_part
+from tlbatch.output.receipts import Receipts, count_staged, read_receipts
+from tlbatch.output.run import begin_run, new_run_id, read_runs, read_unfinished_run, require_output, require_same
 from tlbatch.schema import MANIFEST_SCHEMA, outcome_schema, seal, unseal
-from tlbatch.storage import resolve
-from tlbatch.writer import stage_part
+from tlbatch.storage.resolve import resolve
 
 SPEC = {"images": "/store", "top_k": 5}
 
@@ -34,7 +35,7 @@ def manifest(rows: int) -> pa.Table:
 
 
 def begin(output, rows=10):
-    return ledger.begin(output, "20260101T000000Z-000000", manifest(rows), {"spec": SPEC, "bundle": "b" * 64, "skipped": 0})
+    return begin_run(output, "20260101T000000Z-000000", manifest(rows), {"spec": SPEC, "bundle": "b" * 64, "skipped": 0})
 
 
 def outcome(rows: list[int], failed: tuple[int, ...] = ()) -> pa.Table:
@@ -102,34 +103,34 @@ def test_ten_million_done_rows_are_tens_of_megabytes():
     bodies = tuple(
         {"rows": [[start, start + 512]], "images": {}, "part": "", "stage_seconds": {}} for start in range(0, 10_000_000, 512)
     )
-    done = ledger.Receipts(bodies).images(10_000_384)
+    done = Receipts(bodies).images(10_000_384)
     assert done.sum() == 10_000_384
     assert done.nbytes < 41_000_000
 
 
 def test_a_changed_manifest_is_not_trusted(output):
     run = begin(output)
-    run.place.join(schema.MANIFEST).write(schema.to_parquet(manifest(11)))
-    with pytest.raises(BooksError, match=r"manifest of run .* differs"):
-        _ = ledger.runs(output)[0].manifest
+    run.location.join(schema.MANIFEST).write(schema.to_parquet(manifest(11)))
+    with pytest.raises(CountsError, match=r"manifest of run .* differs"):
+        _ = read_runs(output)[0].manifest
 
 
 def test_an_unfinished_run_of_another_spec_is_refused_with_the_fields_that_differ(output):
     run = begin(output)
-    assert ledger.unfinished_run(output).run_id == run.run_id
-    ledger.require_same(run, SPEC, "b" * 64)
+    assert read_unfinished_run(output).run_id == run.run_id
+    require_same(run, SPEC, "b" * 64)
     with pytest.raises(OutputError, match=r"is unfinished and bundle was \"b+….* and is \"c+….*, top_k was 5 and is 3"):
-        ledger.require_same(run, {**SPEC, "top_k": 3}, "c" * 64)
+        require_same(run, {**SPEC, "top_k": 3}, "c" * 64)
 
 
 def test_an_output_of_another_store_or_of_anything_else_is_refused(output, tmp_path):
-    ledger.require_output(output, "/store")
+    require_output(output, "/store")
     begin(output)
-    ledger.require_output(output, "/store")
+    require_output(output, "/store")
     with pytest.raises(OutputError, match="belongs to another run: it holds the table of /store, not of /other"):
-        ledger.require_output(output, "/other")
+        require_output(output, "/other")
     with pytest.raises(OutputError, match="is not empty and holds no tlbatch runs"):
-        ledger.require_output(resolve(str(tmp_path)), "/store")
+        require_output(resolve(str(tmp_path)), "/store")
 
 
 def test_run_ids_sort_by_time():

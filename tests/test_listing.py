@@ -5,9 +5,9 @@ import os
 import pytest
 
 from tlbatch.errors import StoreError
-from tlbatch.listing import Selection, list_store
+from tlbatch.images.listing import Selection, list_store
 from tlbatch.schema import MANIFEST_SCHEMA, from_parquet, to_parquet
-from tlbatch.storage import resolve
+from tlbatch.storage.resolve import resolve
 
 KEYS = ["b.JPG", "a/1.jpeg", "a/2.png", "a/readme.txt", "c.webp", "noext", "d.tiff", "e.gif", "f.bmp"]
 

@@ -12,19 +12,19 @@ import keras
 import numpy as np
 import pytest
 
+from tlbatch.commands.classify import job_of
 from tlbatch.config import RunConfig
-from tlbatch.decode import decode
 from tlbatch.errors import BundleError, ConfigError
-from tlbatch.listing import Selection, list_store
+from tlbatch.execution.actors import Classifier
+from tlbatch.execution.sizing import ExecutionPlan
+from tlbatch.images.decode import decode
+from tlbatch.images.listing import Selection, list_store
 from tlbatch.model import engines
 from tlbatch.model.bundle import BUNDLE, load_bundle, require_bundle_place
 from tlbatch.model.engines import choose, load_engine, load_head
 from tlbatch.model.head import build_head
-from tlbatch.pipeline import job_of
 from tlbatch.schema import sha256
-from tlbatch.sizing import Plan
-from tlbatch.storage import resolve
-from tlbatch.worker import Classifier
+from tlbatch.storage.resolve import resolve
 
 
 @pytest.fixture
@@ -266,7 +266,7 @@ def test_a_cache_that_others_can_write_is_not_used(bundle_url, monkeypatch, tmp_
 def test_a_pinned_bundle_is_taken_and_no_other(copy):
     digest = sha256((copy / BUNDLE).read_bytes())
     pinned = load_bundle(f"{copy}#sha256={digest}")
-    assert (pinned.digest, pinned.place.url, pinned.pinned) == (digest, str(copy), f"{copy}#sha256={digest}")
+    assert (pinned.digest, pinned.location.url, pinned.pinned) == (digest, str(copy), f"{copy}#sha256={digest}")
     with pytest.raises(BundleError, match=f"is not the one that was asked for: its bundle.json has sha256 {digest}, not 000"):
         load_bundle(f"{copy}#sha256={'0' * 64}")
     with pytest.raises(BundleError, match=r"takes the 64 digits that `sha256sum bundle.json` prints; found 'abc'"):
@@ -281,7 +281,7 @@ def test_an_actor_takes_no_bundle_that_was_put_there_since(copy, store):
     facts = (copy / BUNDLE).read_bytes()
     manifest = list_store(resolve(str(store)), Selection()).manifest
     rows = manifest.append_column("row", [list(range(len(manifest)))])
-    job = job_of(config, load_bundle(str(copy)).pinned, "openvino", Plan([], 1, 1, 64), rows)
+    job = job_of(config, load_bundle(str(copy)).pinned, "openvino", ExecutionPlan([], 1, 1, 64), rows)
     (copy / BUNDLE).write_bytes(facts.replace(b'"accuracy"', b'"Accuracy"'))
     with pytest.raises(BundleError, match="is not the one that was asked for"):
         Classifier(job)

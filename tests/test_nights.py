@@ -16,11 +16,12 @@ from conftest import COLORS, TLBATCH, encoded, noisy, run_cli
 from s3server import BUCKET, environment, filesystem
 
 import tlbatch
-from tlbatch import forecast, ledger
+from tlbatch.commands.classify import classify
+from tlbatch.commands.plan import plan
 from tlbatch.config import RunConfig, load
 from tlbatch.errors import ConfigError, OutputError
-from tlbatch.pipeline import run
-from tlbatch.storage import resolve
+from tlbatch.output.run import begin_run, read_pointer, read_runs, read_unfinished_run
+from tlbatch.storage.resolve import resolve
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -53,7 +54,7 @@ class Nights:
     def night(self, **settings) -> tuple[dict, set[str]]:
         """One night; its report, and the images that were fetched."""
         before = self.fetched()
-        report = run(self.config(**settings))
+        report = classify(self.config(**settings))
         after = self.fetched()
         return report, {key for key in after if after[key] > before.get(key, 0)}
 
@@ -65,7 +66,7 @@ class Nights:
         """The table that a whole run over the store as it stands gives."""
         output = f"{self.output}-{name}"
         settings = {"output": output, "incremental": False, "bundle": bundle or self.bundle, "features": False}
-        run(self.config(**settings))
+        classify(self.config(**settings))
         return read(output, self.options)
 
     def table(self) -> pd.DataFrame:
@@ -126,7 +127,7 @@ def test_five_nights(nights, second_bundle):
     assert len(runs["runs"]) == len(tlbatch.status(nights.output, storage_options=nights.options)["runs"])
 
     nights.put(range(size + some, size + some + 3))
-    said = forecast.forecast(nights.config(bundle=second_bundle, stale="rescore"))
+    said = plan(nights.config(bundle=second_bundle, stale="rescore"))
     fourth, fetched = nights.night(bundle=second_bundle, stale="rescore")
     assert said["counts"] == fourth["counts"]
     assert (said["objects"], said["rescored"]) == (fourth["objects"], fourth["objects"] - 3)
@@ -372,12 +373,12 @@ def test_a_whole_run_is_done_where_the_table_is_more_than_the_store(tmp_path, st
 def test_a_night_that_was_killed_is_forgotten_when_the_table_goes_back(tmp_path, store, bundle_url):
     settings = settings_of(tmp_path, store, bundle_url)
     first = tlbatch.classify(**settings, max_images=20)
-    place = resolve(settings["output"])
+    location = resolve(settings["output"])
     tlbatch.classify(**settings, incremental=True)
-    night = ledger.runs(place)[-1]
+    night = read_runs(location)[-1]
     facts = {name: night.facts[name] for name in ("spec", "bundle", "base", "skipped", "list_seconds")}
-    ledger.begin(place, "killed", night.manifest, facts, on=ledger.read_latest(place))
-    assert ledger.unfinished_run(place).run_id == "killed", "while the table is what it adds to, it is the one to continue"
+    begin_run(location, "killed", night.manifest, facts, on=read_pointer(location))
+    assert read_unfinished_run(location).run_id == "killed", "while the table is what it adds to, it is the one to continue"
     tlbatch.rollback(settings["output"], first["run_id"])
     report = tlbatch.classify(**settings, incremental=True)
     assert report["listed"] == 40

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from conftest import run_cli, write_store
 
+from tlbatch.cli.notify import notifying
 from tlbatch.errors import ConfigError, LeaseHeldError
-from tlbatch.notify import notifying
 
 REPORT = {
     "run_id": "r",

@@ -15,22 +15,23 @@ import pytest
 from conftest import COLORS, encoded, noisy, write_store
 
 import tlbatch
-from tlbatch import commit, pipeline, publish, schema
-from tlbatch.decode import decode
+from tlbatch import schema
 from tlbatch.errors import (
-    BooksError,
     BundleError,
     ConfigError,
+    CountsError,
     Failure,
     InterruptedRunError,
     OutputError,
     StoreError,
     StoreUnavailableError,
 )
+from tlbatch.execution.predictor import _predict
+from tlbatch.images.decode import decode
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import Outputs, load_engine
-from tlbatch.storage import LocalPlace
-from tlbatch.worker import _predict
+from tlbatch.output import commit, publish
+from tlbatch.storage.local import LocalLocation
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -350,15 +351,15 @@ def test_a_name_is_given_to_one_run_only(tmp_path, bundle_url):
 
 
 def test_a_disk_that_is_full_is_a_sentence_and_the_run_continues(staged, reference, store, bundle_url, monkeypatch):
-    write = LocalPlace.write
+    write = LocalLocation.write
 
-    def full(place, data):
-        if "predictions" in place.url:
+    def full(location, data):
+        if "predictions" in location.url:
             raise OSError(28, "No space left on device")
-        write(place, data)
+        write(location, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalPlace, "write", full)
+        patch.setattr(LocalLocation, "write", full)
         with pytest.raises(StoreUnavailableError, match=r"No space left on device.*The table is as it was"):
             classify(store, bundle_url, staged)
     assert not (staged / "latest.json").exists()
@@ -390,7 +391,7 @@ def test_a_crash_between_any_two_steps_of_publishing_is_mended_by_the_same_comma
 
         with monkeypatch.context() as patch:
             for name in ("write", "swap", "delete", "create"):
-                patch.setattr(LocalPlace, name, crash_before(getattr(LocalPlace, name)))
+                patch.setattr(LocalLocation, name, crash_before(getattr(LocalLocation, name)))
             finished = False
             with contextlib.suppress(CrashError):
                 classify(store, bundle_url, output)
@@ -422,7 +423,7 @@ def test_a_damaged_part_is_found_on_ray_too(staged, store, bundle_url, monkeypat
     monkeypatch.setattr(publish, "ROWS_PER_FILE", 25)
     part = next((staged / "runs" / RUN_ID / "staged").glob("*.parquet"))
     part.write_bytes(part.read_bytes()[:-1] + b"x")
-    with pytest.raises(BooksError, match=r"differs from its receipt; nothing is published. Delete its receipt"):
+    with pytest.raises(CountsError, match=r"differs from its receipt; nothing is published. Delete its receipt"):
         classify(store, bundle_url, staged)
     next(part.parent.glob(f"{part.stem}*.json")).unlink()
     assert classify(store, bundle_url, staged)["predicted"] == 60, "the plan is made anew"
@@ -432,7 +433,7 @@ def test_nothing_is_published_when_the_books_do_not_balance(staged, store, bundl
     receipt = next((staged / "runs" / RUN_ID / "staged").glob("*.json"))
     receipt.unlink()
     monkeypatch.setattr(pipeline, "_execute", lambda *_: None)
-    with pytest.raises(BooksError, match="was listed and is in no part; nothing is published"):
+    with pytest.raises(CountsError, match="was listed and is in no part; nothing is published"):
         classify(store, bundle_url, staged)
     assert not (staged / "latest.json").exists()
 
@@ -506,6 +507,6 @@ def test_verify_finds_one_flipped_bit_in_any_file(state, reference, staged, tmp_
         data = bytearray(victim.read_bytes())
         data[random.integers(len(data))] ^= 1 << int(random.integers(8))
         victim.write_bytes(data)
-        with contextlib.suppress(BooksError):  # where run.json or latest.json is damaged there is nothing to go by
+        with contextlib.suppress(CountsError):  # where run.json or latest.json is damaged there is nothing to go by
             assert not tlbatch.verify(str(output))["ok"], victim
         shutil.rmtree(output)

@@ -17,9 +17,8 @@ import pyte
 import pytest
 from conftest import TLBATCH, write_store
 
-from tlbatch import progress
-from tlbatch.progress import _Log, follow, in_words
-from tlbatch.report.folder import status
+from tlbatch.output.status import status
+from tlbatch.report.progress import _Log, follow, in_words
 
 #: What Ray, TensorFlow and OpenVINO say when nobody keeps them from it.
 STRAY = re.compile(r"warn|INFO|oneDNN|cuda|raylet|Tip:|deprecat|telemetry|usage stats|\(pid=|I0000|E0000", re.IGNORECASE)

@@ -24,22 +24,24 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from test_ledger import manifest, outcome
 
-from tlbatch import commit, lease, ledger, publish, schema, writer
-from tlbatch.cleanup import gc
-from tlbatch.commit import Order, Promise
-from tlbatch.errors import BooksError, LeaseHeldError, OutputError
-from tlbatch.publish import books_digest
-from tlbatch.report.verify import verify
+from tlbatch import schema
+from tlbatch.errors import CountsError, LeaseHeldError, OutputError
+from tlbatch.output import commit, lease, publish
+from tlbatch.output.commit import Order, Promise
+from tlbatch.output.gc import gc
+from tlbatch.output.parts import stage_part
+from tlbatch.output.publish import counts_digest
+from tlbatch.output.run import Published, Run, read_pointer
+from tlbatch.output.verify import verify
 from tlbatch.schema import from_parquet, sha256, unseal
-from tlbatch.storage import LocalPlace
-from tlbatch.writer import stage_part
+from tlbatch.storage.local import LocalLocation
 
 EXAMPLES = int(os.environ.get("TLBATCH_EXAMPLES", "40"))
 
 #: A run of the model: so many rows in a part, so many in a published file.
 ROWS_PER_PART, ROWS_PER_FILE = 2, 3
 #: What a driver may end with besides a report: each says that the table is as it was.
-KNOWN = (LeaseHeldError, BooksError, FileNotFoundError)
+KNOWN = (LeaseHeldError, CountsError, FileNotFoundError)
 
 
 class Killed(BaseException):
@@ -96,7 +98,7 @@ class Driver(threading.Thread):
         self.go_on()
 
 
-class Stepped(LocalPlace):
+class Stepped(LocalLocation):
     """A real folder, asked step by step by one driver."""
 
     def __init__(self, path: Path, driver: Driver) -> None:
@@ -108,7 +110,7 @@ class Stepped(LocalPlace):
 
 
 def _stepping(name: str):
-    real = getattr(LocalPlace, name)
+    real = getattr(LocalLocation, name)
 
     @functools.wraps(real)
     def step(self, *arguments, **options):
@@ -139,7 +141,7 @@ class Nights(RuleBasedStateMachine):
         self._patch.setattr(lease, "time", clock)
         self._patch.setattr(lease.Lease, "HEARTBEAT", 1e6)  # everybody is a sleeper
         # Python 3.11 lets one Run at a time read its manifest, and one of these may be asleep at it.
-        self._patch.setattr(ledger.Run.__dict__["manifest"], "lock", contextlib.nullcontext(), raising=False)
+        self._patch.setattr(Run.__dict__["manifest"], "lock", contextlib.nullcontext(), raising=False)
         self._patch.setattr(os, "fsync", lambda _: None)  # nothing here is about a loss of power
         for room in (ledger, publish):
             self._patch.setattr(room, "PARTS_AT_ONCE", 1)
@@ -149,7 +151,7 @@ class Nights(RuleBasedStateMachine):
         descending = types.SimpleNamespace(uuid4=lambda: types.SimpleNamespace(hex=f"{next(names):012d}"))
         self._patch.setattr(writer, "uuid", descending)
         self._folder = tempfile.mkdtemp(prefix="tlbatch-nights-")
-        self.output = LocalPlace(Path(self._folder, "out"))
+        self.output = LocalLocation(Path(self._folder, "out"))
         self.drivers: list[Driver] = []
         self.begun = 0
         self.objects = 5
@@ -168,9 +170,9 @@ class Nights(RuleBasedStateMachine):
         """Somebody, or the schedule, runs the command. What is not `steady` has bad luck with one image."""
         self.begun += 1
         begun = self.begun
-        listed = {"published": ledger.read_latest(self.output), "objects": self.objects}
+        listed = {"published": read_pointer(self.output), "objects": self.objects}
 
-        def listing(published: ledger.Published) -> Promise:
+        def listing(published: Published) -> Promise:
             if published != listed["published"]:
                 listed["objects"] = self.objects
             return Promise(manifest(listed["objects"]), 0, 0.0)
@@ -228,7 +230,7 @@ class Nights(RuleBasedStateMachine):
         (entry,) = unseal(latest.read_bytes())["runs"]
         run = self.output.path / "runs" / entry["run_id"]
         report = unseal((run / schema.REPORT).read_bytes())
-        assert books_digest(report) == entry["books_sha256"]
+        assert counts_digest(report) == entry["books_sha256"]
         digests = {name: sha256((run / name).read_bytes()) for name in report["files"]}
         assert digests == {name: facts["sha256"] for name, facts in report["files"].items()}
         assert self.seen.setdefault(entry["run_id"], digests) == digests
@@ -265,12 +267,12 @@ class Nights(RuleBasedStateMachine):
 
     def _the_table_is_the_stores(self) -> None:
         self.a_reader_sees_a_whole_table_that_never_changes()
-        (entry,) = ledger.read_latest(self.output)
+        (entry,) = read_pointer(self.output)
         assert keys_of(self.output.path / "runs" / entry["run_id"]) == manifest(self.objects)["key"].to_pylist()
         assert verify(self.output.url)["ok"], verify(self.output.url)["differences"]
 
 
-def stage(runs: list[ledger.Run], left: pa.Table, unlucky: int | None) -> None:
+def stage(runs: list[Run], left: pa.Table, unlucky: int | None) -> None:
     """The work of a driver's actors: parts of two rows. An unlucky image is a row in errors, and fails for now only."""
     rows = left["row"].to_pylist()
     for start in range(0, len(rows), ROWS_PER_PART):

@@ -9,15 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 from test_ledger import begin, outcome
 
-from tlbatch import ledger, publish, schema
-from tlbatch.errors import BooksError
-from tlbatch.ledger import read_latest, read_receipts, settle
-from tlbatch.publish import Tables, make_visible, tidy, write_tables
-from tlbatch.report.table import read_predictions
-from tlbatch.storage import resolve
-from tlbatch.writer import stage_part
+from tlbatch import schema
+from tlbatch.errors import CountsError
+from tlbatch.output import publish
+from tlbatch.output.parts import stage_part
+from tlbatch.output.publish import TableSpec, clean_up, publish_run, write_files
+from tlbatch.output.receipts import freeze_part_plan, read_receipts
+from tlbatch.output.run import begin_run, read_pointer
+from tlbatch.output.table import read_predictions
+from tlbatch.storage.resolve import resolve
 
-TABLES = Tables("20260101T000000Z-000000", "b" * 64, "base", predictions=True, features=None)
+TABLES = TableSpec("20260101T000000Z-000000", "b" * 64, "base", predictions=True, features=None)
 
 REPORT = {
     "listed": 100,
@@ -43,15 +45,15 @@ def stage(run, cuts: list[int], failed: tuple[int, ...] = ()) -> None:
 
 
 def write(run, tables=TABLES):
-    return write_tables(run, settle(run, read_receipts(run)), tables)
+    return write_files(run, freeze_part_plan(run, read_receipts(run)), tables)
 
 
 def test_each_image_is_in_one_table_in_manifest_order(run):
     stage(run, [30, 60], failed=(7, 61))
     books = write(run)
     assert (books.predicted, books.failed, books.failed_by_kind, books.labels) == (98, 2, {"empty": 2}, {"cat": 98})
-    predictions = pq.read_table(run.place.path / "predictions" / "part-00000.parquet")
-    errors = pq.read_table(run.place.path / "errors" / "part-00000.parquet")
+    predictions = pq.read_table(run.location.path / "predictions" / "part-00000.parquet")
+    errors = pq.read_table(run.location.path / "errors" / "part-00000.parquet")
     assert predictions.schema.equals(schema.PREDICTIONS, check_metadata=True)
     assert errors.schema.equals(schema.ERRORS, check_metadata=True)
     assert predictions["key"].to_pylist() == [f"{n:06d}.jpg" for n in range(100) if n not in (7, 61)]
@@ -84,7 +86,7 @@ def test_files_are_cut_by_the_manifest(run, monkeypatch):
 
 
 def test_features_are_cut_by_their_bytes():
-    tables = Tables("r", "b", "base", predictions=False, features=schema.features_schema(1280, "float16"))
+    tables = TableSpec("r", "b", "base", predictions=False, features=schema.features_schema(1280, "float16"))
     assert tables.rows_per_file == 256 * 1024 * 1024 // 2560
 
 
@@ -92,12 +94,12 @@ def test_features_are_cut_by_their_bytes():
 def test_a_missing_image_is_named_and_nothing_is_published(run, missing):
     rows = [row for row in range(100) if row != missing]
     stage_part(run.staged, outcome(rows))
-    with pytest.raises(BooksError, match=rf"{missing:06d}\.jpg was listed and is in no part; nothing is published"):
+    with pytest.raises(CountsError, match=rf"{missing:06d}\.jpg was listed and is in no part; nothing is published"):
         write(run)
 
 
 def test_no_part_at_all_is_named_too(run):
-    with pytest.raises(BooksError, match=r"000000\.jpg was listed and is in no part"):
+    with pytest.raises(CountsError, match=r"000000\.jpg was listed and is in no part"):
         write(run)
 
 
@@ -107,7 +109,7 @@ def test_a_part_that_differs_from_its_receipt_is_refused(run):
     data = bytearray(run.staged.join(name).read())
     data[100] ^= 1
     run.staged.join(name).write(bytes(data))
-    with pytest.raises(BooksError, match=re.escape(f"{name} differs from its receipt")):
+    with pytest.raises(CountsError, match=re.escape(f"{name} differs from its receipt")):
         write(run)
 
 
@@ -115,12 +117,12 @@ def test_the_flip_is_the_last_word(run, tmp_path):
     output = resolve(str(tmp_path / "out"))
     stage(run, [50])
     write(run)
-    assert read_latest(output) == []
+    assert read_pointer(output) == []
     held = []
-    make_visible(output, run, REPORT, lambda: held.append(read_latest(output)))
+    publish_run(output, run, REPORT, lambda: held.append(read_pointer(output)))
     assert held == [[]], "the lease is asked for before the flip"
-    assert [entry["run_id"] for entry in read_latest(output)] == [run.run_id]
-    tidy(run)
+    assert [entry["run_id"] for entry in read_pointer(output)] == [run.run_id]
+    clean_up(run)
     assert run.finished()
     assert not run.staged.exists()
     assert len(read_predictions(output.url)) == 100
@@ -128,13 +130,13 @@ def test_the_flip_is_the_last_word(run, tmp_path):
 
 def test_a_lost_lease_publishes_nothing(run, tmp_path):
     def lost():
-        raise BooksError("lost")
+        raise CountsError("lost")
 
     stage(run, [50])
     write(run)
-    with pytest.raises(BooksError, match="lost"):
-        make_visible(resolve(str(tmp_path / "out")), run, REPORT, lost)
-    assert read_latest(resolve(str(tmp_path / "out"))) == []
+    with pytest.raises(CountsError, match="lost"):
+        publish_run(resolve(str(tmp_path / "out")), run, REPORT, lost)
+    assert read_pointer(resolve(str(tmp_path / "out"))) == []
 
 
 def test_a_pointer_that_moved_meanwhile_is_not_overwritten(run, tmp_path):
@@ -142,8 +144,8 @@ def test_a_pointer_that_moved_meanwhile_is_not_overwritten(run, tmp_path):
     stage(run, [50])
     write(run)
     theirs = schema.seal({"runs": [{"run_id": "theirs", "books_sha256": ""}]})
-    with pytest.raises(BooksError, match="changed by somebody else"):
-        make_visible(output, run, REPORT, lambda: output.join(schema.LATEST).write(theirs))
+    with pytest.raises(CountsError, match="changed by somebody else"):
+        publish_run(output, run, REPORT, lambda: output.join(schema.LATEST).write(theirs))
     assert output.join(schema.LATEST).read() == theirs
 
 
@@ -152,7 +154,7 @@ def test_the_newest_row_of_a_key_is_the_tables(tmp_path):
     for run_id, score in (("1", 0.25), ("2", 0.75)):
         promised = [{"uri": uri, "key": uri, "size": 1, "etag": run_id, "format": "image"} for uri in ("u", run_id)]
         promised = pa.Table.from_pylist(promised, schema.MANIFEST_SCHEMA)
-        ledger.begin(output, run_id, promised, {"spec": {}, "bundle": "b"}, on=read_latest(output))
+        begin_run(output, run_id, promised, {"spec": {}, "bundle": "b"}, on=read_pointer(output))
         rows = pa.table({field.name: pa.nulls(2, field.type) for field in schema.PREDICTIONS}, schema.PREDICTIONS)
         for name, values in (("uri", ["u", run_id]), ("key", ["k", run_id]), ("score", [score, 0.5])):
             number = rows.column_names.index(name)
@@ -160,7 +162,7 @@ def test_the_newest_row_of_a_key_is_the_tables(tmp_path):
                 number, schema.PREDICTIONS.field(name), pa.array(values, schema.PREDICTIONS.field(name).type)
             )
         output.join("runs", run_id, "predictions", "part-00000.parquet").write(schema.to_parquet(rows))
-        runs = [*read_latest(output), {"run_id": run_id, "books_sha256": ""}]
+        runs = [*read_pointer(output), {"run_id": run_id, "books_sha256": ""}]
         output.join(schema.LATEST).write(schema.seal({"runs": runs}))
     frame = read_predictions(output.url, ["key", "score"])
     assert dict(zip(frame["key"], frame["score"], strict=True)) == {"1": 0.5, "k": 0.75, "2": 0.5}

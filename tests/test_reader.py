@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from tlbatch.errors import ChangedError, CredentialsError, ErrorKind, StoreUnavailableError, ThrottledError
-from tlbatch.reader import Patience, Reader, Throttle
-from tlbatch.storage import RangeFile, hurrying, patiently, resolve
+from tlbatch.images.reader import Patience, Reader, Throttle
+from tlbatch.storage.range_file import RangeFile
+from tlbatch.storage.resolve import resolve
+from tlbatch.storage.retry import no_retries, with_retries
 
 
 class Store:
@@ -166,8 +168,8 @@ def test_requests_beyond_the_limit_wait():
 
 def test_nothing_is_waited_for_in_a_hurry():
     store = Store(TimeoutError("late"))
-    with hurrying(), pytest.raises(TimeoutError):
-        patiently(store)
+    with no_retries(), pytest.raises(TimeoutError):
+        with_retries(store)
     assert store.asked == 1
 
 
@@ -199,8 +201,8 @@ def test_a_file_of_ranges_reads_each_piece_once_when_it_is_read_through(monkeypa
 
 def test_a_local_file_that_changes_while_it_is_read_is_no_mixture(tmp_path):
     (tmp_path / "a").write_bytes(b"first")
-    place = resolve(str(tmp_path / "a"))
-    etag = place.info().etag
+    location = resolve(str(tmp_path / "a"))
+    etag = location.info().etag
     time.sleep(0.01)
     (tmp_path / "a").write_bytes(b"other")
     row = {"uri": str(tmp_path / "a"), "key": "a", "size": 5, "etag": etag, "format": "image"}

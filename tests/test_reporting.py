@@ -13,15 +13,17 @@ import pytest
 from conftest import COLORS, encoded, noisy, run_cli, write_store
 
 import tlbatch
-from tlbatch import ledger, schema
+from tlbatch import schema
 from tlbatch.config import ReportConfig
 from tlbatch.errors import LabelsError, OutputError
-from tlbatch.pictures import small_pictures
+from tlbatch.output.progress import read_history
+from tlbatch.output.run import read_newest_run, read_previous_run, read_table_runs
 from tlbatch.report.charts import curves_chart, labels_chart, throughput_chart
-from tlbatch.report.survey import NEAR, SURE, UNSURE, survey
-from tlbatch.report.truth import Curve
-from tlbatch.reporting import report, write_after
-from tlbatch.storage import resolve
+from tlbatch.report.diagnostics import Curve
+from tlbatch.report.run_report import write_report, write_report_after
+from tlbatch.report.summary import NEAR, SURE, UNSURE, summarize
+from tlbatch.report.thumbnails import load_thumbnails
+from tlbatch.storage.resolve import resolve
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -55,13 +57,13 @@ def classified(bundle_url, tmp_path_factory) -> tuple[Path, Path, Path]:
 @pytest.fixture(scope="module")
 def page_file(classified) -> Path:
     _, output, labels = classified
-    return Path(report(ReportConfig(output=str(output), labels=str(labels)))["report"])
+    return Path(write_report(ReportConfig(output=str(output), labels=str(labels)))["report"])
 
 
 def test_the_page_says_what_a_person_wants_to_know(classified, page_file):
     _, output, _ = classified
     page = page_file.read_text()
-    assert page_file == output / "runs" / ledger.newest_published(resolve(str(output))).run_id / "report.html"
+    assert page_file == output / "runs" / read_newest_run(resolve(str(output))).run_id / "report.html"
     for words in (
         "Complete:",
         "<dt>in the table</dt><dd>67</dd>",
@@ -80,7 +82,7 @@ def test_the_page_says_what_a_person_wants_to_know(classified, page_file):
 def test_a_survey_counts_what_the_table_holds_and_shows_the_extremes(classified):
     _, output, _ = classified
     table = tlbatch.read_predictions(str(output))
-    found = survey(ledger.published_runs(resolve(str(output))), predictions=True, threshold=0.9)
+    found = summarize(read_table_runs(resolve(str(output))), predictions=True, threshold=0.9)
     assert found.images == len(table) == found.scores.sum()
     assert dict(found.labels) == table["label"].value_counts().to_dict()
     assert dict(found.errors) == {"not_an_image": 1, "truncated": 1}
@@ -94,21 +96,21 @@ def test_a_survey_counts_what_the_table_holds_and_shows_the_extremes(classified)
 
 def test_an_object_is_shown_once_though_two_nights_have_it(classified):
     _, output, _ = classified
-    runs = ledger.published_runs(resolve(str(output)))
+    runs = read_table_runs(resolve(str(output)))
     assert len(runs) == 2
-    found = survey(runs, predictions=True)
+    found = summarize(runs, predictions=True)
     names = found.shown[found.shown["why"] == SURE][["uri", "key"]]
     assert not names.duplicated().any()
 
 
 def test_pictures_are_of_the_images_also_out_of_a_shard_and_gone_ones_are_missing(classified, tmp_path):
     store, output, _ = classified
-    runs = ledger.published_runs(resolve(str(output)))
+    runs = read_table_runs(resolve(str(output)))
     names = [(str(store / "red" / "0001.jpg"), "red/0001.jpg"), (str(store / "more.tar"), "in-tar/3.jpg")]
-    found = small_pictures(runs, [*names, ("/nowhere.jpg", "nowhere.jpg")], {}, side=64)
+    found = load_thumbnails(runs, [*names, ("/nowhere.jpg", "nowhere.jpg")], {}, side=64)
     assert set(found) == set(names)
-    assert set(small_pictures(runs, names, {}, side=64, shard_bytes=1)) == set(names[:1]), "the fourth image is too far in"
-    assert set(small_pictures(runs, names, {}, side=64, shard_bytes=1_000_000)) == set(names)
+    assert set(load_thumbnails(runs, names, {}, side=64, shard_bytes=1)) == set(names[:1]), "the fourth image is too far in"
+    assert set(load_thumbnails(runs, names, {}, side=64, shard_bytes=1_000_000)) == set(names)
 
 
 def test_names_and_messages_of_a_store_are_text(page_file):
@@ -230,13 +232,13 @@ def test_the_command_writes_it_and_says_where(bundle_url, store, tmp_path):
 
 def test_a_page_that_cannot_be_written_does_not_fail_the_night(caplog):
     result = {"output": "/nowhere", "run_id": "x", "listed": 1}
-    assert write_after(result, {}) == result
+    assert write_report_after(result, {}) == result
     assert "could not be written" in caplog.text
 
 
 def test_a_run_of_features_has_a_page_without_labels(bundle_url, store, tmp_path):
     tlbatch.extract(images=str(store), bundle=bundle_url, output=str(tmp_path / "out"))
-    told = report(ReportConfig(output=str(tmp_path / "out")))
+    told = write_report(ReportConfig(output=str(tmp_path / "out")))
     page = Path(told["report"]).read_text()
     assert told["verdict"] == "good"
     assert "Pictures worth a look" not in page
@@ -245,26 +247,26 @@ def test_a_run_of_features_has_a_page_without_labels(bundle_url, store, tmp_path
 
 def test_of_an_older_run_it_tells_what_was_then(classified):
     _, output, _ = classified
-    first = ledger.published_runs(resolve(str(output)))[0]
-    told = report(ReportConfig(output=first.place.url))
+    first = read_table_runs(resolve(str(output)))[0]
+    told = write_report(ReportConfig(output=first.location.url))
     assert told["run_id"] == first.run_id
     assert "<dt>predicted</dt><dd>66</dd>" in Path(told["report"]).read_text()
 
 
 def test_where_there_is_nothing_to_tell_of_it_is_one_sentence(tmp_path, classified):
     with pytest.raises(OutputError, match="Nothing is published"):
-        report(ReportConfig(output=str(tmp_path)))
+        write_report(ReportConfig(output=str(tmp_path)))
     (tmp_path / "labels.csv").write_text("key,label\nnowhere.jpg,red\n")
     with pytest.raises(LabelsError, match=r"is in the table; the first one is 'nowhere\.jpg'"):
-        report(ReportConfig(output=str(classified[1]), labels=str(tmp_path / "labels.csv")))
+        write_report(ReportConfig(output=str(classified[1]), labels=str(tmp_path / "labels.csv")))
 
 
 def test_a_run_that_has_not_ended_has_no_report(classified, tmp_path):
     shutil.copytree(classified[1], tmp_path / "out")
-    run = ledger.published_runs(resolve(str(tmp_path / "out")))[0]
-    run.place.join(schema.REPORT).delete()
+    run = read_table_runs(resolve(str(tmp_path / "out")))[0]
+    run.location.join(schema.REPORT).delete()
     with pytest.raises(OutputError, match="has not ended"):
-        report(ReportConfig(output=run.place.url))
+        write_report(ReportConfig(output=run.location.url))
 
 
 def test_what_has_moved_since_the_run_before_stands_on_top(bundle_url, tmp_path):
@@ -273,37 +275,37 @@ def test_what_has_moved_since_the_run_before_stands_on_top(bundle_url, tmp_path)
     tlbatch.classify(**settings)
     shutil.rmtree(store / "red")
     tlbatch.classify(**settings)
-    told = report(ReportConfig(output=str(tmp_path / "out")))
+    told = write_report(ReportConfig(output=str(tmp_path / "out")))
     assert told["verdict"] == "doubtful"
     assert "the labels have moved: red was 33.3% of the images and is 0.0%" in told["sentence"]
     assert told["sentence"] in Path(told["report"]).read_text()
 
 
 def test_the_progress_file_keeps_a_history_that_does_not_grow_for_ever(bundle_url, store, tmp_path):
-    from tlbatch.execution import heartbeat
+    from tlbatch.output.progress import heartbeat
 
     tlbatch.classify(images=str(store), bundle=bundle_url, output=str(tmp_path / "out"))
-    run = ledger.published_runs(resolve(str(tmp_path / "out")))[0]
-    history = ledger.read_history(run)
+    run = read_table_runs(resolve(str(tmp_path / "out")))[0]
+    history = read_history(run)
     assert history[-1][1] == 60
     assert abs(history[-1][0] - time.time()) < 600
-    numbers = json.loads(run.place.join(schema.PROGRESS).read())
+    numbers = json.loads(run.location.join(schema.PROGRESS).read())
     long = [[float(second), second] for second in range(240)]
-    run.place.join(schema.PROGRESS).write(json.dumps({**numbers, "history": long}).encode())
+    run.location.join(schema.PROGRESS).write(json.dumps({**numbers, "history": long}).encode())
     with heartbeat(run, None):
         pass
-    assert len(ledger.read_history(run)) == 121
+    assert len(read_history(run)) == 121
 
 
 def test_a_page_that_was_missed_is_written_by_the_next_command(classified, bundle_url, tmp_path):
     shutil.copytree(classified[1], tmp_path / "out")
-    run = ledger.published_runs(resolve(str(tmp_path / "out")))[-1]
-    run.place.join(schema.REPORT_PAGE).delete()
+    run = read_table_runs(resolve(str(tmp_path / "out")))[-1]
+    run.location.join(schema.REPORT_PAGE).delete()
     done = {"output": str(tmp_path / "out"), "run_id": run.run_id, "already_done": True}
-    assert write_after(done, {})["report"] == run.place.join(schema.REPORT_PAGE).url
-    written = Path(run.place.join(schema.REPORT_PAGE).url).stat().st_mtime_ns
-    write_after(done, {})
-    assert Path(run.place.join(schema.REPORT_PAGE).url).stat().st_mtime_ns == written
+    assert write_report_after(done, {})["report"] == run.location.join(schema.REPORT_PAGE).url
+    written = Path(run.location.join(schema.REPORT_PAGE).url).stat().st_mtime_ns
+    write_report_after(done, {})
+    assert Path(run.location.join(schema.REPORT_PAGE).url).stat().st_mtime_ns == written
 
 
 def test_a_night_after_a_rollback_is_held_against_the_table_it_adds_to(classified, bundle_url, tmp_path):
@@ -314,17 +316,17 @@ def test_a_night_after_a_rollback_is_held_against_the_table_it_adds_to(classifie
     tlbatch.rollback(str(tmp_path / "out"), first)
     shutil.copytree(store, tmp_path / "store")
     tlbatch.classify(**{**settings, "include": "*.jpg"}, incremental=True)
-    place = resolve(str(tmp_path / "out"))
-    newest = ledger.newest_published(place)
+    location = resolve(str(tmp_path / "out"))
+    newest = read_newest_run(location)
     assert [one["run_id"] for one in newest.on] == [first]
-    assert ledger.run_before(place, newest).run_id == first
+    assert read_previous_run(location, newest).run_id == first
 
 
 def test_without_the_images_all_else_is_told(classified, bundle_url, tmp_path):
     shutil.copytree(classified[0], tmp_path / "store")
     tlbatch.classify(images=str(tmp_path / "store"), bundle=bundle_url, output=str(tmp_path / "out"), max_failed_ratio=1.0)
     shutil.rmtree(tmp_path / "store")
-    told = report(ReportConfig(output=str(tmp_path / "out")))
+    told = write_report(ReportConfig(output=str(tmp_path / "out")))
     page = Path(told["report"]).read_text()
     assert page.count("cannot be shown any more") > 20
     assert "Seconds in each stage" in page
@@ -353,10 +355,10 @@ def test_where_an_image_has_several_labels_each_is_counted_and_the_truth_is_a_ta
         bundle=str(tmp_path / "many"),
     )
     tlbatch.classify(images=str(store), bundle=str(tmp_path / "many"), output=str(tmp_path / "out"))
-    found = survey(ledger.published_runs(resolve(str(tmp_path / "out"))), predictions=True)
+    found = summarize(read_table_runs(resolve(str(tmp_path / "out"))), predictions=True)
     given = tlbatch.read_predictions(str(tmp_path / "out"))["top_labels"].explode().value_counts()
     assert dict(found.labels) == given.to_dict()
-    told = report(ReportConfig(output=str(tmp_path / "out"), labels=str(tmp_path / "labels.csv")))
+    told = write_report(ReportConfig(output=str(tmp_path / "out"), labels=str(tmp_path / "labels.csv")))
     page = Path(told["report"]).read_text()
     assert "An image may have several labels" in page
     assert "1 missing" in page
@@ -364,6 +366,6 @@ def test_where_an_image_has_several_labels_each_is_counted_and_the_truth_is_a_ta
 
 def test_a_labels_file_of_images_that_all_failed_is_measured_as_nothing(classified, tmp_path):
     (tmp_path / "labels.csv").write_text("key,label\nred/cut.jpg,red\n,blue\n")
-    told = report(ReportConfig(output=str(classified[1]), labels=str(tmp_path / "labels.csv")))
+    told = write_report(ReportConfig(output=str(classified[1]), labels=str(tmp_path / "labels.csv")))
     assert "1 failed" in Path(told["report"]).read_text()
     assert tlbatch.evaluate(str(classified[1]), str(tmp_path / "labels.csv"))["failed"] == 1

@@ -15,13 +15,13 @@ from conftest import COLORS, encoded, noisy, run_cli, write_store
 from PIL import Image
 
 import tlbatch
-from tlbatch.decode import thumbnail
+from tlbatch.commands.review import ReviewSelection
 from tlbatch.errors import ErrorKind, Failure, OutputError
-from tlbatch.labels import read_all_labels
-from tlbatch.report.page import Shot
+from tlbatch.images.decode import thumbnail
+from tlbatch.images.labels import read_all_labels
+from tlbatch.report.html import Thumbnail
 from tlbatch.report.sheet import make_sheet
-from tlbatch.reviewing import Picked
-from tlbatch.storage import resolve
+from tlbatch.storage.resolve import resolve
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -158,7 +158,7 @@ def test_pictures_that_are_gone_are_said_to_be(reviewed, bundle_url, tmp_path):
 
 def test_names_from_a_store_are_text_in_the_sheet():
     evil = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>.jpg"
-    page = make_sheet("t", [Shot(evil, evil, 0.5, "uncertain", None)], [evil]).decode()
+    page = make_sheet("t", [Thumbnail(evil, evil, 0.5, "uncertain", None)], [evil]).decode()
     assert "<img src=x" not in page
     assert page.count("<script>") == page.count("</script>") == 1
     assert "default-src &#39;none&#39;" in page
@@ -167,7 +167,7 @@ def test_names_from_a_store_are_text_in_the_sheet():
 def test_what_is_filled_in_on_the_sheet_is_saved_as_a_labels_file(tmp_path, browser):
     """In a real browser, by the page's own button."""
     evil = 'comma, "quote"\r\n</script>.jpg'
-    sheet = make_sheet("t", [Shot(key, "cat", 0.5, "uncertain", None) for key in ("a.jpg", evil, "c.jpg")], ["cat", "dog"])
+    sheet = make_sheet("t", [Thumbnail(key, "cat", 0.5, "uncertain", None) for key in ("a.jpg", evil, "c.jpg")], ["cat", "dog"])
     (tmp_path / "sheet.html").write_bytes(sheet)
     page = browser.new_page()
     page.goto((tmp_path / "sheet.html").as_uri())
@@ -184,7 +184,7 @@ def test_what_is_filled_in_on_the_sheet_is_saved_as_a_labels_file(tmp_path, brow
 
 def test_a_row_that_looks_like_a_chosen_one_is_passed_over():
     vectors = {0: np.array([1.0, 0.0]), 1: np.array([0.99, 0.1411]), 2: np.array([0.0, 1.0])}
-    picked = Picked(vectors, 0.95)
+    picked = ReviewSelection(vectors, 0.95)
     picked.take("uncertain", [0, 1, 2, 3], 3)
     assert list(picked.rows) == [0, 2, 3]
     assert picked.duplicates == 1

@@ -13,11 +13,11 @@ from s3server import ACCESS, BUCKET, LISTER, SECRET, environment, filesystem, fr
 from test_shards import WRITERS
 
 import tlbatch
-from tlbatch import s3, storage
 from tlbatch.errors import ChangedError, StoreUnavailableError
-from tlbatch.listing import Selection, list_store
-from tlbatch.reader import Patience, Reader
-from tlbatch.storage import resolve
+from tlbatch.images.listing import Selection, list_store
+from tlbatch.images.reader import Patience, Reader
+from tlbatch.storage import s3
+from tlbatch.storage.resolve import resolve
 
 
 def options(endpoint: str) -> dict:
@@ -31,10 +31,10 @@ def bucket(s3_server, request):
     return resolve(f"s3://{BUCKET}/{name}", options(s3_server.endpoint))
 
 
-def fill(place, per_class: int = 10) -> None:
+def fill(location, per_class: int = 10) -> None:
     names = [(label, number) for label in COLORS for number in range(per_class)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda one: place.join(one[0], f"{one[1]:04d}.jpg").write(picture(*one)), names))
+        list(pool.map(lambda one: location.join(one[0], f"{one[1]:04d}.jpg").write(picture(*one)), names))
 
 
 def picture(label: str, number: int) -> bytes:
@@ -153,10 +153,10 @@ def create_and_swap(one) -> None:
 
 
 def test_conditional_puts(places):
-    for place in places:
-        create_and_swap(place.join("lease.json"))
-        assert not place.join("other").swap(b"1", b"0")
-        assert place.join("other").swap(b"1", None)
+    for location in places:
+        create_and_swap(location.join("lease.json"))
+        assert not location.join("other").swap(b"1", b"0")
+        assert location.join("other").swap(b"1", None)
 
 
 def test_a_race_for_one_object_has_one_winner(bucket):
@@ -169,8 +169,8 @@ def test_a_race_for_one_object_has_one_winner(bucket):
 
 
 def test_a_store_that_ignores_conditions_is_found_out_and_checked_before_it_is_written(faulty, bucket, caplog):
-    place = resolve(bucket.url, options(faulty(ignore_conditions=True).endpoint))
-    create_and_swap(place.join("lease.json"))
+    location = resolve(bucket.url, options(faulty(ignore_conditions=True).endpoint))
+    create_and_swap(location.join("lease.json"))
     said = [record.message for record in caplog.records if "one run at a time" in record.message]
     assert len(said) == 1
     assert bucket.join("other.json").create(b"1")
@@ -179,9 +179,9 @@ def test_a_store_that_ignores_conditions_is_found_out_and_checked_before_it_is_w
 
 def test_a_put_whose_answer_is_lost_is_ours(faulty, bucket):
     proxy = faulty(seed=3, reset_after=0.5)
-    place = resolve(bucket.url, options(proxy.endpoint))
+    location = resolve(bucket.url, options(proxy.endpoint))
     for number in range(12):
-        mine = place.join(f"{number}.json")
+        mine = location.join(f"{number}.json")
         assert mine.create(f"mine {number}".encode())
         assert mine.swap(f"next {number}".encode(), f"mine {number}".encode())
         assert not mine.create(b"somebody else's")
@@ -189,8 +189,8 @@ def test_a_put_whose_answer_is_lost_is_ours(faulty, bucket):
 
 
 def test_a_changed_object_is_not_read(places):
-    for place in places:
-        one = place.join("a.jpg")
+    for location in places:
+        one = location.join("a.jpg")
         one.write(b"first")
         old = one.info()
         time.sleep(0.01)
@@ -224,8 +224,8 @@ def test_a_listing_goes_on_after_failed_pages(faulty, bucket, monkeypatch):
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda name: bucket.join(name).write(b"x"), names))
     proxy = faulty(fail_list_pages=(3, 4, 6))
-    place = resolve(bucket.url, options(proxy.endpoint))
-    assert list_store(place, Selection()).manifest["key"].to_pylist() == names
+    location = resolve(bucket.url, options(proxy.endpoint))
+    assert list_store(location, Selection()).manifest["key"].to_pylist() == names
     assert proxy.counts()["fault internal_error"] == 3
 
 
@@ -275,9 +275,9 @@ def test_shards_on_s3_survive_bad_minutes(faulty, bucket):
     proxy = faulty(seed=5, slow_down=0.15, truncate=0.15, reset_before=0.05)
     reader = Reader(options(proxy.endpoint))
     for kind, write in WRITERS.items():
-        place = bucket.join(f"shard.{kind}")
-        place.write(write(images))
-        info = place.info()
+        location = bucket.join(f"shard.{kind}")
+        location.write(write(images))
+        info = location.info()
         row = {"uri": info.uri, "key": info.key, "size": info.size, "etag": info.etag, "format": kind}
         assert {one.key: one.data for one in reader.members(row)} == images
     assert sum(count for name, count in proxy.counts().items() if name.startswith("fault")) > 3

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from conftest import ROOT, TLBATCH, run_cli
 
+from tlbatch.commands.schedule import on_calendar, parse_cron, schedule
 from tlbatch.config import RunConfig, ScheduleConfig, load
 from tlbatch.errors import ConfigError
-from tlbatch.schedule import on_calendar, parse_cron, schedule
 
 CLASSIFY = ["classify", "--images", "s3://b/100%", "--bundle", "s3://b/model", "--output", "s3://b/out", "--incremental"]
 

@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import PEAK
 
-from tlbatch import shards
 from tlbatch.errors import ErrorKind, Failure
-from tlbatch.shards import PARQUET, TAR, TFRECORD, Wanted, read_members
+from tlbatch.images.members import read_members
+from tlbatch.images.shards import Member, ShardOptions, formats
+from tlbatch.images.tfrecord import masked_crc
+from tlbatch.schema import PARQUET, TAR, TFRECORD
 
 IMAGES = {f"dir/{number:03d}.jpg": bytes([number]) * (1000 + 700 * number) for number in range(8)}
 
@@ -56,7 +58,7 @@ def example_of(features: dict[str, bytes]) -> bytes:
 def record_of(content: bytes) -> bytes:
     """One record of a TFRecord."""
     length = struct.pack("<Q", len(content))
-    return length + shards._masked_crc(length) + content + shards._masked_crc(content)
+    return length + masked_crc(length) + content + masked_crc(content)
 
 
 def tfrecord_of(images: dict[str, bytes]) -> bytes:
@@ -68,8 +70,8 @@ def tfrecord_of(images: dict[str, bytes]) -> bytes:
 WRITERS = {TAR: tar_of, PARQUET: parquet_of, TFRECORD: tfrecord_of}
 
 
-def members(kind: str, data: bytes, field: str | None = None, max_bytes: int = 1 << 30) -> list[shards.Member]:
-    return list(read_members(kind, io.BytesIO(data), Wanted("s/shard", field, max_bytes)))
+def members(kind: str, data: bytes, field: str | None = None, max_bytes: int = 1 << 30) -> list[Member]:
+    return list(read_members(kind, io.BytesIO(data), ShardOptions("s/shard", field, max_bytes)))
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -282,4 +284,4 @@ def test_an_example_without_the_field_says_what_it_has():
 def test_endings_tell_what_an_object_is():
     keys = ["a.JPG", "b.tar", "c.tar.gz", "d.parquet", "e.tfrecord", "f.txt", "tar", "g.tgz", "h.jpg.tar", "i.tfrecords.gz"]
     kinds = ["image", "tar", "tar", "parquet", "tfrecord", None, None, "tar", "tar", "tfrecord"]
-    assert shards.formats(pa.array(keys)).to_pylist() == kinds
+    assert formats(pa.array(keys)).to_pylist() == kinds

@@ -7,9 +7,9 @@ import pytest
 
 from tlbatch.config import RunConfig
 from tlbatch.errors import ConfigError
-from tlbatch.execution import Cluster, cluster
-from tlbatch.sizing import blocks_of, lanes_of, plan_for, weights_of
-from tlbatch.worker import Classifier, DecodingActor, PredictingActor
+from tlbatch.execution.actors import Classifier, DecodingActor, PredictingActor
+from tlbatch.execution.resources import ClusterResources, read_cluster
+from tlbatch.execution.sizing import cut_blocks, parallelism_of, plan_for, work_of
 
 LAPTOP = [{"CPU": 2.0}]
 FARM = [{"CPU": 16.0}] * 3
@@ -17,7 +17,7 @@ GPUS = [{"CPU": 16.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 32.0}]
 
 
 def plan(nodes, images=1_000_000, *, grows=False, **settings):
-    return plan_for(RunConfig(images="a", bundle="b", output="c", **settings), images, Cluster(nodes, grows))
+    return plan_for(RunConfig(images="a", bundle="b", output="c", **settings), images, ClusterResources(nodes, grows))
 
 
 def pools(found):
@@ -63,8 +63,8 @@ def test_who_has_a_gpu_writes_one_block_beside_the_one_it_predicts():
     rows = pa.table({"format": ["image", "image"]})
     shards = pa.table({"format": ["image", "tar"]})
     split, fused = plan(GPUS, num_gpus=1), plan(FARM)
-    assert lanes_of(job, split, rows) == {"list": 1, "fetch": 14 * 8, "decode": 14 * 4, "predict": 3, "write": 3 * 3}
-    assert lanes_of(job, fused, shards) == {"list": 1, "fetch": 12 * 2, "decode": 12 * 4, "predict": 12, "write": 12 * 2}
+    assert parallelism_of(job, split, rows) == {"list": 1, "fetch": 14 * 8, "decode": 14 * 4, "predict": 3, "write": 3 * 3}
+    assert parallelism_of(job, fused, shards) == {"list": 1, "fetch": 12 * 2, "decode": 12 * 4, "predict": 12, "write": 12 * 2}
 
 
 def test_pools_grow_with_machines_that_are_started_for_the_work():
@@ -85,9 +85,9 @@ def test_an_object_is_in_one_block_and_a_shard_counts_by_its_bytes():
     rows = pa.table(
         {"format": ["image", "tar", "image", "image", "tar", "image"], "size": pa.array([1, 2**30, 1, 1, None, 1], pa.int64())}
     )
-    weights = weights_of(rows, 64)
+    weights = work_of(rows, 64)
     assert weights.tolist() == [1, 1024, 1, 1, 64, 1]
-    blocks = blocks_of(rows, weights, 64)
+    blocks = cut_blocks(rows, weights, 64)
     assert [block.num_rows for block in blocks] == [2, 3, 1]
     assert pa.concat_tables(blocks).equals(rows)
 
@@ -99,7 +99,7 @@ def test_a_cluster_is_asked_what_it_is_though_another_was_shut_down_in_this_proc
 
     _internal_kv_reset()
     try:
-        found = cluster()
+        found = read_cluster()
     finally:
         _initialize_internal_kv(global_worker.gcs_client)
     assert found.machines[0]["CPU"] >= 1

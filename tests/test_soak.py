@@ -19,7 +19,7 @@ import psutil
 from conftest import COLORS, TLBATCH, encoded, noisy
 from s3server import BUCKET, environment, filesystem
 
-from tlbatch.report.verify import verify
+from tlbatch.output.verify import verify
 
 SECONDS = int(os.environ.get("TLBATCH_SOAK_SECONDS", "0"))
 MOST_IMAGES, SAMPLE = 500_000, 2_000

@@ -9,13 +9,13 @@ import fsspec
 import pytest
 
 from tlbatch.errors import ConfigError
-from tlbatch.storage import resolve
+from tlbatch.storage.resolve import resolve
 
 REMOTE = "memory://tests"
 
 
 @pytest.fixture(params=["local", "memory"])
-def place(request, tmp_path):
+def location(request, tmp_path):
     if request.param == "local":
         yield resolve(str(tmp_path / "root"))
         return
@@ -23,58 +23,58 @@ def place(request, tmp_path):
     fsspec.filesystem("memory").rm("/tests", recursive=True) if fsspec.filesystem("memory").exists("/tests") else None
 
 
-def test_an_object_comes_back_as_it_was_put(place):
-    thing = place.join("a", "b.bin")
+def test_an_object_comes_back_as_it_was_put(location):
+    thing = location.join("a", "b.bin")
     assert thing.info() is None
     thing.write(b"one")
     thing.write(b"three")
     assert thing.read() == b"three"
     assert thing.info().size == 5
-    assert place.exists()
-    assert place.join("a").names() == ["b.bin"]
+    assert location.exists()
+    assert location.join("a").names() == ["b.bin"]
 
 
-def test_create_never_replaces(place):
-    assert place.join("x").create(b"first")
-    assert not place.join("x").create(b"second")
-    assert place.join("x").read() == b"first"
+def test_create_never_replaces(location):
+    assert location.join("x").create(b"first")
+    assert not location.join("x").create(b"second")
+    assert location.join("x").read() == b"first"
 
 
-def test_swap_wants_what_it_saw(place):
-    assert place.join("p").swap(b"1", None)
-    assert not place.join("p").swap(b"2", None)
-    assert not place.join("p").swap(b"2", b"0")
-    assert place.join("p").swap(b"2", b"1")
-    assert place.join("p").read() == b"2"
+def test_swap_wants_what_it_saw(location):
+    assert location.join("p").swap(b"1", None)
+    assert not location.join("p").swap(b"2", None)
+    assert not location.join("p").swap(b"2", b"0")
+    assert location.join("p").swap(b"2", b"1")
+    assert location.join("p").read() == b"2"
 
 
-def keys_of(place):
-    return [key for batch in place.walk() for key in batch["key"].to_pylist()]
+def keys_of(location):
+    return [key for batch in location.walk() for key in batch["key"].to_pylist()]
 
 
-def test_walk_names_keys_below_the_root_and_passes_over_hidden_names(place):
+def test_walk_names_keys_below_the_root_and_passes_over_hidden_names(location):
     for key in ("b/2.jpg", "a/1.jpg", ".hidden/3.jpg", "a/.4.jpg", "0.txt"):
-        place.join(*key.split("/")).write(b"x")
-    assert sorted(keys_of(place)) == ["0.txt", "a/1.jpg", "b/2.jpg"]
-    assert all(place.join(key).read() == b"x" for key in keys_of(place))
+        location.join(*key.split("/")).write(b"x")
+    assert sorted(keys_of(location)) == ["0.txt", "a/1.jpg", "b/2.jpg"]
+    assert all(location.join(key).read() == b"x" for key in keys_of(location))
 
 
-def test_delete_takes_objects_and_folders_and_does_not_mind_their_absence(place):
-    place.join("f", "g").write(b"x")
-    place.join("f").delete()
-    assert not place.join("f").exists()
-    place.join("f").delete()
+def test_delete_takes_objects_and_folders_and_does_not_mind_their_absence(location):
+    location.join("f", "g").write(b"x")
+    location.join("f").delete()
+    assert not location.join("f").exists()
+    location.join("f").delete()
 
 
-def test_what_is_missing_raises_file_not_found(place):
+def test_what_is_missing_raises_file_not_found(location):
     with pytest.raises(FileNotFoundError):
-        place.join("nothing").read()
-    assert place.join("nothing").names() == []
+        location.join("nothing").read()
+    assert location.join("nothing").names() == []
 
 
-def test_places_travel(place):
-    place.join("x").write(b"x")
-    assert pickle.loads(pickle.dumps(place)).join("x").read() == b"x"
+def test_places_travel(location):
+    location.join("x").write(b"x")
+    assert pickle.loads(pickle.dumps(location)).join("x").read() == b"x"
 
 
 def test_a_local_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):

@@ -16,11 +16,11 @@ from test_ledger import outcome
 from test_shards import parquet_of, tar_of, tfrecord_of
 
 import tlbatch
-from tlbatch.errors import BooksError, ErrorKind, LabelsError, StoreError
-from tlbatch.listing import Selection, list_store
-from tlbatch.report.verify import verify
-from tlbatch.storage import resolve
-from tlbatch.writer import stage_part
+from tlbatch.errors import CountsError, ErrorKind, LabelsError, StoreError
+from tlbatch.images.listing import Selection, list_store
+from tlbatch.output.parts import stage_part
+from tlbatch.output.verify import verify
+from tlbatch.storage.resolve import resolve
 
 
 @pytest.fixture
@@ -61,9 +61,9 @@ def write_forms(folder: Path, loose: Path) -> dict[str, Path]:
 
 def test_label_and_score_of_each_key_are_the_same_in_every_form(images, bundle_url, tmp_path, ray_here):
     count, answers = len(bytes_of(images)), {}
-    for form, place in write_forms(tmp_path / "forms", images).items():
+    for form, location in write_forms(tmp_path / "forms", images).items():
         output = str(tmp_path / f"out-{form}")
-        report = tlbatch.classify(images=str(place), bundle=bundle_url, output=output)
+        report = tlbatch.classify(images=str(location), bundle=bundle_url, output=output)
         assert (report["listed"], report["predicted"]) == (count, count), (form, report["failed_by_kind"])
         assert verify(output)["ok"]
         table = tlbatch.read_predictions(output).set_index("key").sort_index()
@@ -96,7 +96,7 @@ def test_the_images_of_a_shard_stay_together_however_many(store, bundle_url, tmp
 
 def test_a_part_with_half_of_an_object_is_not_staged(tmp_path):
     rows = outcome([0, 1, 2]).set_column(outcome([0]).column_names.index("images"), "images", pa.array([1, 2, 1], pa.int32()))
-    with pytest.raises(BooksError, match="some of an object's images and not all"):
+    with pytest.raises(CountsError, match="some of an object's images and not all"):
         stage_part(resolve(str(tmp_path)), rows)
     assert not resolve(str(tmp_path)).names()
 

@@ -10,12 +10,12 @@ import pytest
 from conftest import encoded, noisy, write_store
 
 import tlbatch
+from tlbatch.commands.training_set import split_classes
 from tlbatch.errors import LabelsError, TlbatchError
-from tlbatch.labels import read_labels
+from tlbatch.images.labels import read_labels
 from tlbatch.model.bases import BASES, build_network, weights_digest
 from tlbatch.model.bundle import load_bundle
-from tlbatch.storage import resolve
-from tlbatch.training import split_classes
+from tlbatch.storage.resolve import resolve
 
 
 def test_the_base_is_bit_identical_after_training(bundle_url, weights, keras_model):

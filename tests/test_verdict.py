@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tlbatch.report.verdict import BAD, DOUBTFUL, GOOD, Side, judge_run, stability
+from tlbatch.report.drift import stability
+from tlbatch.report.verdict import BAD, DOUBTFUL, GOOD, Side, judge_run
 
 EVEN = [50] * 20
 

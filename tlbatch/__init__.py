@@ -1,10 +1,10 @@
-"""tlbatch classifies millions of stored images with a transfer-learned Keras model on Ray, and accounts for every one.
+"""tlbatch classifies millions of stored images with a transfer-learned Keras model on Ray, and accounts for every image.
 
     import tlbatch
     tlbatch.classify(images="s3://bucket/photos", bundle="s3://bucket/model", output="s3://bucket/table")
     table = tlbatch.read_predictions("s3://bucket/table")
 
-The names below are loaded when they are first used: importing tlbatch imports neither TensorFlow nor Ray.
+The names below are loaded on first use: importing tlbatch imports neither TensorFlow nor Ray.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
         run,
         train,
     )
-    from tlbatch.cleanup import gc
     from tlbatch.errors import TlbatchError
     from tlbatch.model.bundle import load_bundle
+    from tlbatch.output.gc import gc
+    from tlbatch.output.status import status
+    from tlbatch.output.table import read_errors
+    from tlbatch.output.verify import verify
     from tlbatch.report.compare import compare
     from tlbatch.report.evaluate import evaluate
-    from tlbatch.report.folder import status
-    from tlbatch.report.table import read_errors
-    from tlbatch.report.verify import verify
 
 _HOME = {
     "TlbatchError": "tlbatch.errors",
@@ -45,20 +45,20 @@ _HOME = {
     "evaluate": "tlbatch.report.evaluate",
     "export_model": "tlbatch.api",
     "extract": "tlbatch.api",
-    "gc": "tlbatch.cleanup",
+    "gc": "tlbatch.output.gc",
     "import_model": "tlbatch.api",
     "load_bundle": "tlbatch.model.bundle",
     "load_report": "tlbatch.api",
     "plan": "tlbatch.api",
-    "read_errors": "tlbatch.report.table",
+    "read_errors": "tlbatch.output.table",
     "read_predictions": "tlbatch.api",
     "rescore": "tlbatch.api",
     "review": "tlbatch.api",
     "rollback": "tlbatch.api",
     "run": "tlbatch.api",
-    "status": "tlbatch.report.folder",
+    "status": "tlbatch.output.status",
     "train": "tlbatch.api",
-    "verify": "tlbatch.report.verify",
+    "verify": "tlbatch.output.verify",
 }
 
 __all__ = [

@@ -1,9 +1,18 @@
-"""The verbs as Python functions: keyword arguments with the names of the flags -> the same result as `--json` prints."""
+"""The verbs as Python functions: keyword arguments with the names of the flags -> the result that `--json` prints.
+
+A verb's settings are the fields of its configuration class. The signature comes from that class, so a type checker, completion
+and `help()` know every setting, and each description stands in one place.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
+
+from pydantic import BaseModel
 
 from tlbatch.config import (
     CompactConfig,
@@ -16,57 +25,101 @@ from tlbatch.config import (
     TrainConfig,
     load,
 )
-from tlbatch.errors import ConfigError
+from tlbatch.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
-    from tlbatch.notebook import Report
+    from tlbatch.output.documents import ReportDocument
+    from tlbatch.report.notebook import Report
+
+P = ParamSpec("P")
+C = TypeVar("C", bound=BaseModel)
+R = TypeVar("R")
 
 
-def classify(**settings: Any) -> dict[str, Any]:
+def _settings_of(kind: Callable[P, C]) -> Callable[[Callable[[C], R]], Callable[P, R]]:
+    """Turn a function of a configuration into a function of the configuration's fields, documented by them."""
+
+    def decorate(work: Callable[[C], R]) -> Callable[P, R]:
+        @functools.wraps(work)
+        def verb(*args: P.args, **settings: P.kwargs) -> R:
+            if args:
+                raise TypeError(f"{work.__name__}: give the settings by name.")
+            return work(cast("C", load(cast("type[BaseModel]", kind), settings)))
+
+        shown: Any = verb
+        shown.__signature__ = inspect.signature(kind).replace(return_annotation=work.__annotations__["return"])
+        shown.__doc__ = _documented(work, cast("type[BaseModel]", kind))
+        del shown.__wrapped__  # or `inspect` would show the inner function
+        return verb
+
+    return decorate
+
+
+def _documented(work: Callable[..., Any], kind: type[BaseModel]) -> str:
+    """The docstring of a verb with an Args section from the field descriptions."""
+    summary, _, rest = inspect.cleandoc(work.__doc__ or "").partition("\n\n")
+    settings = [
+        textwrap.fill(f"{name}: {field.description}", 100, initial_indent="    ", subsequent_indent="        ")
+        for name, field in kind.model_fields.items()
+        if field.description
+    ]
+    return "\n\n".join([summary, "\n".join(["Args:", *settings]), *([rest] if rest else [])])
+
+
+@_settings_of(RunConfig)
+def classify(config: RunConfig) -> ReportDocument:
     """Classify every image of a store and publish the table.
 
-    Args:
-        **settings: the fields of `tlbatch.config.RunConfig`; `images`, `bundle` and `output` are needed. `bundle` may be a
-            list of bundles of one base: they share a pass, and each has its table in a folder of its name.
+    `bundle` may also be a list of bundles of one base: they share a pass over the images, and each table is in a folder of the
+    bundle's name below `output`.
 
     Returns:
-        The run's report: run_id, output, listed, predicted, failed, seconds and more; of several bundles also `tables`.
+        The run's report: run_id, output, listed, predicted, failed, seconds and more; with several bundles also `tables`.
 
     Raises:
-        TlbatchError: see `tlbatch.errors` for which kind means what.
+        TlbatchError: see `tlbatch.errors` for the kinds.
     """
-    from tlbatch import pipeline
+    from tlbatch.commands.classify import classify as work
 
-    return pipeline.run(load(RunConfig, settings))
+    return work(config)
 
 
-def run(**settings: Any) -> Report:
-    """`classify` for a notebook: shows how far it is, writes `report.html`, and returns the report as something to look at.
-
-    Args:
-        **settings: as for `classify`, with one bundle.
+@_settings_of(RunConfig)
+def run(config: RunConfig) -> Report:
+    """`classify` for a notebook: shows progress, writes `report.html`, and returns the report as an object to look at.
 
     Returns:
         The report: its `verdict`, the `result` that `classify` returns, `predictions`, `show("label", n=12)`. A notebook
-        shows the page itself.
+        displays the page itself.
     """
-    from tlbatch import notebook
+    from dataclasses import replace
 
-    return notebook.run(settings)
+    from tlbatch.commands.classify import classify as work
+    from tlbatch.report.progress import watching
+
+    if config.other_bundles:
+        raise OutputError("bundle: a report is about one table; use tlbatch.classify for several, then tlbatch.load_report.")
+    with watching("classifying") as watch:
+        result = work(config, watch)
+    return replace(load_report(config.output, storage_options=config.storage_options), result=result)
 
 
 def load_report(
     output: str, *, labels: str | None = None, split: str | None = None, storage_options: Mapping[str, Any] | None = None
 ) -> Report:
-    """The report of an output's newest published run; `report.html` beside it is written anew.
+    """The report of an output's newest published run; its `report.html` is written again.
 
     Args:
         output: the output folder or URL.
-        labels: CSV or Parquet with `key` (or `uri`) and `label`: the report then holds the table against the truth.
+        labels: CSV or Parquet with `key` (or `uri`) and `label`: the report then shows the accuracy on these images.
         split: only this part of the labels file.
         storage_options: fsspec's options for both.
+
+    Raises:
+        OutputError: nothing is published there.
+        LabelsError: the labels file cannot be used.
     """
-    from tlbatch import notebook
+    from tlbatch.report import notebook
 
     return notebook.load_report(output, labels=labels, split=split, storage_options=storage_options)
 
@@ -78,133 +131,145 @@ def read_predictions(
     format: Literal["pandas", "arrow", "ray"] = "pandas",  # noqa: A002 - the word a reader looks for
     storage_options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The predictions of an output: one row an image, columns as in `docs/formats.md`.
+    """The predictions of an output: one row per image, columns as in `docs/formats.md`.
 
     Args:
         output: the output folder or URL.
         columns: only these columns.
-        format: pandas for a DataFrame, arrow for a `pyarrow.Table`, ray for a `ray.data.Dataset`, which reads each published
+        format: pandas for a DataFrame, arrow for a `pyarrow.Table`, ray for a `ray.data.Dataset` that reads each published
             file where its rows are used.
-        storage_options: fsspec's options for it.
+        storage_options: fsspec's options for the output.
 
     Raises:
         OutputError: nothing is published there.
-        ConfigError: there is no such format.
+        ConfigError: the format is unknown.
     """
-    from tlbatch.report import table
-    from tlbatch.storage import resolve
+    from tlbatch.output import table
+    from tlbatch.storage.resolve import resolve
 
     if format == "ray":
-        from tlbatch.execution import dataset
-        from tlbatch.session import ray_for_good
+        from tlbatch.execution.executor import lazy_dataset
+        from tlbatch.execution.session import start_ray_for_process
 
-        runs = table.published(resolve(output, storage_options))
+        runs = table.require_published(resolve(output, storage_options))
         wanted = list(columns) if columns is not None else None
-        ray_for_good()
-        return dataset(table.parts_of(runs, "predictions"), lambda part: table.read_part(part[0], part[1], wanted))
+        start_ray_for_process()
+        return lazy_dataset(table.current_parts(runs, "predictions"), lambda part: table.read_part(part[0], part[1], wanted))
     if format not in ("pandas", "arrow"):
         raise ConfigError(f"format: write pandas, arrow or ray; found {format!r}.")
     found = table.read_published(output, "predictions", columns, storage_options)
     return found if format == "arrow" else found.to_pandas()
 
 
-def extract(**settings: Any) -> dict[str, Any]:
-    """Write the features of every image of a store, as `classify` writes its predictions.
+@_settings_of(ExtractConfig)
+def extract(config: ExtractConfig) -> ReportDocument:
+    """Write the features of every image of a store, as `classify` writes its predictions; give `bundle` or `base`.
 
-    Args:
-        **settings: the fields of `tlbatch.config.ExtractConfig`; `images`, `output`, and `bundle` or `base` are needed.
+    Returns:
+        The run's report, as `classify` returns it.
     """
-    from tlbatch import extraction
+    from tlbatch.commands.extract import extract as work
 
-    return extraction.extract(load(ExtractConfig, settings))
+    return work(config)
 
 
-def rescore(**settings: Any) -> dict[str, Any]:
-    """Give every image of a run with features the predictions of another head; no image is read.
+@_settings_of(RescoreConfig)
+def rescore(config: RescoreConfig) -> ReportDocument:
+    """Give stored features the predictions of another head; no image is read.
 
-    Args:
-        **settings: the fields of `tlbatch.config.RescoreConfig`; `features`, `bundle` and `output` are needed.
+    Returns:
+        The run's report, as `classify` returns it.
     """
-    from tlbatch import rescoring
+    from tlbatch.commands.rescore import rescore as work
 
-    return rescoring.run(load(RescoreConfig, settings))
+    return work(config)
 
 
-def review(**settings: Any) -> dict[str, Any]:
-    """Choose the images of a table that a person should look at; write a contact sheet and a labels file to fill in.
+@_settings_of(ReviewConfig)
+def review(config: ReviewConfig) -> dict[str, Any]:
+    """Choose the images of a table that a person should look at; write a labelling page and a labels file to fill in.
 
-    Args:
-        **settings: the fields of `tlbatch.config.ReviewConfig`; `output` is needed.
+    Returns:
+        `labels` and `sheet` (the two files), `images`, `why`, `near_duplicates` and `unreadable`.
     """
-    from tlbatch import reviewing
+    from tlbatch.commands.review import review as work
 
-    return reviewing.review(load(ReviewConfig, settings))
+    return work(config)
 
 
-def import_model(**settings: Any) -> dict[str, Any]:
-    """Make a bundle of a Keras classifier that was trained elsewhere.
+@_settings_of(ImportConfig)
+def import_model(config: ImportConfig) -> dict[str, Any]:
+    """Make a bundle from a Keras classifier that was trained elsewhere.
 
-    Args:
-        **settings: the fields of `tlbatch.config.ImportConfig`; `model`, `labels`, `scale` and `bundle` are needed.
+    Returns:
+        `bundle`, `digest`, `labels`, `size`, `features_length`, `multi_label`, `split`, `off` and `seconds`.
     """
-    from tlbatch import importing
+    from tlbatch.commands.import_export import import_model as work
 
-    return importing.import_model(load(ImportConfig, settings))
+    return work(config)
 
 
-def export_model(**settings: Any) -> dict[str, Any]:
+@_settings_of(ExportConfig)
+def export_model(config: ExportConfig) -> dict[str, Any]:
     """Write a bundle's model as a plain Keras model, from uint8 pixels to scores.
 
-    Args:
-        **settings: the fields of `tlbatch.config.ExportConfig`; `bundle` and `model` are needed.
+    Returns:
+        `model` (the file) and `labels` (in the order of its scores).
     """
-    from tlbatch import importing
+    from tlbatch.commands.import_export import export_model as work
 
-    return importing.export_model(load(ExportConfig, settings))
+    return work(config)
 
 
-def plan(**settings: Any) -> dict[str, Any]:
-    """What `classify` with these settings would do, and what it would take; nothing is written.
+@_settings_of(RunConfig)
+def plan(config: RunConfig) -> dict[str, Any]:
+    """Estimate what `classify` with these settings would do, and what it would cost; nothing is written.
 
-    Args:
-        **settings: the fields of `tlbatch.config.RunConfig`; `images`, `bundle` and `output` are needed.
+    Returns:
+        `counts`, `objects`, `rescored`, `bytes`, `images`, `seconds`, `cpu_hours`, `gpu_hours` and `known_from`.
     """
-    from tlbatch import forecast
+    from tlbatch.commands.plan import plan as work
 
-    return forecast.forecast(load(RunConfig, settings))
+    return work(config)
 
 
-def compact(**settings: Any) -> dict[str, Any]:
-    """Fold the runs of many nights into one; the table stays as it is.
+@_settings_of(CompactConfig)
+def compact(config: CompactConfig) -> ReportDocument:
+    """Fold the runs of a table into one; the table stays the same.
 
-    Args:
-        **settings: the fields of `tlbatch.config.CompactConfig`; `output` is needed.
+    Returns:
+        The new run's report, as `classify` returns it.
     """
-    from tlbatch import compacting
+    from tlbatch.commands.compact import compact as work
 
-    return compacting.compact(load(CompactConfig, settings))
+    return work(config)
 
 
 def rollback(output: str, to: str, *, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Make a table what it was after an earlier run; nothing is done again.
+    """Make a table what it was after an earlier run; nothing is processed again.
 
     Args:
         output: the output folder or URL.
         to: the run's name.
-        storage_options: fsspec's options for it.
+        storage_options: fsspec's options for the output.
+
+    Returns:
+        `output`, `table` (the runs that make it up now) and `before` (those that did).
     """
-    from tlbatch import commit
-    from tlbatch.storage import resolve
+    from tlbatch.output.commit import roll_back
+    from tlbatch.storage.resolve import resolve
 
-    return commit.roll_back(resolve(output, storage_options), to)
+    return roll_back(resolve(output, storage_options), to)
 
 
-def train(**settings: Any) -> dict[str, Any]:
-    """Train a head on a frozen base and save both as a bundle.
+@_settings_of(TrainConfig)
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Train a head on a frozen base and save both as a bundle; give `images` or `features`.
 
-    Args:
-        **settings: the fields of `tlbatch.config.TrainConfig`; `images` (or `features`) and `bundle` are needed.
+    Returns:
+        `bundle`, `digest`, `base`, `labels`, `images` in each part, `failed`, `images_read`, `accuracy`, `metrics`,
+        `calibration`, `epochs` and `seconds`.
     """
-    from tlbatch import training
+    from tlbatch.commands.train import train as work
 
-    return training.train(load(TrainConfig, settings))
+    return work(config)

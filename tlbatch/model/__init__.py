@@ -1,1 +1,1 @@
-"""Stage 4: pixels -> features and scores. Nothing outside this folder imports TensorFlow or OpenVINO."""
+"""Pixels -> features and scores. Keras, TensorFlow and OpenVINO live here only."""

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tlbatch.errors import ConfigError, WeightsError, closest
-from tlbatch.model.policy import require_stored
-from tlbatch.quiet import import_quietly
+from tlbatch.model.safe_load import require_stored
+from tlbatch.stdio import import_quietly
 
 if TYPE_CHECKING:
     import h5py

@@ -25,11 +25,12 @@ from pydantic_core import from_json
 
 from tlbatch.errors import BundleError
 from tlbatch.model import bases
-from tlbatch.model.export import Files, export, join
-from tlbatch.model.policy import load_harmless
-from tlbatch.quiet import import_quietly
+from tlbatch.model.openvino import Files, export_openvino, join_openvino
+from tlbatch.model.safe_load import load_safely
 from tlbatch.schema import INTERPOLATION, PIN, RESIZE, Size, sha256
-from tlbatch.storage import Place, local_copy, resolve
+from tlbatch.stdio import import_quietly
+from tlbatch.storage.location import Location
+from tlbatch.storage.resolve import local_copy, resolve
 
 if TYPE_CHECKING:
     import keras
@@ -94,19 +95,19 @@ class Bundle:
     """A bundle that was found and read, its files not yet opened.
 
     Attributes:
-        place: where it lies.
+        location: where it is stored.
         facts: `bundle.json`.
         digest: sha256 of `bundle.json`, which holds all other digests: the bundle's identity.
     """
 
-    place: Place
+    location: Location
     facts: Mapping[str, Any]
     digest: str
 
     @property
     def pinned(self) -> str:
         """Its address, at which nothing but this very bundle will do: what a run gives to its actors."""
-        return f"{self.place.url}{PIN}{self.digest}"
+        return f"{self.location.url}{PIN}{self.digest}"
 
     @property
     def size(self) -> Size:
@@ -144,7 +145,7 @@ class Bundle:
     def for_run(self) -> dict[str, Any]:
         """What `run.json` says of the bundle it worked with, besides its digest."""
         return {
-            "bundle_url": self.place.url,
+            "bundle_url": self.location.url,
             "base": self.base_digest,
             "multi_label": self.label_thresholds is not None,
             "abstain_threshold": self.abstain_threshold,
@@ -159,12 +160,12 @@ class Bundle:
         """
         cache = Path(tempfile.gettempdir(), f"tlbatch-bundles-{os.getuid()}", self.digest)
         try:
-            folder = local_copy(self.place, self.facts["files"], cache)
+            folder = local_copy(self.location, self.facts["files"], cache)
             for name, expected in self.facts["files"].items():
                 if sha256(Path(folder, name).read_bytes()) != expected:
-                    raise BundleError(f"The bundle {self.place.url} is damaged: {name} differs from its recorded sha256.")
+                    raise BundleError(f"The bundle {self.location.url} is damaged: {name} differs from its recorded sha256.")
         except FileNotFoundError as error:
-            raise BundleError(f"The bundle {self.place.url} is incomplete: {error.filename or error} is missing.") from None
+            raise BundleError(f"The bundle {self.location.url} is incomplete: {error.filename or error} is missing.") from None
         return folder
 
     def require_whole(self) -> None:
@@ -192,19 +193,19 @@ def load_bundle(url: str, storage_options: Mapping[str, Any] | None = None) -> B
         BundleError: there is no bundle, or one of a newer format, or another one than was pinned.
     """
     where, pin = _unpinned(url)
-    place = resolve(where, storage_options)
+    location = resolve(where, storage_options)
     try:
-        data = place.join(BUNDLE).read()
+        data = location.join(BUNDLE).read()
     except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(f"There is no bundle at {place.url}: it has no {BUNDLE}; `tlbatch train` makes one.") from None
+        raise BundleError(f"There is no bundle at {location.url}: it has no {BUNDLE}; `tlbatch train` makes one.") from None
     except PermissionError as error:
-        raise BundleError(f"The bundle {place.url} may not be read: {error}.") from None
+        raise BundleError(f"The bundle {location.url} may not be read: {error}.") from None
     digest = sha256(data)
     if pin not in ("", digest):
         raise BundleError(
-            f"The bundle {place.url} is not the one that was asked for: its {BUNDLE} has sha256 {digest}, not {pin}."
+            f"The bundle {location.url} is not the one that was asked for: its {BUNDLE} has sha256 {digest}, not {pin}."
         )
-    return Bundle(place, _understood(data, place.url), digest)
+    return Bundle(location, _understood(data, location.url), digest)
 
 
 def _unpinned(url: str) -> tuple[str, str]:
@@ -306,18 +307,18 @@ def freeze(base: bases.Base, size: int, weights: str, data: str | bytes) -> Froz
 
     pixels, features = bases.with_preprocessing(base, network, size)
     extractor = keras.Model(pixels, {"features": features})
-    return Frozen(base, size, weights, network, extractor, export(extractor))
+    return Frozen(base, size, weights, network, extractor, export_openvino(extractor))
 
 
-def thaw(bundle: Bundle) -> Frozen:
+def frozen_base_of(bundle: Bundle) -> Frozen:
     """The base of a bundle, ready to carry another head."""
     keras = import_quietly("keras")
-    model = load_harmless(bundle.folder / MODEL)
+    model = load_safely(bundle.folder / MODEL)
     extractor = keras.Model(model.input, {"features": model.output["features"]})
     network = next(layer for layer in extractor.layers if isinstance(layer, keras.Model))
     base = bundle.facts["base"]
     known = bases.Base(base["name"], bundle.size[0], base["scaling"])
-    return Frozen(known, bundle.size[0], base["weights"], network, extractor, export(extractor))
+    return Frozen(known, bundle.size[0], base["weights"], network, extractor, export_openvino(extractor))
 
 
 @dataclass(frozen=True)
@@ -332,22 +333,26 @@ class Trained:
     label_thresholds: tuple[float, ...] | None = None
 
 
-def require_bundle_place(place: Place) -> None:
+def require_bundle_place(location: Location) -> None:
     """Raises BundleError where a folder holds something that a bundle would not, or cannot be addressed."""
-    if PIN in place.url:
-        raise BundleError(f"{place.url}: a bundle that is yet to be written has no digest; leave {PIN}… away.")
-    strange = [name for name in place.names() if name not in NAMES and not name.startswith(".")]
+    if PIN in location.url:
+        raise BundleError(f"{location.url}: a bundle that is yet to be written has no digest; leave {PIN}… away.")
+    strange = [name for name in location.names() if name not in NAMES and not name.startswith(".")]
     if strange:
-        raise BundleError(f"{place.url} holds more than a bundle ({strange[0]}, …); choose another folder for --bundle.")
+        raise BundleError(f"{location.url} holds more than a bundle ({strange[0]}, …); choose another folder for --bundle.")
 
 
 def save_bundle(
-    place: Place, frozen: Frozen, trained: Trained | None, probe_pixels: np.ndarray, extra: Mapping[str, bytes] | None = None
+    location: Location,
+    frozen: Frozen,
+    trained: Trained | None,
+    probe_pixels: np.ndarray,
+    extra: Mapping[str, bytes] | None = None,
 ) -> Bundle:
     """Stack base and head and put the bundle in its place, `bundle.json` last.
 
     Args:
-        place: where the bundle goes; one that is there already is replaced.
+        location: where the bundle is written; an existing bundle is replaced.
         frozen: the base.
         trained: the head; None makes a bundle that only extracts features.
         probe_pixels: (n, size, size, 3) uint8 images, of which some become the bundle's self-test.
@@ -358,24 +363,24 @@ def save_bundle(
     if trained is None:
         files |= frozen.openvino
     else:
-        files |= {HEAD: saved(trained.head), **join(frozen.openvino, export(trained.head))}
+        files |= {HEAD: saved(trained.head), **join_openvino(frozen.openvino, export_openvino(trained.head))}
     facts = _facts(frozen, trained, {name: sha256(data) for name, data in sorted(files.items())})
-    place.join(BUNDLE).delete()
+    location.join(BUNDLE).delete()
     for name, data in files.items():
-        place.join(*name.split("/")).write(data)
+        location.join(*name.split("/")).write(data)
     data = json.dumps(facts, indent=1).encode()
-    place.join(BUNDLE).write(data)
-    return Bundle(place, facts, sha256(data))
+    location.join(BUNDLE).write(data)
+    return Bundle(location, facts, sha256(data))
 
 
-def copy_bundle(bundle: Bundle, place: Place) -> Bundle:
+def copy_bundle(bundle: Bundle, location: Location) -> Bundle:
     """Put a bundle's files into another place, `bundle.json` last; a bundle that is there already is replaced."""
-    data = bundle.place.join(BUNDLE).read()
-    place.join(BUNDLE).delete()
+    data = bundle.location.join(BUNDLE).read()
+    location.join(BUNDLE).delete()
     for name in bundle.facts["files"]:
-        place.join(*name.split("/")).write((bundle.folder / name).read_bytes())
-    place.join(BUNDLE).write(data)
-    return Bundle(place, bundle.facts, bundle.digest)
+        location.join(*name.split("/")).write((bundle.folder / name).read_bytes())
+    location.join(BUNDLE).write(data)
+    return Bundle(location, bundle.facts, bundle.digest)
 
 
 def _stack(frozen: Frozen, trained: Trained | None) -> keras.Model:

@@ -19,9 +19,9 @@ import numpy as np
 
 from tlbatch.errors import BundleError, ConfigError
 from tlbatch.model.bundle import HEAD, MODEL, PROBE_TOLERANCE, Bundle
-from tlbatch.model.export import XML, without_base
-from tlbatch.model.policy import load_harmless
+from tlbatch.model.openvino import XML, cut_head
 from tlbatch.model.precision import to_half_precision
+from tlbatch.model.safe_load import load_safely
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def load_head(bundle: Bundle, engine: str = "auto", *, threads: int = 1) -> Head
         BundleError: damaged files, a bundle without a head, or scores that are not those the bundle promises.
     """
     if not bundle.labels:
-        raise BundleError(f"The bundle {bundle.place.url} has no head.")
+        raise BundleError(f"The bundle {bundle.location.url} has no head.")
     kind = OpenVinoHead if choose(bundle, engine, gpu=False) == "openvino" else TensorFlowHead
     head: Head = kind(bundle, threads)
     probes = bundle.probes()
@@ -114,14 +114,14 @@ def load_head(bundle: Bundle, engine: str = "auto", *, threads: int = 1) -> Head
     _require_shape(given, probes["scores"], bundle)
     distance = float(np.abs(given - probes["scores"]).max())
     if not distance <= PROBE_TOLERANCE:
-        raise BundleError(f"The head of {bundle.place.url} fails its self-test on {head.name}: off by {distance:.2g}.")
+        raise BundleError(f"The head of {bundle.location.url} fails its self-test on {head.name}: off by {distance:.2g}.")
     return head
 
 
 def choose(bundle: Bundle, engine: str, *, gpu: bool) -> str:
     """The engine that `auto` stands for here; raises ConfigError for one the bundle cannot serve."""
     if engine == "openvino" and not bundle.has(XML):
-        raise ConfigError(f"engine: the bundle {bundle.place.url} has no OpenVINO model; use --engine tensorflow.")
+        raise ConfigError(f"engine: the bundle {bundle.location.url} has no OpenVINO model; use --engine tensorflow.")
     if engine != "auto":
         return engine
     return "openvino" if bundle.has(XML) and not gpu else "tensorflow"
@@ -131,8 +131,8 @@ def _proved(engine: Engine, bundle: Bundle) -> Engine:
     distance = _distance(engine, bundle)
     if distance > PROBE_TOLERANCE:
         raise BundleError(
-            f"The bundle {bundle.place.url} fails its self-test on {engine.name}: {_measured(bundle)} of the probes are off by "
-            f"{distance:.2g}, and {PROBE_TOLERANCE} is allowed."
+            f"The bundle {bundle.location.url} fails its self-test on {engine.name}: {_measured(bundle)} of the probes are off "
+            f"by {distance:.2g}, and {PROBE_TOLERANCE} is allowed."
         )
     return engine
 
@@ -146,7 +146,7 @@ def _distance(engine: Engine, bundle: Bundle) -> float:
     probes = bundle.probes()
     if probes["pixels"].shape[1:] != (*bundle.size, 3):
         raise BundleError(
-            f"The bundle {bundle.place.url} takes pixels of {bundle.size}, its probes are {probes['pixels'].shape[1:]}."
+            f"The bundle {bundle.location.url} takes pixels of {bundle.size}, its probes are {probes['pixels'].shape[1:]}."
         )
     given, expected = getattr(engine.predict(probes["pixels"]), _measured(bundle)), probes[_measured(bundle)]
     _require_shape(given, expected, bundle)
@@ -162,7 +162,7 @@ def _require_shape(given: np.ndarray, expected: np.ndarray, bundle: Bundle) -> N
     for who, found in (("model gives", given), ("probes have", expected)):
         if found.shape != said:
             raise BundleError(
-                f"The bundle {bundle.place.url} names {said[1]} {_measured(bundle)}, its {who} {found.shape[-1]}."
+                f"The bundle {bundle.location.url} names {said[1]} {_measured(bundle)}, its {who} {found.shape[-1]}."
             )
 
 
@@ -213,7 +213,7 @@ class OpenVinoHead:
     def __init__(self, bundle: Bundle, threads: int) -> None:
         import openvino
 
-        model = without_base(openvino.Core().read_model(bundle.folder / XML))
+        model = cut_head(openvino.Core().read_model(bundle.folder / XML))
         model.reshape([HEAD_BATCH, bundle.features_length])
         self._request = _compiled(model, threads, at_once=1).create_infer_request()
 
@@ -247,7 +247,7 @@ class TensorFlowHead:
         import tensorflow as tf
 
         _bind_threads(tf, threads)
-        self._model = load_harmless(bundle.folder / HEAD)
+        self._model = load_safely(bundle.folder / HEAD)
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Scores (n, C) float32 of (n, F) features, for any n."""
@@ -270,7 +270,7 @@ class TensorFlowEngine:
                 "num_gpus=0."
             )
         _bind_threads(tf, threads)
-        model = load_harmless(bundle.folder / MODEL)
+        model = load_safely(bundle.folder / MODEL)
         if half:
             to_half_precision(model)
         signature = tf.TensorSpec((batch_size, *bundle.size, 3), tf.uint8)

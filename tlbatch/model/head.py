@@ -30,7 +30,7 @@ class HeadTraining:
 
 
 @dataclass(frozen=True)
-class Part:
+class DataSplit:
     """One part of the labelled images: features (n, F) float32, and what they are.
 
     `classes` is (n,) class numbers; where an image may have any number of labels, (n, C) with 1 for each it has.
@@ -50,7 +50,9 @@ def build_head(features_length: int, classes: int, activation: str = "softmax") 
     return keras.Model(features, scores, name="head")
 
 
-def train_head(train: Part, validation: Part, classes: int, how: HeadTraining) -> tuple[keras.Model, dict[str, list[float]]]:
+def train_head(
+    train: DataSplit, validation: DataSplit, classes: int, how: HeadTraining
+) -> tuple[keras.Model, dict[str, list[float]]]:
     """Train a head on features with Adam and cross-entropy.
 
     Returns:
@@ -92,7 +94,7 @@ def _class_weight(classes: np.ndarray) -> dict[int, float]:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Calibration:
     """How a head's scores are read: not at all below `abstain_threshold`, or with a threshold a label; and how good that is."""
 
     abstain_threshold: float | None
@@ -100,7 +102,7 @@ class Reading:
     facts: Mapping[str, Any]
 
 
-def make_honest(head: keras.Model, validation: Part, test: Part, precision: float | None) -> Reading:
+def calibrate(head: keras.Model, validation: DataSplit, test: DataSplit, precision: float | None) -> Calibration:
     """Fit a temperature on the validation part, put it into the head, choose thresholds there; measure on the test part.
 
     Args:
@@ -113,7 +115,7 @@ def make_honest(head: keras.Model, validation: Part, test: Part, precision: floa
         ConfigError: no threshold gives that precision.
     """
     if validation.classes.ndim == 2:
-        return Reading(None, thresholds_by_f1(scores_of(head, validation), validation.classes), {})
+        return Calibration(None, thresholds_by_f1(scores_of(head, validation), validation.classes), {})
     before = calibration_error(scores_of(head, test), test.classes)
     temperature = fit_temperature(scores_of(head, validation), validation.classes)
     _divide(head, temperature)
@@ -123,16 +125,16 @@ def make_honest(head: keras.Model, validation: Part, test: Part, precision: floa
         "calibration_error": {"before": before, "after": calibration_error(scores_of(head, test), test.classes)},
     }
     if precision is None:
-        return Reading(None, None, facts)
+        return Calibration(None, None, facts)
     chosen = threshold_for(scores, validation.classes, precision)
     if chosen is None:
         raise ConfigError(f"precision: at no threshold are {precision:.0%} of the validation part's answers right.")
     tested = at_threshold(scores_of(head, test), test.classes, chosen.threshold)
     facts["abstaining"] = {"wanted": precision, "validation": chosen._asdict(), "test": tested._asdict()}
-    return Reading(chosen.threshold, None, facts)
+    return Calibration(chosen.threshold, None, facts)
 
 
-def scores_of(head: keras.Model, part: Part) -> np.ndarray:
+def scores_of(head: keras.Model, part: DataSplit) -> np.ndarray:
     """(n, C) scores of a part of the images."""
     return np.asarray(head(part.features, training=False))
 

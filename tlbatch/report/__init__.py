@@ -1,1 +1,1 @@
-"""Stage 8: a run folder -> numbers, pictures, pages. Reads folders only; knows neither Ray nor a model."""
+"""A table -> numbers, sentences, pages, and lines on a terminal."""

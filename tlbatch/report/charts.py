@@ -19,7 +19,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tlbatch.report.truth import Curve
+from tlbatch.report.diagnostics import Curve
 
 #: What Matplotlib is told -> what stands in the page.
 _COLORS = {"#0a0b01": "var(--ink)", "#0a0b02": "var(--faint)", "#0a0b03": "var(--now)", "#0a0b04": "var(--before)"}

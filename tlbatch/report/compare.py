@@ -1,27 +1,24 @@
-"""Two runs -> how far they agree, what moved, and how far scores, labels and features have drifted."""
+"""Two runs -> how far they agree, what changed, and how far scores, labels and features have drifted."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from tlbatch import ledger, schema
-from tlbatch.errors import ConfigError, OutputError
-from tlbatch.features import FeatureRun, matrix
-from tlbatch.ledger import Run, read_sealed
-from tlbatch.overlay import layers
-from tlbatch.report.table import read_table
-from tlbatch.report.verdict import index_of_shares
-from tlbatch.storage import Place, resolve
+from tlbatch import schema
+from tlbatch.errors import OutputError
+from tlbatch.output.features import FeatureRun, features_kind, matrix
+from tlbatch.output.run import Run, read_named_runs, read_report, read_table_runs, run_at
+from tlbatch.output.snapshot import snapshot
+from tlbatch.output.table import read_table
+from tlbatch.report.drift import index_of_shares, stability_index
+from tlbatch.storage.resolve import resolve
 
-#: Bins of a population stability index, cut where the first run has as many images in each.
-_BINS = 10
 #: Images whose features are looked at: the first files up to so many.
 _MOST_VECTORS = 20_000
 _COLUMNS = ["uri", "key", "label", "score"]
@@ -53,13 +50,14 @@ def compare(
 
 def _find(url: str, options: Mapping[str, Any] | None) -> list[Run]:
     """The runs that make up a table, the oldest first."""
-    named = ledger.run_at(url, options)
+    named = run_at(url, options)
     if named is not None:
-        return ledger.table_after(*named)
-    place = resolve(url, options)
-    found = ledger.published_runs(place)
+        output, run = named
+        return [*read_named_runs(output, run.on), run]
+    location = resolve(url, options)
+    found = read_table_runs(location)
     if not found:
-        raise OutputError(f"Nothing is published at {place.url}, and it is no run's folder.")
+        raise OutputError(f"Nothing is published at {location.url}, and it is no run's folder.")
     return found
 
 
@@ -77,8 +75,8 @@ def compare_tables(table_a: Sequence[Run], table_b: Sequence[Run], most: int = _
         columns = range(vectors[0].shape[1])
         indices["psi_features"] = float(np.mean([stability_index(vectors[0][:, at], vectors[1][:, at]) for at in columns]))
     return {
-        "run_a": table_a[-1].place.url,
-        "run_b": table_b[-1].place.url,
+        "run_a": table_a[-1].location.url,
+        "run_b": table_b[-1].location.url,
         "images": len(both),
         "only_a": len(first) - len(both),
         "only_b": len(second) - len(both),
@@ -113,23 +111,6 @@ def _most_changed(both: pd.DataFrame, same: pd.Series, most: int) -> list[dict[s
     return list(found)
 
 
-def stability_index(first: np.ndarray, second: np.ndarray) -> float:
-    """Population stability index of two samples of numbers, over bins with a tenth of the first sample each.
-
-    Sum of (q - p) ln(q / p) over the bins, p and q being the shares of the first and the second sample. Where the first
-    sample has few values, bins that would be cut at the same value are one.
-    Without a number on one side there is nothing to tell, and the index is 0.
-    """
-    if not len(first) or not len(second):
-        return 0.0
-    edges = np.unique(np.quantile(first.astype(np.float64), np.linspace(0, 1, _BINS + 1)[1:-1]))
-    counts = [
-        np.bincount(np.searchsorted(edges, values.astype(np.float64), side="left"), minlength=len(edges) + 1)
-        for values in (first, second)
-    ]
-    return index_of_shares(*(count / max(1, count.sum()) for count in counts))
-
-
 def _shares_of_labels(first: pd.Series, second: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     labels = sorted({*first.unique(), *second.unique()})
     one, other = (series.value_counts(normalize=True).reindex(labels, fill_value=0.0).to_numpy() for series in (first, second))
@@ -138,73 +119,14 @@ def _shares_of_labels(first: pd.Series, second: pd.Series) -> tuple[np.ndarray, 
 
 def _vectors(runs: Sequence[Run]) -> np.ndarray | None:
     """(n, F) features of a table's images, the newest runs' first; None where a run of it has none, or others."""
-    if not all(run.facts["spec"].get("features") and run.place.join(schema.REPORT).exists() for run in runs):
+    if not all(run.facts["spec"].get("features") and run.location.join(schema.REPORT).exists() for run in runs):
         return None
-    kinds = {FeatureRun(run, {}).kind for run in runs}
-    if len(kinds) > 1:
+    if len({features_kind(run) for run in runs}) > 1:
         return None
     tables: list[pa.Table] = []
-    for layer in layers(runs):
-        for table in FeatureRun(layer.run, read_sealed(layer.run.place.join(schema.REPORT))).vectors():
-            tables.append(layer.visible(table).slice(0, _MOST_VECTORS))
+    for one in snapshot(runs):
+        for table in FeatureRun(one.run, read_report(one.run)).vectors():
+            tables.append(one.current_rows(table).slice(0, _MOST_VECTORS))
             if sum(table.num_rows for table in tables) >= _MOST_VECTORS:
                 return matrix(pa.concat_tables(tables)["features"])[:_MOST_VECTORS]
     return matrix(pa.concat_tables(tables)["features"])[:_MOST_VECTORS]
-
-
-class Condition(NamedTuple):
-    """One part of what `promote_if` says: a number of `compare`, and how it must stand to another."""
-
-    name: str
-    operator: str
-    value: float
-
-    def holds(self, measured: float) -> bool:
-        """Whether it is so."""
-        return _OPERATORS[self.operator](measured, self.value)
-
-
-_OPERATORS: dict[str, Callable[[float, float], bool]] = {
-    "<=": lambda one, other: one <= other,
-    ">=": lambda one, other: one >= other,
-    "<": lambda one, other: one < other,
-    ">": lambda one, other: one > other,
-}
-_NAMES = ("psi", "psi_scores", "psi_labels", "psi_features", "agreement")
-
-
-def parse_conditions(text: str) -> list[Condition]:
-    """`psi<0.2 and agreement>0.9` as conditions.
-
-    Raises:
-        ConfigError: it says something else.
-    """
-    found = []
-    for part in re.split(r"\s+and\s+", text.strip()):
-        match = re.fullmatch(r"(\w+)\s*(<=|>=|<|>)\s*(\d*\.?\d+)", part.strip())
-        if match is None or match[1] not in _NAMES:
-            raise ConfigError(
-                f"promote_if: write conditions as `psi<0.2 and agreement>0.9`, of {', '.join(_NAMES)}; found {part!r}."
-            )
-        found.append(Condition(match[1], match[2], float(match[3])))
-    return list(found)
-
-
-def judge(output: Place, run: Run, conditions: list[Condition]) -> tuple[dict[str, Any] | None, list[str]]:
-    """Hold a run that is about to be published against the table that it would follow.
-
-    Returns:
-        What `compare` gave (None where nothing is published yet), and a sentence for each condition that does not hold.
-    """
-    table = ledger.published_runs(output)
-    if not table:
-        return None, []
-    measured = compare_tables(table, ledger.table_after(output, run), most=0)
-    broken = []
-    for condition in conditions:
-        value = measured.get(condition.name)
-        if value is None:
-            broken.append(f"{condition.name} cannot be told, as one of the runs has no features")
-        elif not condition.holds(value):
-            broken.append(f"{condition.name} is {value:.4f} and not {condition.operator} {condition.value:g}")
-    return measured, broken

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlbatch.errors import LabelsError
-from tlbatch.labels import NO_LABEL, Labels, read_labels
-from tlbatch.ledger import Run
-from tlbatch.report.table import published, read_groups
-from tlbatch.storage import resolve
+from tlbatch.images.labels import NO_LABEL, Labels, read_labels
+from tlbatch.output.run import Run
+from tlbatch.output.table import read_groups, require_published
+from tlbatch.storage.resolve import resolve
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +36,7 @@ def evaluate(
     Raises:
         LabelsError: the file cannot be used, or names no image of the table.
     """
-    runs = published(resolve(output, storage_options))
+    runs = require_published(resolve(output, storage_options))
     truth = read_truth(runs, labels, split, storage_options)
     return evaluate_rows(runs, truth, labelled_rows(runs, truth))
 

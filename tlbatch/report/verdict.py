@@ -1,4 +1,4 @@
-"""What a run and the one before it counted -> one sentence on whether to trust it, and what is odd; pure."""
+"""What a run and the one before it counted -> one sentence on whether to trust it, and what is unusual; pure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tlbatch.report.drift import stability
+
 #: From this population stability index on labels or scores have moved (Siddiqi, "Credit Risk Scorecards", 2006), unless chance
 #: moves as much more often than once in a hundred nights, which among few images it does.
 _MOVED, _CHANCE = 0.1, 0.01
-#: A share of no image counts as this, or the index would be infinite.
-_LEAST_SHARE = 1e-4
 #: More failed images than this share are worth a word, as `max_failed_ratio` has it by default.
 _FAILED = 0.01
 
@@ -39,31 +39,6 @@ class Verdict(NamedTuple):
     tone: str
     sentence: str
     odd: tuple[str, ...]
-
-
-def stability(first: Sequence[int], second: Sequence[int]) -> tuple[float, float]:
-    """How far counts have moved: their population stability index, and how probable as much would be by chance.
-
-    The probability is that of Pearson's chi-square test of homogeneity.
-
-    Args:
-        first: a count for each bin.
-        second: the same bins, counted later.
-    """
-    from scipy.stats import chi2_contingency
-
-    counts = np.array([first, second], np.float64)
-    counts = counts[:, counts.sum(axis=0) > 0]
-    totals = counts.sum(axis=1, keepdims=True)
-    if counts.shape[1] < 2 or not totals.all():
-        return 0.0, 1.0
-    return index_of_shares(*(counts / totals)), float(chi2_contingency(counts).pvalue)
-
-
-def index_of_shares(first: np.ndarray, second: np.ndarray) -> float:
-    """Population stability index of shares p and q: the sum of (q - p) ln(q / p)."""
-    p, q = np.maximum(first, _LEAST_SHARE), np.maximum(second, _LEAST_SHARE)
-    return float(((q - p) * np.log(q / p)).sum())
 
 
 def judge_run(report: Mapping[str, Any], now: Side, before: Side | None) -> Verdict:

@@ -1,0 +1,318 @@
+"""A configuration -> a published run: `tlbatch classify`, and the run that `extract` and `train` build on.
+
+listing -> manifest -> actors (reader -> decode -> model) -> parts and receipts -> publish
+
+`output/commit.py` has the order of every write; `execution/executor.py` brings blocks to actors.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tlbatch import schema
+from tlbatch.commands.list_images import ListedStore
+from tlbatch.config import RunConfig, Spec
+from tlbatch.errors import BundleError, OutputError
+from tlbatch.execution.executor import map_file_tasks, run_actors
+from tlbatch.execution.ray_errors import errors_say_how_to_continue
+from tlbatch.execution.records import ClassifyJob
+from tlbatch.execution.rescorer import RescoreJob, rescore_matches, sources_of
+from tlbatch.execution.resources import has_usable_gpus, read_cluster
+from tlbatch.execution.session import ray_session
+from tlbatch.execution.sizing import ExecutionPlan, cut_blocks, parallelism_of, plan_for, work_of
+from tlbatch.images.listing import Listing
+from tlbatch.model.bundle import Bundle, load_bundle
+from tlbatch.model.engines import choose, gpus_of_this_process
+from tlbatch.output.commit import Promotion, RunInput, RunSpec, Target, WorkStats, run_to_continue, run_to_publication
+from tlbatch.output.diff import StalenessRule, diff_with_table
+from tlbatch.output.documents import ReportDocument
+from tlbatch.output.features import FeatureMatch, match_stored_features, runs_with_features
+from tlbatch.output.lease import require_free
+from tlbatch.output.progress import Watcher, heartbeat
+from tlbatch.output.run import OutputState, Run, new_run_id, read_output, require_output
+from tlbatch.report.promotion import check_promotion, parse_conditions
+from tlbatch.storage.location import Location
+from tlbatch.storage.resolve import require_folder, resolve
+
+
+@dataclass(frozen=True)
+class OutputTable:
+    """One table that a pass over the store fills: its configuration, its bundle and its output."""
+
+    config: RunConfig
+    bundle: Bundle
+    output: Location
+
+    @property
+    def engine(self) -> str:
+        """The engine that `auto` stands for; another engine would give other last digits."""
+        return choose(self.bundle, self.config.engine, gpu=bool(self.config.num_gpus))
+
+    @property
+    def spec(self) -> RunSpec:
+        """What the command wants. The spec holds the store's full address; the bundle's digest stands for its location."""
+        config, bundle = self.config, self.bundle
+        spec = config.spec.model_dump(mode="json", exclude={"bundle"})
+        if spec["max_side"] == Spec.model_fields["max_side"].default:
+            del spec["max_side"]  # runs that began before this limit existed can be continued
+        return RunSpec(
+            spec={**spec, "images": resolve(config.images).url, "engine": self.engine, "gpu": bool(config.num_gpus)},
+            bundle=bundle.digest,
+            base=bundle.base_digest,
+            predictions=config.predictions,
+            features=schema.features_schema(bundle.features_length, config.features_dtype) if config.features else None,
+            facts={
+                "resources": config.resources.model_dump(mode="json"),
+                **bundle.for_run,
+                "versions": {name: version(name) for name in ("keras", "openvino", "ray", "tensorflow", "tlbatch")},
+            },
+            incremental=config.incremental,
+        )
+
+
+@dataclass(frozen=True)
+class ClassifyWork:
+    """The work for one table of a pass; `tables` are all tables that share the pass, this one among them."""
+
+    table: OutputTable
+    tables: Sequence[OutputTable]
+    store: ListedStore
+    start_ray: Callable[[], None]
+    watch: Watcher | None
+
+    def plan(self, state: OutputState) -> RunInput:
+        """The whole store, or what the table lacks of it."""
+        listing = self.store.listing(state)
+        whole = RunInput(listing.manifest, listing.skipped, listing.seconds)
+        return diff_with_store(self.table, whole, state) if self.table.config.incremental else whole
+
+    def process(self, runs: Sequence[Run], rows: pa.Table) -> WorkStats:
+        """Rescore what has stored features, if that is wanted, and classify the rest; `runs` are of tables that lack rows."""
+        config = self.table.config
+        self.start_ray()
+        with heartbeat(runs[0], self.watch):
+            if config.incremental and config.stale == "rescore":
+                rows = self._rescore(runs, rows)
+            return self._classify(runs, rows) if rows.num_rows else WorkStats()
+
+    def promotion_check(self, run: Run, state: OutputState) -> Promotion:
+        """Compare a complete run with the table, as `promote_if` says."""
+        if self.table.config.promote_if is None:
+            return Promotion()
+        return check_promotion(state, run, parse_conditions(self.table.config.promote_if))
+
+    def _classify(self, runs: Sequence[Run], rows: pa.Table) -> WorkStats:
+        config = self.table.config
+        work = work_of(rows, config.rows_per_task)
+        plan = plan_for(config, int(work.sum()), read_cluster())
+        job = self._job(runs, plan, rows)
+        quarantine = runs[0].location.join(schema.STAGED, schema.SUSPECTS)
+        quarantine.delete()  # the marks of an earlier command, whose workers are gone
+        run_actors(runs, cut_blocks(rows, work, plan.rows_per_task), plan.pools, replace(job, quarantine_url=quarantine.url))
+        return WorkStats(parallelism_of(job, plan, rows), bool(config.num_gpus), self.store.seconds)
+
+    def _job(self, runs: Sequence[Run], plan: ExecutionPlan, rows: pa.Table) -> ClassifyJob:
+        """What the actors of a pass must know: the first run's bundle, and the heads of the others."""
+        of_output = {table.output.url: table.bundle.pinned for table in self.tables}
+        urls = [of_output[run.location.url.removesuffix(f"/{schema.RUNS}/{run.run_id}")] for run in runs]
+        job = job_of(self.table.config, urls[0], self.table.engine, plan, rows)
+        features_dtype = self.table.config.features_dtype if runs[0].facts["spec"]["features"] else None
+        return replace(job, head_urls=tuple(urls[1:]), features_dtype=features_dtype)
+
+    def _rescore(self, runs: Sequence[Run], rows: pa.Table) -> pa.Table:
+        """Predict from stored features what has some; returns the rows that have none."""
+        config, table = self.table.config, self.table
+        matches = match_features(table, read_output(table.output), rows)
+        if matches:
+            job = RescoreJob(
+                bundle_url=table.bundle.pinned,
+                storage_options=config.storage_options,
+                sources=sources_of(matches),
+                engine=table.engine,
+                threads=int(config.num_cpus or 1),
+                top_k=config.top_k,
+                features_dtype=config.features_dtype if config.features else None,
+            )
+            rescore_matches(runs, matches, rows["row"].to_numpy(), job, config.concurrency)
+        return without_matches(rows, matches)
+
+
+def classify(config: RunConfig, watch: Watcher | None = None, listing: Listing | None = None) -> ReportDocument:
+    """Classify every image of a store, or only extract its features, and publish the result.
+
+    An unfinished run of the same spec in the output is continued; a finished run over the same images is left as it is. Several
+    bundles of one base share the pass over the images; each table is published by itself, in a folder of the bundle's name.
+
+    Args:
+        config: what to do.
+        watch: called every few seconds with the numbers of `progress.json`.
+        listing: the images, if not all of the store are wanted.
+
+    Returns:
+        The run's report, as in `report.json`. With several bundles it is the first one's, and `tables` has each report by the
+        bundle's name.
+
+    Raises:
+        UsageError: the configuration cannot be carried out; nothing was written.
+        UnfinishedError: the run stopped and can be continued.
+        CountsError: the counts do not reconcile; nothing was published.
+    """
+    if config.promote_if is not None:
+        parse_conditions(config.promote_if)  # before any work
+    bundles = [load_bundle(one.bundle, config.storage_options) for one in config.tables.values()]
+    _require_usable(config, bundles)
+    with ray_session(config.address) as start_ray:
+        if config.num_gpus is None:
+            auto = config.engine != "openvino" and has_usable_gpus(start_ray, config.address, gpus_of_this_process)
+            config = config.model_copy(update={"num_gpus": float(auto)})
+        tables = [
+            OutputTable(one, bundle, resolve(one.output, config.storage_options))
+            for one, bundle in zip(config.tables.values(), bundles, strict=True)
+        ]
+        root = resolve(config.output, config.storage_options)
+        reports, continued = _publish(tables, ListedStore(config, root, watch, listing), start_ray, watch)
+        if config.incremental and continued:
+            # Its manifest was listed by the command that began it, and the store may have changed since then.
+            more, _ = _publish(tables, ListedStore(config, root, watch), start_ray, watch, new_run_id())
+            reports = [_merge_reports(*pair) for pair in zip(reports, more, strict=True)]
+    if len(reports) == 1:
+        return reports[0]
+    return {**reports[0], "output": root.url, "tables": dict(zip(config.tables, reports, strict=True))}
+
+
+def _require_usable(config: RunConfig, bundles: Sequence[Bundle]) -> None:
+    """Raises BundleError if a bundle is damaged, has no head, or has another base than the first one."""
+    for bundle in bundles:
+        if config.predictions and not bundle.labels:
+            raise BundleError(f"The bundle {bundle.location.url} has no head; use `tlbatch extract` with it, or train a head.")
+        if bundle.base_digest != bundles[0].base_digest:
+            raise BundleError(
+                f"The bundles {bundles[0].location.url} and {bundle.location.url} have different bases "
+                f"({bundles[0].base_digest} and {bundle.base_digest}), so they cannot share a pass."
+            )
+        bundle.require_whole()
+
+
+def _publish(
+    tables: Sequence[OutputTable],
+    store: ListedStore,
+    start_ray: Callable[[], None],
+    watch: Watcher | None,
+    run_id: str | None = None,
+) -> tuple[list[ReportDocument], bool]:
+    """Publish the tables of one pass. Returns their reports, and whether a run was continued that an earlier command began."""
+    began = time.monotonic()
+    config = tables[0].config
+    targets = [Target(table.output, table.spec, ClassifyWork(table, tables, store, start_ray, watch)) for table in tables]
+    states = [read_output(target.output) for target in targets]
+    begun: list[Run] = []
+    for target, state in zip(targets, states, strict=True):
+        require_output(state, target.spec.spec["images"])
+        require_free(target.output)
+        found = run_to_continue(state, target.spec)
+        begun += [] if found is None else [found]
+    all_begun = len(begun) == len(targets)
+    # A run that is begun beside a continued one gets a name of its own: its output may have a run of the other's name.
+    name = begun[0].run_id if all_begun else (run_id or config.run_id or new_run_id())
+    with errors_say_how_to_continue(name):
+        if not all_begun:
+            _list_store(config, store, states[0], start_ray)
+        spread = partial(map_file_tasks, start_ray, name, watch)
+        return run_to_publication(targets, name, began=began, map_tasks=spread), bool(begun)
+
+
+def _list_store(config: RunConfig, store: ListedStore, state: OutputState, start_ray: Callable[[], None]) -> None:
+    """List the store before anything is written: a store that cannot be listed leaves nothing behind.
+
+    Ray starts at the same time, in this thread, as Ray requires. If a table is published there may be nothing to do, and Ray
+    starts later.
+    """
+    if state.pointer:
+        store.listing(state)
+        return
+    require_folder(resolve(config.images, config.storage_options))
+    with ThreadPoolExecutor(1, thread_name_prefix="tlbatch-listing") as beside:
+        listing = beside.submit(store.listing, state)
+        try:
+            start_ray()
+            listing.result()
+        except BaseException:
+            store.stop()  # Ctrl-C does not wait for a long listing
+            raise
+
+
+def _merge_reports(first: ReportDocument, second: ReportDocument) -> ReportDocument:
+    """The report of a command that finished one run and did another: counts are sums."""
+    if second.get("already_done"):
+        return first
+    kinds = dict(Counter(first["failed_by_kind"]) + Counter(second["failed_by_kind"]))
+    return {
+        **second,
+        "objects": first["objects"] + second["objects"],
+        "listed": first["listed"] + second["listed"],
+        "predicted": first["predicted"] + second["predicted"],
+        "failed": first["failed"] + second["failed"],
+        "failed_transient": first["failed_transient"] + second["failed_transient"],
+        "failed_by_kind": kinds,
+        "continued": first["run_id"],
+    }
+
+
+def diff_with_store(table: OutputTable, whole: RunInput, state: OutputState) -> RunInput:
+    """The input of an incremental run. Features are stale if their base is another one, whatever head the bundle has."""
+    config, bundle = table.config, table.bundle
+    name, digest = ("bundle", bundle.digest) if config.predictions else ("base", bundle.base_digest)
+    rule = StalenessRule(name, digest, config.predictions, config.features_dtype if config.features else None)
+    if not config.predictions and any(run.facts["spec"].get("predictions") for run in state.table):
+        raise OutputError(f"The table at {table.output.url} has predictions; extract features into an output of their own.")
+    return diff_with_table(whole, state, rule, config.stale)
+
+
+def match_features(table: OutputTable, state: OutputState, rows: pa.Table) -> list[FeatureMatch]:
+    """The stored features of the table's base for manifest rows, each in exactly the listed version."""
+    wanted = table.config.features_dtype if table.config.features else None
+    sources = [
+        one
+        for one in runs_with_features(state)
+        if one.base == table.bundle.base_digest and (wanted is None or one.run.facts["spec"].get("features_dtype") == wanted)
+    ]
+    return match_stored_features(sources, rows)
+
+
+def without_matches(rows: pa.Table, matches: Sequence[FeatureMatch]) -> pa.Table:
+    """The manifest rows that have no stored features."""
+    done = np.concatenate([np.array([-1]), *(one.target for one in matches)])
+    return rows.filter(pa.array(~np.isin(rows["row"].to_numpy(), done)))
+
+
+def job_of(config: RunConfig, bundle_url: str, engine: str, plan: ExecutionPlan, rows: pa.Table) -> ClassifyJob:
+    """What actors must know to classify `rows`, without a quarantine."""
+    options: dict[str, Any] = {"max_bytes": config.max_bytes, "max_pixels": config.max_pixels, "max_side": config.max_side}
+    return ClassifyJob(
+        bundle_url=bundle_url,
+        head_urls=(),
+        storage_options=config.storage_options,
+        engine=engine,
+        decode_threads=plan.decode_threads,
+        predict_threads=plan.predict_threads,
+        gpu=bool(config.num_gpus),
+        batch_size=config.batch_size,
+        remote=bool(pc.any(pc.match_substring(rows["uri"], "://")).as_py()),
+        image_field=config.image_field,
+        top_k=config.top_k,
+        predictions=config.predictions,
+        features_dtype=config.features_dtype if config.features else None,
+        quarantine_url="",
+        **options,
+    )

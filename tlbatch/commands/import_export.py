@@ -1,0 +1,118 @@
+"""A Keras model file <-> a bundle: `import` takes a classifier trained elsewhere, `export` gives a plain Keras model back."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlbatch.config import ExportConfig, ImportConfig
+from tlbatch.errors import BundleError, ConfigError, WeightsError
+from tlbatch.images.labels import read_classes
+from tlbatch.model import bundle as bundles
+from tlbatch.model.bundle import Bundle, Trained, copy_bundle, load_bundle, require_bundle_place, save_bundle, saved
+from tlbatch.model.engines import load_engine
+from tlbatch.model.keras_import import TOLERANCE, plain_model, probe_pixels, split_base_and_head
+from tlbatch.model.safe_load import load_safely
+from tlbatch.report.model_card import make_model_card
+from tlbatch.storage.location import Location
+from tlbatch.storage.resolve import resolve
+
+#: What `--scale` says -> what the bundle calls it.
+SCALINGS = {"[-1,1]": "tf", "[0,1]": "unit", "raw": "inside", "caffe": "caffe", "torch": "torch"}
+
+
+def import_model(config: ImportConfig) -> dict[str, Any]:
+    """Make a bundle of a Keras classifier and check that it gives the classifier's scores.
+
+    Args:
+        config: the model, its labels, its scaling, and where the bundle goes.
+
+    Returns:
+        `bundle` (its URL), `digest`, `labels`, `size`, `features_length`, `multi_label`; `split`, whether the graph showed
+        where the head begins; `off`, how far the CPU engine's scores are from the model's; `seconds`.
+
+    Raises:
+        UsageError: the model could run code, is no classifier of RGB images, or does not fit its labels; nothing was written.
+    """
+    began = time.monotonic()
+    location = resolve(config.bundle, config.storage_options)
+    require_bundle_place(location)
+    labels = read_classes(resolve(config.labels, config.storage_options))
+    model = _load(resolve(config.model, config.storage_options))
+    _require_scale(model, config.scale)
+    scaling: Any = SCALINGS[config.scale]
+    imported = split_base_and_head(model, config.model, scaling, config.size, labels)
+    frozen = imported.frozen
+    thresholds = (0.5,) * len(labels) if imported.multi_label else None
+    facts = {"imported": config.model, "scale": config.scale, "head found in the graph": imported.split}
+    card = make_model_card(f"{', '.join(labels[:4])}{' …' if len(labels) > 4 else ''}: imported", facts, None)
+    trained = Trained(imported.head, tuple(labels), {}, facts, label_thresholds=thresholds)
+    with tempfile.TemporaryDirectory() as folder:
+        tried = save_bundle(resolve(folder), frozen, trained, probe_pixels(frozen.size), {bundles.CARD: card})
+        off = _distance(tried)
+        if off > TOLERANCE:
+            raise BundleError(
+                f"The model {config.model} gives other scores as a bundle: off by {off:.2g}; nothing was written."
+            )
+        made = copy_bundle(tried, location)
+    return {
+        "bundle": made.location.url,
+        "digest": made.digest,
+        "labels": list(labels),
+        "size": frozen.size,
+        "features_length": made.features_length,
+        "multi_label": imported.multi_label,
+        "split": imported.split,
+        "off": off,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def _require_scale(model: Any, scale: str) -> None:
+    """A model that takes whole numbers, as one that `export` wrote, scales them itself."""
+    if "int" in str(model.inputs[0].dtype) and scale != "raw":
+        raise ConfigError(f"scale: the model takes {model.inputs[0].dtype}, so it scales its pixels itself; give --scale raw.")
+
+
+def _distance(bundle: Bundle) -> float:
+    """How far the scores of the CPU's engine are from Keras's, on the bundle's probes."""
+    probes = bundle.probes()
+    scores = load_engine(bundle, "openvino").predict(probes["pixels"]).scores
+    return float(np.abs(probes["scores"] - scores).max())
+
+
+def export_model(config: ExportConfig) -> dict[str, Any]:
+    """Write a bundle's model as a plain Keras model, from uint8 pixels to scores.
+
+    Returns:
+        `model`, the file; `labels`, in the order of its scores.
+
+    Raises:
+        BundleError: the bundle is damaged or has no head.
+    """
+    bundle = load_bundle(config.bundle, config.storage_options)
+    if not bundle.labels:
+        raise BundleError(f"The bundle {bundle.location.url} has no head, so there is no classifier to export.")
+    if not config.model.endswith(".keras"):
+        raise WeightsError(f"model: {config.model!r} does not end in .keras.")
+    target = resolve(config.model, config.storage_options)
+    target.write(saved(plain_model(load_safely(bundle.folder / bundles.MODEL))))
+    return {"model": target.url, "labels": bundle.labels}
+
+
+def _load(location: Location) -> Any:
+    try:
+        data = location.read()
+    except (FileNotFoundError, IsADirectoryError):
+        raise WeightsError(f"model: there is no file {location.url}.") from None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.keras" if data.startswith(b"PK") else "model.h5")  # Keras goes by the name
+        path.write_bytes(data)
+        try:
+            return load_safely(path)
+        except WeightsError as error:
+            raise WeightsError(str(error).replace(str(path), location.url)) from None

@@ -1,0 +1,86 @@
+"""The store of a configuration -> its listing, with progress; a command lists it once, or again if the table changed."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from tlbatch.config import RunConfig, TrainConfig
+from tlbatch.errors import InterruptedRunError
+from tlbatch.images.listing import Listing, Selection, list_store
+from tlbatch.output.progress import Watcher
+from tlbatch.output.run import OutputState, Pointer
+from tlbatch.storage.location import Location
+from tlbatch.storage.resolve import resolve
+
+_PROGRESS_SECONDS = 0.5
+
+
+def list_images(
+    config: RunConfig | TrainConfig, avoid: Location, watch: Watcher | None = None, stop: threading.Event | None = None
+) -> Listing:
+    """List the store of a configuration.
+
+    Args:
+        config: its `images`, `include`, `exclude`, `format` and `max_images`.
+        avoid: the folder that is written to, which is not listed even if it is inside the store.
+        watch: called now and then with the number of objects.
+        stop: ends a listing in another thread when it is set.
+    """
+    store = resolve(config.images, config.storage_options)
+    selection = Selection(config.include, config.exclude, config.format)
+    progress = _ListingProgress(watch, stop or threading.Event())
+    return list_store(store, selection, avoid=avoid, max_images=config.max_images, progress=progress)
+
+
+class ListedStore:
+    """The store of one command: listed when it is first asked for, and again if another run was published since then.
+
+    An older listing would remove from the table what the other run has added.
+
+    Args:
+        config: which store.
+        avoid: the folder that is written to.
+        watch: called now and then with the number of objects.
+        listing: the images, if the caller has chosen them.
+    """
+
+    def __init__(self, config: RunConfig, avoid: Location, watch: Watcher | None, listing: Listing | None = None) -> None:
+        self._config, self._avoid, self._watch = config, avoid, watch
+        self._listing = listing
+        self._pointers: dict[str, Pointer] = {}
+        self._stop = threading.Event()
+
+    def listing(self, state: OutputState) -> Listing:
+        """A listing that is not older than what `state` has published."""
+        known = self._pointers.setdefault(state.output.url, state.pointer)
+        if self._listing is None or known != state.pointer:
+            self._listing = list_images(self._config, self._avoid, self._watch, self._stop)
+            self._pointers[state.output.url] = state.pointer
+        return self._listing
+
+    @property
+    def seconds(self) -> float:
+        """How long the listing took; 0 if there was none."""
+        return self._listing.seconds if self._listing is not None else 0.0
+
+    def stop(self) -> None:
+        """End a listing that runs in another thread."""
+        self._stop.set()
+
+
+class _ListingProgress:
+    """Reports the progress of a long listing, and ends it when it is stopped."""
+
+    def __init__(self, watch: Watcher | None, stop: threading.Event) -> None:
+        self._watch = watch
+        self._stop = stop
+        self._began = self._reported = time.monotonic()
+
+    def __call__(self, objects: int) -> None:
+        if self._stop.is_set():
+            raise InterruptedRunError("The listing was stopped.")
+        now = time.monotonic()
+        if self._watch is not None and now - self._reported >= _PROGRESS_SECONDS:
+            self._reported = now
+            self._watch({"stage": "list", "objects": objects, "seconds": now - self._began})

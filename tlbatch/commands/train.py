@@ -1,0 +1,247 @@
+"""Labelled images, or their stored features -> a bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from tlbatch import schema
+from tlbatch.commands.classify import classify
+from tlbatch.commands.extract import freeze_named, probe_pixels, read_weights
+from tlbatch.commands.training_set import (
+    LabelledImages,
+    TrainingSet,
+    assemble,
+    find_labelled,
+    label_names,
+    labels_by_name,
+    parts_of,
+    require_enough,
+    require_some,
+    split_set,
+)
+from tlbatch.config import Resources, RunConfig, TrainConfig
+from tlbatch.errors import LabelsError
+from tlbatch.execution.session import ray_session
+from tlbatch.images.listing import Listing
+from tlbatch.model import bundle as bundles
+from tlbatch.model.bases import find_base
+from tlbatch.model.bundle import Frozen, Trained, frozen_base_of, load_bundle, require_bundle_place, save_bundle
+from tlbatch.model.head import Calibration, DataSplit, HeadTraining, calibrate, scores_of, train_head
+from tlbatch.output.features import FeatureTable, find_features, look_up
+from tlbatch.output.progress import Watcher
+from tlbatch.output.table import read_errors, read_run_table
+from tlbatch.report.evaluate import measure, measure_many
+from tlbatch.report.model_card import make_model_card
+from tlbatch.storage.location import Location
+from tlbatch.storage.resolve import resolve
+
+if TYPE_CHECKING:
+    import keras
+
+log = logging.getLogger(__name__)
+
+_MOST_WARNINGS = 5
+_WORK = ".training"
+
+
+def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
+    """Train a head on a frozen base and save both as a bundle.
+
+    Args:
+        config: the images or their features, their labels, the base and how to train.
+        watch: called every few seconds with the counts of images whose features are known.
+
+    Returns:
+        `bundle` (its URL), `digest`, `base`, `labels`, `images` in each part, `failed` labelled images, `accuracy` and
+        `metrics` on the test part, `calibration`, `epochs`, `images_read`, `seconds`.
+
+    Raises:
+        UsageError: base, weights, labels, images or features cannot be used; nothing was written.
+        UnfinishedError: it was interrupted; the same command starts it anew.
+    """
+    began = time.monotonic()
+    find_base(config.base)
+    location = resolve(config.bundle, config.storage_options)
+    require_bundle_place(location)
+    how = HeadTraining(
+        config.epochs,
+        config.patience,
+        learning_rate=config.learning_rate,
+        seed=config.seed,
+        class_weight=config.class_weight,
+    )
+    made = _from_features(config, how) if config.features else _from_images(config, how, location, watch)
+    features, parts = made.features, made.parts
+    reading = calibrate(made.head, parts["validation"], parts["test"], config.precision)
+    metrics = _measure(made.head, parts["test"], features.labels, reading)
+    training = {
+        **asdict(how),
+        "images": {name: len(part.classes) for name, part in parts.items()},
+        "failed": features.failed,
+        "epochs": len(made.history["loss"]),
+        "validation_accuracy": made.history["val_accuracy"][int(np.argmin(made.history["val_loss"]))],
+        **reading.facts,
+        "history": made.history,
+    }
+    base = made.frozen.base
+    title = (
+        f"{', '.join(features.labels[:4])}{' …' if len(features.labels) > 4 else ''}: {base.name} at {made.frozen.size} pixels"
+    )
+    extra = {bundles.CARD: make_model_card(title, training, metrics), bundles.SPLIT: made.split}
+    trained = Trained(made.head, features.labels, metrics, training, reading.abstain_threshold, reading.label_thresholds)
+    saved = save_bundle(location, made.frozen, trained, features.probes, extra)
+    return {
+        "bundle": saved.location.url,
+        "digest": saved.digest,
+        "base": base.name,
+        "labels": list(features.labels),
+        "images": training["images"],
+        "failed": features.failed,
+        "images_read": features.images_read,
+        "accuracy": metrics["accuracy"],
+        "metrics": metrics,
+        "calibration": dict(reading.facts),
+        "epochs": training["epochs"],
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A base, the features it gave, how they were split, and the head trained on them."""
+
+    frozen: Frozen
+    features: TrainingSet
+    parts: Mapping[str, DataSplit]
+    split: bytes
+    head: keras.Model
+    history: Mapping[str, Sequence[float]]
+
+
+def _from_images(config: TrainConfig, how: HeadTraining, location: Location, watch: Watcher | None) -> _Made:
+    """Run the base over the labelled images and train on what it gives.
+
+    Ray must start and end in this thread, and takes seconds for either; Keras works beside it.
+    """
+    weights = read_weights(config)
+    labelled = find_labelled(config, watch)
+    with ThreadPoolExecutor(1, thread_name_prefix="tlbatch-keras") as keras_thread:
+        building = keras_thread.submit(freeze_named, config, weights)
+        with ray_session(config.address) as start_ray:
+            start_ray()
+            frozen = building.result()
+            features = _extract(config, frozen, labelled, location, watch)
+            parts, split = split_set(features, config)
+            fitting = keras_thread.submit(train_head, parts["train"], parts["validation"], len(features.labels), how)
+        return _Made(frozen, features, parts, split, *fitting.result())
+
+
+def _from_features(config: TrainConfig, how: HeadTraining) -> _Made:
+    """Look up the features of the labelled images and train on them. Nothing is distributed: a head is small."""
+    source = find_features(config.features or "", config.storage_options)
+    frozen, base = _base_of(config, source)
+    features = _looked_up(config, source, base)
+    parts, split = split_set(features, config)
+    return _Made(frozen, features, parts, split, *train_head(parts["train"], parts["validation"], len(features.labels), how))
+
+
+def _base_of(config: TrainConfig, source: FeatureTable) -> tuple[Frozen, bundles.Bundle]:
+    """The base that gave the features: the one the run worked with. One that the configuration names must be the same."""
+    if config.model_fields_set & {"base", "size", "weights"}:
+        named = freeze_named(config, read_weights(config))
+        source.require_base(named.digest, f"{named.base.name} at {named.size} pixels with weights {named.weights}")
+    bundle = load_bundle(source.newest.facts["bundle_url"], config.storage_options)
+    source.require_base(bundle.base_digest, f"the bundle {bundle.location.url}")
+    return frozen_base_of(bundle), bundle
+
+
+def _extract(
+    config: TrainConfig, frozen: Frozen, labelled: LabelledImages, location: Location, watch: Watcher | None
+) -> TrainingSet:
+    """Run the base once over the labelled images, as actors on the cluster, in a folder inside the bundle's place."""
+    with _work_folder(location) as work:
+        probes = probe_pixels(config, frozen.size, labelled.listing.manifest)
+        save_bundle(work.join("base"), frozen, None, probes)
+        output = work.join("features")
+        settings = {name: getattr(config, name) for name in Resources.model_fields}
+        run = RunConfig(
+            **settings,
+            images=config.images,
+            bundle=work.join("base").url,
+            output=output.url,
+            engine=config.engine,
+            image_field=config.image_field,
+            max_bytes=config.max_bytes,
+            max_pixels=config.max_pixels,
+            max_side=config.max_side,
+            predictions=False,
+            features=True,
+            features_dtype="float32",
+        )
+        report = classify(run, watch, labelled.listing)
+        table = read_run_table(output.join(schema.RUNS, report["run_id"]), "features", ["key", "features"])
+        _report_failed(output, labelled, config)
+    table = table.filter(pa.compute.is_in(table["key"], pa.array(labelled.labels_of, pa.string())))
+    read = report["listed"]
+    return assemble(config, table, labelled, failed=report["failed"], images_read=read, probes=probes)
+
+
+def _looked_up(config: TrainConfig, source: FeatureTable, base: bundles.Bundle) -> TrainingSet:
+    """The stored features of the labelled images."""
+    manifest, where = source.manifest, source.newest.location.url
+    labels, labels_of = labels_by_name(config, manifest["key"].to_pylist() if not config.labels else (), where)
+    table = look_up(source, labels.column, pa.array(labels_of, pa.string()))
+    require_some(table, labels, where, manifest)
+    names = table[labels.column].to_pylist()
+    missing = len(labels_of) - len(set(names))
+    if missing:
+        log.warning("%d labelled images have no features in %s", missing, where)
+    by_key = {key: labels_of[name] for key, name in zip(table["key"].to_pylist(), names, strict=True)}
+    everything = {label for those in labels_of.values() for label in those}
+    require_enough(by_key.values(), labels.source, many=config.multi_label, wanted=everything)
+    parts = parts_of(labels, set(names))
+    split_of = parts and {key: parts[name] for key, name in zip(by_key, names, strict=True)}
+    listing = Listing(manifest, 0, 0.0)
+    labelled = LabelledImages(listing, by_key, split_of)
+    return assemble(config, table, labelled, failed=missing, images_read=0, probes=base.probes()["pixels"])
+
+
+@contextlib.contextmanager
+def _work_folder(location: Location) -> Iterator[Location]:
+    """A folder that all workers reach, gone afterwards; with nothing else written, the bundle's folder goes with it."""
+    work = location.join(_WORK)
+    work.delete()
+    try:
+        yield work
+    finally:
+        work.delete()
+        if not location.names():
+            location.delete()
+
+
+def _report_failed(output: Location, labelled: LabelledImages, config: TrainConfig) -> None:
+    errors = read_errors(output.url, storage_options=config.storage_options)
+    for row in errors.head(_MOST_WARNINGS).itertuples():
+        log.warning("%s cannot be trained on: %s, %s", row.key, row.kind, row.message)
+    if len(errors) > _MOST_WARNINGS:
+        log.warning("%d more labelled images cannot be trained on", len(errors) - _MOST_WARNINGS)
+    if len(errors) == labelled.listing.manifest.num_rows:
+        raise LabelsError(f"None of the labelled images of {config.images} can be read; the first: {errors['message'][0]}.")
+
+
+def _measure(head: keras.Model, test: DataSplit, labels: Sequence[str], reading: Calibration) -> dict[str, Any]:
+    scores, truth = scores_of(head, test), label_names(test.classes, labels)
+    if reading.label_thresholds is not None:
+        given = (scores >= np.asarray(reading.label_thresholds, np.float32)).astype(np.float32)
+        return measure_many(truth, label_names(given, labels), labels)
+    best = [labels[number] for number in scores.argmax(axis=1)]
+    return measure([label for (label,) in truth], best, labels)

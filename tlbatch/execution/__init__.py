@@ -1,0 +1,1 @@
+"""The stages on Ray. Ray lives here only."""

@@ -1,0 +1,214 @@
+"""What passes between decoder, model and writer, as Arrow: attempts with their pixels, and outcomes.
+
+Rows in = rows out: an image that failed is a row with its reason. Where decoding and predicting are done by one actor, only
+outcomes ever become Arrow; nothing larger than the resized uint8 pixels does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from tlbatch import schema
+from tlbatch.errors import ErrorKind, Failure
+from tlbatch.images.decode import Pixels
+from tlbatch.schema import Size
+
+#: The columns of an image of which nothing is known yet.
+_NEITHER = schema.outcome_schema(classified=False, features_length=None, features_dtype="float32")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One image on its way: its object's row of the manifest, its name, its pixels or a failure, the seconds spent on it."""
+
+    row: Mapping[str, Any]
+    index: int
+    key: str
+    outcome: Pixels | Failure
+    fetch_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+class Classified(NamedTuple):
+    """One image after the model: a failure, or features and, with a head, scores."""
+
+    attempt: Attempt
+    failure: Failure | None
+    features: np.ndarray | None = None
+    scores: np.ndarray | None = None
+    predict_seconds: float = 0.0
+
+
+def attempts_to_table(attempts: Sequence[Attempt], size: Size) -> pa.Table:
+    """Attempts as a block; `pixels` holds height x width x 3 bytes, null where an image failed."""
+    arrays = [one.outcome.array if isinstance(one.outcome, Pixels) else None for one in attempts]
+    flat = np.empty((len(arrays), *size, 3), np.uint8)
+    for slot, array in zip(flat, arrays, strict=True):
+        slot[...] = 0 if array is None else array
+    length = flat[0].nbytes if len(flat) else 3 * size[0] * size[1]
+    missing = pa.array([array is None for array in arrays], pa.bool_())
+    values = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), length, mask=missing)
+    failures = [one.outcome if isinstance(one.outcome, Failure) else None for one in attempts]
+    columns = _named(attempts, failures) | {"pixels": values}
+    fields = [field for field in _NEITHER if field.name in columns]
+    return pa.table(columns, schema=pa.schema([*fields, pa.field("pixels", values.type)]))
+
+
+def attempts_from_table(table: pa.Table, size: Size) -> list[Attempt]:
+    """The inverse of `attempts_to_table`; the pixels are views of the block."""
+    column = table["pixels"].combine_chunks()
+    flat = column.values.to_numpy().reshape(-1, *size, 3)[column.offset :]
+    attempts = []
+    for number, row in enumerate(table.drop_columns(["pixels"]).to_pylist()):
+        if row["kind"] is None:
+            outcome: Pixels | Failure = Pixels(flat[number], row["width"], row["height"])
+        else:
+            outcome = Failure(row["stage"], ErrorKind(row["kind"]), row["message"], row["attempts"])
+        attempts.append(Attempt(row, row["index"], row["key"], outcome, row["fetch_seconds"], row["decode_seconds"]))
+    return attempts
+
+
+def _named(attempts: Sequence[Attempt], failures: Sequence[Failure | None]) -> dict[str, Any]:
+    """The columns that attempts and outcomes share."""
+    held = Counter(one.row["row"] for one in attempts)
+    pixels = [one.outcome if isinstance(one.outcome, Pixels) else None for one in attempts]
+    return {
+        schema.IMAGES: [held[one.row["row"]] for one in attempts],
+        **{name: [one.row[name] for one in attempts] for name in ("row", "uri", "etag")},
+        "key": [one.key for one in attempts],
+        "index": [one.index for one in attempts],
+        "stage": [failure and failure.stage for failure in failures],
+        "kind": [failure and str(failure.kind) for failure in failures],
+        "message": [failure and failure.message for failure in failures],
+        "attempts": [failure and failure.attempts for failure in failures],
+        "transient": [failure.transient if failure else None for failure in failures],
+        "width": [image and image.width for image in pixels],
+        "height": [image and image.height for image in pixels],
+        "fetch_seconds": [one.fetch_seconds for one in attempts],
+        "decode_seconds": [one.decode_seconds for one in attempts],
+    }
+
+
+class PredictionFormat(NamedTuple):
+    """How scores become what the table says: the classes, and what is said of an image that no class fits.
+
+    Attributes:
+        labels: the classes, in the order of the scores.
+        top_k: how many of them `top_labels` names.
+        abstain_threshold: a best score below it is no answer; None: every one is.
+        label_thresholds: of a bundle whose images have any number of labels, from which score on each is given.
+    """
+
+    labels: Sequence[str]
+    top_k: int
+    abstain_threshold: float | None = None
+    label_thresholds: Sequence[float] | None = None
+
+    def columns(self, scores: np.ndarray) -> dict[str, pa.Array]:
+        """label, score and their like of (n, C) scores, best first; equal scores keep the classes' order.
+
+        Where an image may have any number of labels, `top_labels` are those it is given.
+        """
+        labels = pa.array(self.labels, pa.string())
+        order = np.argsort(-scores, axis=1, kind="stable")
+        values = np.take_along_axis(scores, order, axis=1)
+        named = np.broadcast_to(np.arange(order.shape[1]) < self.top_k, order.shape)
+        least = -np.inf if self.abstain_threshold is None else self.abstain_threshold
+        abstained = np.asarray(values[:, 0] < least)
+        if self.label_thresholds is not None:
+            named = values >= np.asarray(self.label_thresholds, scores.dtype)[order]
+            abstained = ~np.asarray(named.any(axis=1))
+        ends = np.concatenate([[0], np.cumsum(named.sum(axis=1))]).astype(np.int32)
+        of_type = dict(schema.CLASSIFIED)
+        return {
+            "label": labels.take(pa.array(order[:, 0])),
+            "score": pa.array(values[:, 0], pa.float32()),
+            "top_labels": pa.ListArray.from_arrays(ends, labels.take(pa.array(order[named])), of_type["top_labels"]),
+            "top_scores": pa.ListArray.from_arrays(ends, pa.array(values[named], pa.float32()), of_type["top_scores"]),
+            "abstained": pa.array(abstained),
+        }
+
+
+class OutcomeFormat(NamedTuple):
+    """What a run wants to know of each image, as a table of `schema.outcome_schema`."""
+
+    #: None where nothing is predicted.
+    answers: PredictionFormat | None
+    features_length: int
+    features_dtype: str | None
+
+    def to_table(self, classified: Sequence[Classified]) -> pa.Table:
+        """One row an image, in the same order."""
+        columns = _named([one.attempt for one in classified], [one.failure for one in classified])
+        columns["predict_seconds"] = [one.predict_seconds for one in classified]
+        wanted = schema.outcome_schema(
+            classified=self.answers is not None,
+            features_length=self.features_length if self.features_dtype else None,
+            features_dtype=self.features_dtype or "float32",
+        )
+        if self.answers is not None:
+            columns |= _where_there(self.answers, [one.scores for one in classified])
+        if self.features_dtype:
+            columns["features"] = _vectors([one.features for one in classified], wanted.field("features").type)
+        return pa.table({name: columns[name] for name in wanted.names}, schema=wanted)
+
+
+def _where_there(answers: PredictionFormat, scores: list[Any]) -> dict[str, pa.Array]:
+    """The columns of the answers, null where an image has no scores."""
+    there = [one for one in scores if one is not None]
+    columns = answers.columns(np.stack(there) if there else np.empty((0, len(answers.labels)), np.float32))
+    numbers = iter(range(len(there)))
+    places = pa.array([None if one is None else next(numbers) for one in scores], pa.int64())
+    return {name: column.take(places) for name, column in columns.items()}
+
+
+def _vectors(features: list[np.ndarray | None], kind: pa.FixedSizeListType) -> pa.Array:
+    """Vectors, None where an image failed, as a fixed-size list column without a Python object a number."""
+    dtype = kind.value_type.to_pandas_dtype()
+    nothing = np.zeros(kind.list_size, dtype)
+    flat = np.concatenate([nothing if one is None else one.astype(dtype) for one in features])
+    missing = pa.array([one is None for one in features])
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), type=kind, mask=missing)
+
+
+#: Requests an actor keeps in flight to a remote store for each of its CPUs: at 100 ms each they give 320 images a second.
+_REQUESTS_PER_CPU = 32
+
+
+@dataclass(frozen=True)
+class ClassifyJob:
+    """What an actor must know. It travels with every task, so there is no credential in it.
+
+    Attributes:
+        bundle_url: whose base and head are run.
+        head_urls: bundles of the same base, whose heads are run on the same features, each for a table of its own.
+    """
+
+    bundle_url: str
+    head_urls: tuple[str, ...]
+    storage_options: Mapping[str, Any]
+    engine: str
+    decode_threads: int
+    predict_threads: int
+    gpu: bool
+    batch_size: int | None
+    remote: bool
+    image_field: str | None
+    max_bytes: int
+    max_pixels: int
+    max_side: int
+    top_k: int
+    predictions: bool
+    features_dtype: str | None
+    quarantine_url: str
+
+    @property
+    def requests(self) -> int:
+        """Images that one actor reads at once. What a local disk holds is read where it is decoded."""
+        return _REQUESTS_PER_CPU * self.decode_threads if self.remote else self.decode_threads

@@ -1,0 +1,215 @@
+"""The actor that gives stored features another head's predictions: rows of a run with features -> outcome rows.
+
+No image is read. The features of what is promised may lie in several runs, and in files that hold much else.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tlbatch import schema
+from tlbatch.errors import ErrorKind, Failure
+from tlbatch.execution.executor import run_actors
+from tlbatch.execution.predictor import prediction_format_of
+from tlbatch.execution.resources import ActorPool, io_pool
+from tlbatch.model.bundle import load_bundle
+from tlbatch.model.engines import load_head
+from tlbatch.output.features import (
+    FeatureMatch,
+    StoredOutcomes,
+    matrix,
+    range_of_row,
+    read_range,
+)
+from tlbatch.output.run import Run
+from tlbatch.output.table import FileRange
+from tlbatch.storage.resolve import resolve
+
+#: Columns of a block beside those of the manifest: which source it is of, and which promised row each of its rows stands for.
+_SOURCE, _TARGET = "source", "target"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run with features, as an actor must know it."""
+
+    url: str
+    ranges: tuple[FileRange, ...]
+
+
+@dataclass(frozen=True)
+class RescoreJob:
+    """What a `Rescorer` must know. It travels with every task, so there is no credential in it."""
+
+    bundle_url: str
+    storage_options: Mapping[str, Any]
+    sources: tuple[Source, ...]
+    engine: str
+    threads: int
+    top_k: int
+    #: Precision of the features that are written along; None where they are not.
+    features_dtype: str | None = None
+
+
+def sources_of(matches: Sequence[FeatureMatch], *, predictions: bool = False) -> tuple[Source, ...]:
+    """The runs that are read, in the order of the blocks' numbers; their predictions too where they are wanted."""
+    return tuple(Source(one.source.run.location.url, tuple(one.source.ranges(predictions=predictions))) for one in matches)
+
+
+def blocks_of_matches(matches: Sequence[FeatureMatch], left: np.ndarray) -> list[pa.Table]:
+    """One block for all rows that stand in the same files, where one of them is wanted.
+
+    Args:
+        matches: where the features of the promised rows are.
+        left: which promised rows are still wanted.
+    """
+    blocks = []
+    for number, one in enumerate(matches):
+        target = np.where(np.isin(one.target, left), one.target, -1)
+        rows = one.source.run.manifest.select(["uri", "key", "format"])
+        rows = rows.append_column("row", pa.array(np.arange(rows.num_rows)))
+        rows = rows.append_column(_TARGET, pa.array(target)).append_column(_SOURCE, pa.array(np.full(rows.num_rows, number)))
+        wanted = [files for files in one.source.ranges() if (target[files.start : files.end] >= 0).any()]
+        blocks += [rows.slice(files.start, files.end - files.start) for files in wanted]
+    return blocks
+
+
+class SourceReader:
+    """In an actor: blocks of `blocks_of` -> what the runs say of the wanted rows, each with the promised row it stands for."""
+
+    def __init__(self, sources: Sequence[Source], storage_options: Mapping[str, Any]) -> None:
+        self._sources = [(resolve(one.url, storage_options), one.ranges) for one in sources]
+
+    def __call__(self, block: pa.Table) -> StoredOutcomes:
+        """One block: the files of one window."""
+        run, ranges = self._sources[block[_SOURCE][0].as_py()]
+        files = range_of_row(ranges, block["row"][0].as_py())
+        target = block[_TARGET].to_numpy()
+        return StoredOutcomes(*(_moved(table, target, files.start) for table in read_range(run, files, block)))
+
+
+def _moved(table: pa.Table, target: np.ndarray, start: int) -> pa.Table:
+    rows = target[table["row"].to_numpy() - start]
+    table = table.set_column(table.column_names.index("row"), "row", pa.array(rows, pa.int64()))
+    return table.filter(pa.array(rows >= 0))
+
+
+class Rescorer:
+    """Blocks of a run's manifest -> outcome rows, out of the files that hold their features."""
+
+    def __init__(self, job: RescoreJob, *, after_a_death: bool = False) -> None:  # noqa: ARG002 - Ray's signature
+        bundle = load_bundle(job.bundle_url, job.storage_options)
+        self._head = load_head(bundle, job.engine, threads=job.threads)
+        self._answers = prediction_format_of(bundle, job.top_k)
+        self._read = SourceReader(job.sources, job.storage_options)
+        self._wanted = schema.outcome_schema(
+            classified=True,
+            features_length=bundle.features_length if job.features_dtype else None,
+            features_dtype=job.features_dtype or "float32",
+        )
+        self._lock = threading.Lock()
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """One window's predictions."""
+        began = time.perf_counter()
+        found = self._read(block)
+        read = time.perf_counter() - began
+        values = matrix(found.good["features"])
+        with self._lock:  # Ray hands a second block to this actor while the first is at work
+            began = time.perf_counter()
+            scores = self._head.predict(values)
+        seconds = {"fetch": read, "decode": 0.0, "predict": time.perf_counter() - began}
+        return self._outcomes(found, values, scores, seconds)
+
+    def _outcomes(
+        self, found: StoredOutcomes, values: np.ndarray, scores: np.ndarray, seconds: Mapping[str, float]
+    ) -> pa.Table:
+        """The rows that the writer stages: predictions of good images, and failures as they were."""
+        finite = np.isfinite(values).all(axis=1) & np.isfinite(scores).all(axis=1)
+        fine = pa.array(finite)
+        known = {name: found.good[name].filter(fine) for name in found.good.column_names}
+        failure = Failure("predict", ErrorKind.PREDICT_FAILED, "the features, or the scores made of them, are not finite")
+        wrong = found.good.drop_columns(["features"]).filter(pc.invert(fine))
+        said = {
+            "stage": failure.stage,
+            "kind": str(failure.kind),
+            "message": failure.message,
+            "attempts": 1,
+            "transient": False,
+        }
+        tables = [
+            {**known, **self._answers.columns(scores[finite])},
+            {name: wrong[name] for name in wrong.column_names}
+            | {name: pa.array([value] * len(wrong)) for name, value in said.items()},
+            {name: found.bad[name] for name in found.bad.column_names},
+        ]
+        rows = len(found.good) + len(found.bad)
+        each = {f"{name}_seconds": seconds[name] / max(1, rows) for name in schema.TIMINGS}
+        return pa.concat_tables([with_schema(columns, each, self._wanted) for columns in tables])
+
+
+def rescore_matches(
+    runs: Sequence[Run], matches: Sequence[FeatureMatch], left: np.ndarray, job: RescoreJob, concurrency: int | None
+) -> ActorPool:
+    """Stage the predictions of promised rows from the features that are matches; returns the actors that did it.
+
+    Args:
+        runs: whose parts they are.
+        matches: where the features are.
+        left: the promised rows that are wanted.
+        job: what the actors are told.
+        concurrency: the most actors at once.
+    """
+    blocks = blocks_of_matches(matches, left)
+    pool = io_pool(len(blocks), job.threads, concurrency)
+    run_actors(runs, blocks, [(Rescorer, pool)], job)
+    return pool
+
+
+def with_schema(columns: Mapping[str, Any], each: Mapping[str, float], wanted: pa.Schema) -> pa.Table:
+    """Columns as a table of a schema; `each` has the same value in every row, and what is missing is null."""
+    rows = len(columns["row"])
+    arrays = []
+    for field in wanted:
+        if field.name in each:
+            arrays.append(pa.array(np.full(rows, each[field.name]), field.type))
+        elif field.name in columns:
+            arrays.append(columns[field.name].cast(field.type))
+        else:
+            arrays.append(pa.nulls(rows, field.type))
+    return pa.Table.from_arrays(arrays, schema=wanted)
+
+
+@dataclass(frozen=True)
+class CopyJob:
+    """What a `Copier` must know."""
+
+    sources: tuple[Source, ...]
+    storage_options: Mapping[str, Any]
+    wanted: pa.Schema
+
+
+class Copier:
+    """The actor: rows of a run's manifest -> the outcome rows that its files have of them."""
+
+    def __init__(self, job: CopyJob, *, after_a_death: bool = False) -> None:  # noqa: ARG002 - Ray's signature
+        self._read = SourceReader(job.sources, job.storage_options)
+        self._wanted = job.wanted
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """One window's rows."""
+        began = time.perf_counter()
+        found = self._read(block)
+        rows = len(found.good) + len(found.bad)
+        spent = {"fetch": (time.perf_counter() - began) / max(1, rows), "decode": 0.0, "predict": 0.0}
+        each = {f"{name}_seconds": spent[name] for name in schema.TIMINGS}
+        columns = [{name: table[name] for name in table.column_names} for table in found]
+        return pa.concat_tables([with_schema(one, each, self._wanted) for one in columns])

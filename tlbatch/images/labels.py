@@ -1,0 +1,165 @@
+"""Labels files, or folders named after classes -> pairs of an image's name and its label."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+
+from tlbatch.errors import LabelsError
+from tlbatch.schema import from_parquet
+from tlbatch.storage.location import Location
+
+#: In a file whose images may have several labels: this one has none of them.
+NO_LABEL = "-"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labelled images: `column` is the manifest's column the names are of (key or uri), `splits` the file's own parts.
+
+    Where an image may have several labels, its name is in several pairs.
+    """
+
+    column: str
+    pairs: tuple[tuple[str, str], ...]
+    splits: tuple[str | None, ...] | None = None
+    source: str = ""
+
+    def of_split(self, split: str) -> Labels:
+        """Only the pairs of one part."""
+        if self.splits is None:
+            raise LabelsError(f"The labels file {self.source} has no column split, so there is no part {split!r} in it.")
+        kept = tuple(pair for pair, part in zip(self.pairs, self.splits, strict=True) if part == split)
+        if not kept:
+            known = ", ".join(sorted(set(filter(None, self.splits))))
+            raise LabelsError(f"The labels file {self.source} has no image of split {split!r}; it has {known}.")
+        return Labels(self.column, kept, None, self.source)
+
+
+def read_all_labels(places: Iterable[Location], *, many: bool = False) -> Labels:
+    """Read several files as one: what a later file says of an image counts, so corrections are another file.
+
+    Raises:
+        LabelsError: as `read_labels`; or one file names keys and another uris.
+    """
+    files = [read_labels(location, many=many) for location in places]
+    if len({file.column for file in files}) > 1:
+        raise LabelsError(
+            f"The labels files {' and '.join(file.source for file in files)} name keys and uris; use one of them."
+        )
+    last = {name: number for number, file in enumerate(files) for name, _ in file.pairs}
+    kept = [
+        (pair, file.splits[at] if file.splits else None)
+        for number, file in enumerate(files)
+        for at, pair in enumerate(file.pairs)
+        if last[pair[0]] == number
+    ]
+    splits = tuple(split for _, split in kept) if any(file.splits for file in files) else None
+    return Labels(files[0].column, tuple(pair for pair, _ in kept), splits, ", ".join(file.source for file in files))
+
+
+def read_labels(location: Location, *, many: bool = False) -> Labels:
+    """Read a CSV or Parquet file with `key` (or `uri`), `label` and, if it likes, `split`.
+
+    Args:
+        location: the file.
+        many: an image may have several labels, in as many rows, or none of them, written `-`.
+
+    Raises:
+        LabelsError: it is missing, cannot be understood, lacks a column, or gives one image two labels.
+    """
+    table = _read_table(location)
+    column = next((name for name in ("key", "uri") if name in table.column_names), None)
+    found = ", ".join(table.column_names)
+    if column is None:
+        raise LabelsError(f"The labels file {location.url} has no column key (or uri); it has {found}.")
+    if "label" not in table.column_names:
+        raise LabelsError(f"The labels file {location.url} has no column label; it has {found}.")
+    table = table.filter(pa.compute.is_valid(table["label"]))
+    if not table.num_rows:
+        raise LabelsError(f"The labels file {location.url} has no row with a label.")
+    pairs = tuple(zip(table[column].to_pylist(), table["label"].to_pylist(), strict=True))
+    if not many and len(dict(pairs)) != len(set(pairs)):
+        name = next(name for name, label in pairs if dict(pairs)[name] != label)
+        raise LabelsError(f"The labels file {location.url} gives {name!r} two labels.")
+    splits: tuple[str | None, ...] | None = tuple(table["split"].to_pylist()) if "split" in table.column_names else None
+    return Labels(column, pairs, splits, location.url)
+
+
+def _read_table(location: Location) -> pa.Table:
+    try:
+        data = location.read()
+    except (FileNotFoundError, IsADirectoryError):
+        raise LabelsError(f"There is no labels file at {location.url}.") from None
+    except PermissionError as error:
+        raise LabelsError(f"The labels file {location.url} may not be read: {error}.") from None
+    try:
+        if data.startswith(b"PAR1"):
+            table = from_parquet(data)
+        else:
+            # Everything is text: a label "01" is not the number 1. Only an empty label is none.
+            text = pacsv.ConvertOptions(
+                column_types=dict.fromkeys(("key", "uri", "label", "split"), pa.string()),
+                null_values=[""],
+                strings_can_be_null=True,
+            )
+            table = pacsv.read_csv(pa.BufferReader(data), convert_options=text)
+    except pa.ArrowInvalid as error:
+        raise LabelsError(f"The labels file {location.url} is neither CSV nor Parquet: {str(error).splitlines()[0]}.") from None
+    wanted = [name for name in ("key", "uri", "label", "split") if name in table.column_names]
+    for name in wanted:
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
+    return table
+
+
+def read_classes(location: Location) -> list[str]:
+    """The classes of a model in the order of its outputs: lines of text, a CSV or Parquet with `label`, or JSON.
+
+    JSON may be a list, or an object from name to number, as Keras's generators have it in `class_indices`.
+
+    Raises:
+        LabelsError: it is missing, cannot be understood, or names a class twice.
+    """
+    if location.url.endswith((".csv", ".parquet")):
+        table = _read_table(location)
+        if "label" not in table.column_names:
+            raise LabelsError(f"The labels file {location.url} has no column label; it has {', '.join(table.column_names)}.")
+        classes = table["label"].to_pylist()
+    else:
+        classes = _classes_of_text(location)
+    twice = next((name for name in classes if classes.count(name) > 1), None)
+    if twice is not None or len(classes) < 2 or not all(isinstance(name, str) and name for name in classes):
+        found = f"it has {twice!r} twice" if twice is not None else f"it has {len(classes)} names"
+        raise LabelsError(f"The labels file {location.url} must name each class of the model once, at least two: {found}.")
+    return list(classes)
+
+
+def _classes_of_text(location: Location) -> list[str]:
+    try:
+        text = location.read().decode()
+        if not location.url.endswith(".json"):
+            return [line.strip() for line in text.splitlines() if line.strip()]
+        found = json.loads(text)
+        return sorted(found, key=found.__getitem__) if isinstance(found, dict) else list(found)
+    except (FileNotFoundError, IsADirectoryError):
+        raise LabelsError(f"There is no labels file at {location.url}.") from None
+    except (ValueError, TypeError) as error:
+        raise LabelsError(f"The labels file {location.url} cannot be understood: {error}.") from None
+
+
+def labels_from_folders(keys: list[str], store: str) -> Labels:
+    """The first folder of each key as its label: `cats/1.jpg` is a `cats`.
+
+    Raises:
+        LabelsError: no key has a folder.
+    """
+    pairs = tuple((key, key.split("/", 1)[0]) for key in keys if "/" in key)
+    if not pairs:
+        raise LabelsError(
+            f"{store} has no folder a class, and no labels file was given: sort the images into folders or use --labels."
+        )
+    return Labels("key", pairs, None, store)

@@ -1,0 +1,223 @@
+"""Stage 1: a store -> the manifest, the frozen list of objects a run promises to classify.
+
+Nothing is asked of a single object: sizes and versions come with the listing. All of it stays in columns, about a hundred
+bytes an object.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from tlbatch.errors import StoreError
+from tlbatch.images import shards
+from tlbatch.images.shards import suffix
+from tlbatch.schema import IMAGE, MANIFEST_SCHEMA
+from tlbatch.storage.location import Location, ObjectInfo
+from tlbatch.storage.range_file import open_range_file
+from tlbatch.storage.resolve import require_folder
+
+#: Called with the number of objects seen so far.
+Progress = Callable[[int], None]
+
+_LIST_SUFFIXES = (".csv", ".txt", ".parquet")
+_LIST_COLUMNS = ("uri", "key", "size", "etag")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a store holds: the manifest, how many objects were passed over, and how many seconds it took to find out."""
+
+    manifest: pa.Table
+    skipped: int
+    seconds: float
+
+
+class Selection:
+    """Which objects of a store are classified, and what each of them is.
+
+    A pattern without a slash is held against the object's name, one with a slash against its whole key; `*` also matches
+    slashes. Without `include`, the known suffixes of images and shards decide; with a `kind`, every object is of that kind.
+
+    Args:
+        include: take the objects that match one of these.
+        exclude: pass over the objects that match one of these.
+        kind: auto, images, tar, parquet or tfrecord.
+    """
+
+    def __init__(self, include: Sequence[str] = (), exclude: Sequence[str] = (), kind: str = "auto") -> None:
+        self._include = [_matcher(glob) for glob in include]
+        self._exclude = [_matcher(glob) for glob in exclude]
+        self._kind = kind
+
+    def formats(self, keys: pa.Array, *, named: bool) -> pa.Array:
+        """The format of each key's object; null where it is not taken. What a person `named` is taken whatever its suffix."""
+        if self._kind == "auto":
+            formats = shards.formats(keys)
+            if self._include or named:
+                formats = pc.fill_null(formats, IMAGE)
+        else:
+            formats = pa.array([self._kind.removesuffix("s")] * len(keys), pa.string())
+        if self._include or self._exclude:
+            chosen = pa.array([self._chooses(key) for key in keys.to_pylist()], pa.bool_())
+            formats = pc.if_else(chosen, formats, pa.scalar(None, pa.string()))
+        return formats
+
+    def _chooses(self, key: str) -> bool:
+        if any(matches(key) for matches in self._exclude):
+            return False
+        return not self._include or any(matches(key) for matches in self._include)
+
+
+def _matcher(glob: str) -> Callable[[str], object]:
+    pattern = re.compile(fnmatch.translate(glob))
+    if "/" in glob:
+        return pattern.match
+    return lambda key: pattern.match(key.rsplit("/", 1)[-1])
+
+
+def list_store(
+    store: Location,
+    selection: Selection,
+    *,
+    avoid: Location | None = None,
+    max_images: int | None = None,
+    progress: Progress | None = None,
+) -> Listing:
+    """List a store once and freeze what it holds.
+
+    Args:
+        store: a folder with images or shards at any depth, one of them, or a file that lists addresses.
+        selection: which objects are taken; the others are counted.
+        avoid: a folder not to list, the output when it lies inside the store.
+        max_images: take only the first so many objects, for a trial.
+        progress: called now and then with the number of objects seen.
+
+    Returns:
+        The manifest, sorted by key as bytes (the order S3 lists in, so that a store copied there gives the same rows).
+
+    Raises:
+        StoreError: the store does not exist, may not be read, or holds no image.
+    """
+    began = time.monotonic()
+    passed: Counter[str] = Counter()
+    try:
+        require_folder(store)
+        single = store.info()
+        objects = _walked(store, avoid) if single is None else _named(store, single)
+        taken = _taken(objects, selection, passed, progress, named=single is not None)
+        manifest = pa.Table.from_batches(list(taken), MANIFEST_SCHEMA)
+    except PermissionError as error:
+        raise StoreError(f"The store {store.url} may not be read: {error}.") from None
+    if not manifest.num_rows:
+        raise StoreError(f"The store {store.url} holds no image to classify{_what_else(passed)}.")
+    order = pc.sort_indices(manifest["key"])
+    manifest = manifest.take(order if max_images is None else order[:max_images]).combine_chunks()
+    pa.default_memory_pool().release_unused()  # only the thread that took it, and this one may end here, gives all back
+    return Listing(manifest, passed.total(), time.monotonic() - began)
+
+
+#: uri, key, size, etag.
+_Objects = Iterator[pa.RecordBatch]
+
+
+def _walked(store: Location, avoid: Location | None) -> _Objects:
+    for batch in store.walk():
+        uris = pc.binary_join_element_wise(store.url, batch["key"], "/")
+        found = pa.RecordBatch.from_arrays([uris, *batch.columns], names=_LIST_COLUMNS)
+        yield found if avoid is None else found.filter(pc.invert(pc.fill_null(pc.starts_with(uris, f"{avoid.url}/"), False)))
+
+
+def _named(location: Location, info: ObjectInfo) -> _Objects:
+    """One object, or those that it lists."""
+    listed = _addresses(location, info) if suffix(info.key) in _LIST_SUFFIXES else None
+    if listed is None:
+        listed = pa.table({name: [getattr(info, name)] for name in _LIST_COLUMNS})
+    yield from listed.to_batches()
+
+
+def _addresses(location: Location, info: ObjectInfo) -> pa.Table | None:
+    """The objects a list of addresses names; None for a Parquet file that holds images itself.
+
+    An address without a protocol is a path beside the list. `key`, `size` and `etag` may stand in columns of their own;
+    without a key the address as it is written is the key.
+
+    Raises:
+        StoreError: it cannot be understood.
+    """
+    try:
+        return _understood(location, info)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise StoreError(f"The list {location.url} cannot be understood: {str(error).splitlines()[0]}.") from None
+
+
+def _understood(location: Location, info: ObjectInfo) -> pa.Table | None:
+    if suffix(info.key) == ".parquet":
+        file = pq.ParquetFile(open_range_file(location, info.size))
+        if "uri" not in file.schema_arrow.names:
+            return None
+        table = file.read([name for name in _LIST_COLUMNS if name in file.schema_arrow.names])
+    elif suffix(info.key) == ".csv":
+        table = _read_csv(location)
+    else:
+        lines = location.read().decode().splitlines()
+        table = pa.table({"uri": pa.array([line.strip() for line in lines if line.strip()], pa.string())})
+    written = table["uri"].cast(pa.string())
+    if written.null_count:
+        raise StoreError(f"The list {location.url} has {written.null_count} rows without a uri.")
+    folder = location.url.rsplit("/", 1)[0]
+    whole = pc.or_(pc.match_substring(written, "://"), pc.starts_with(written, "/"))
+    columns = {
+        "uri": pc.if_else(whole, written, pc.binary_join_element_wise(folder, written, "/")),
+        "key": pc.coalesce(table["key"].cast(pa.string()), written) if "key" in table.column_names else written,
+        "size": table["size"].cast(pa.int64()) if "size" in table.column_names else pa.nulls(len(written), pa.int64()),
+        "etag": table["etag"].cast(pa.string()) if "etag" in table.column_names else pa.nulls(len(written), pa.string()),
+    }
+    return pa.table(columns).combine_chunks()
+
+
+def _read_csv(location: Location) -> pa.Table:
+    types = {**dict.fromkeys(("uri", "key", "etag"), pa.string()), "size": pa.int64()}
+    text = pacsv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
+    try:
+        table = pacsv.read_csv(pa.BufferReader(location.read()), convert_options=text)
+    except pa.ArrowInvalid as error:
+        raise StoreError(f"The list {location.url} is no CSV: {str(error).splitlines()[0]}.") from None
+    if "uri" not in table.column_names:
+        raise StoreError(f"The list {location.url} has no column uri; it has {', '.join(table.column_names)}.")
+    return table
+
+
+def _taken(
+    objects: _Objects, selection: Selection, passed: Counter[str], progress: Progress | None, *, named: bool
+) -> Iterator[pa.RecordBatch]:
+    seen = 0
+    for batch in objects:
+        seen += batch.num_rows
+        if progress is not None:
+            progress(seen)
+        found = batch
+        if found["key"].null_count:
+            passed["name that is not UTF-8"] += found["key"].null_count
+            found = found.filter(pc.is_valid(found["key"]))
+        formats = selection.formats(found["key"], named=named)
+        left = found.filter(pc.is_null(formats))
+        passed.update(suffix(key) or "no suffix" for key in left["key"].to_pylist())
+        kept = [*found.columns, formats]
+        yield pa.RecordBatch.from_arrays(kept, schema=MANIFEST_SCHEMA).filter(pc.is_valid(formats))
+
+
+def _what_else(passed: Counter[str]) -> str:
+    if not passed:
+        return ": it is empty"
+    most = ", ".join(f"{count} {kind}" for kind, count in passed.most_common(3))
+    return f": {passed.total()} other objects were passed over ({most}); --include says what to take"

@@ -1,0 +1,83 @@
+"""A WebDataset tar -> its images."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from typing import IO
+
+from tlbatch.errors import Failure
+from tlbatch.images.shards import (
+    BUFFER_BYTES,
+    IMAGE_SUFFIXES,
+    MAX_DEFLATE_RATIO,
+    ShardImages,
+    ShardOptions,
+    TornShardError,
+    damage_as_torn_shard,
+    decompressed,
+    suffix,
+    too_large,
+)
+
+#: Headers of a tar that hold names and other text; a longer one is no name.
+_MAX_HEADER_BYTES = 1 << 20
+
+
+class _Header(tarfile.TarInfo):
+    """A tar header that tells its archive how the headers ended; tarfile takes damage between members for the end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _TEXT_HEADERS and header.size > _MAX_HEADER_BYTES:
+            raise tarfile.InvalidHeaderError(f"a header of {header.size} bytes")  # type: ignore[attr-defined]
+        return header
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _Header:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            archive.ended_by = error  # type: ignore[attr-defined]
+            raise
+
+
+_TEXT_HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
+
+def read_tar(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
+    """WebDataset's way: a member is an image by its suffix, whatever stands beside it; its key is its name."""
+    end = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    with decompressed(file) as plain, damage_as_torn_shard():
+        most = tarfile.BLOCKSIZE + (end if plain is file else end * MAX_DEFLATE_RATIO)
+        with tarfile.open(fileobj=plain, mode="r|", bufsize=BUFFER_BYTES, tarinfo=_Header) as archive:
+            for member in archive:
+                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps them all
+                if archive.offset > most:  # tarfile would read on behind the end, for years
+                    raise TornShardError(f"a member of {member.size:,} bytes reaches behind the end of the archive")
+                if member.isreg() and suffix(member.name) in IMAGE_SUFFIXES:
+                    yield _text(member.name), _read_member(archive, member, wanted)
+            ended_by = getattr(archive, "ended_by", None)
+        if not isinstance(ended_by, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+            raise TornShardError(f"the archive ends without its end mark: {ended_by}")
+
+
+def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, wanted: ShardOptions) -> bytes | Failure:
+    refused = too_large(member.size, wanted.max_bytes)
+    if refused is not None:
+        return refused
+    content = archive.extractfile(member)
+    return wanted.limited(content.read() if content is not None else None)
+
+
+def _text(name: str) -> str:
+    """A name as text that can stand in a table: bytes that are no UTF-8 are written as escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

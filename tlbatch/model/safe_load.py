@@ -1,0 +1,198 @@
+"""A Keras model file -> a Keras model, if nothing in it can run code or reach outside; checked before Keras sees it.
+
+Allowed are the layers of Keras that only compute, its pure operations, initializers, regularizers, constraints, losses,
+metrics, optimizers and named activations. Everything else is refused by name: `Lambda` and wrappers of foreign code, layers
+that read vocabularies from files, custom and registered objects, other members of the archive, HDF5 that points out of
+its file, and shapes that no image model has or for which no numbers are stored.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tlbatch.errors import WeightsError
+from tlbatch.stdio import import_quietly
+
+if TYPE_CHECKING:
+    import h5py
+    import keras
+
+#: Layers of Keras that run what a file brings along, or read files that it names.
+_FORBIDDEN = frozenset(
+    [
+        "Lambda",
+        "TFSMLayer",
+        "TorchModuleWrapper",
+        "JaxLayer",
+        "FlaxLayer",
+        "StringLookup",
+        "IntegerLookup",
+        "TextVectorization",
+        "HashedCrossing",
+        "Hashing",
+        "FeatureSpace",
+    ]
+)
+_MODELS = frozenset(("Functional", "Sequential", "Model"))
+_PLAIN = frozenset(
+    [
+        "LayerScale",
+        "DTypePolicy",
+        "FloatDTypePolicy",
+        "__keras_tensor__",
+        "__tensor__",
+        "__numpy__",
+        "__tuple__",
+        "__slice__",
+        "__ellipsis__",
+    ]
+)
+_MEMBERS = frozenset(("config.json", "metadata.json", "model.weights.h5"))
+_MOST_CONFIG_BYTES = 64 << 20
+#: Whole numbers of a configuration are sizes of something, but for these.
+_MOST_SIZE, _NO_SIZES = 1 << 20, ("seed", "shared_object_id")
+#: Bytes that one stored byte of HDF5 may stand for, besides those of a dataset of which nothing is stored.
+_MOST_UNPACKED, _MOST_UNSTORED = 64, 1 << 20
+
+
+def load_safely(path: Path) -> keras.Model:
+    """Load a `.keras` or `.h5` file after `require_harmless`; the model is not compiled.
+
+    Raises:
+        WeightsError: it may not be loaded, or Keras cannot.
+    """
+    require_safe(path)
+    keras = import_quietly("keras")
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises whatever a configuration leads it to
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise WeightsError(f"The model {path} cannot be loaded by Keras: {said[0][:200]}.") from None
+
+
+def require_safe(path: Path) -> None:
+    """Raises WeightsError, with what was found, unless a model file only describes a network and its numbers."""
+    try:
+        # As Keras chooses: by the name. A file that is both would show one to us and the other to Keras.
+        config = _config_of_archive(path) if path.suffix == ".keras" else _config_of_h5(path)
+        _require_sizes(config)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, RecursionError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"The model {path} is no Keras model that may be loaded: {why}.") from None
+    allowed = _allowed()
+    for found in _objects(config):
+        name = found["class_name"]
+        if not isinstance(name, str) or name in _FORBIDDEN or not _is_allowed(found, allowed):
+            raise WeightsError(
+                f"The model {path} holds {name!r}, which could run code or read files; only Keras's own layers that "
+                "compute are loaded."
+            )
+
+
+def _config_of_archive(path: Path) -> Any:
+    import h5py
+
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.filename not in _MEMBERS and not member.filename.endswith("/"):
+                raise ValueError(f"it holds a file {member.filename!r}")
+        if archive.getinfo("config.json").file_size > _MOST_CONFIG_BYTES:
+            raise ValueError("its configuration is too large")
+        with archive.open("model.weights.h5") as weights, h5py.File(weights, "r") as file:
+            _require_within(file)
+        config = json.loads(archive.read("config.json"))
+        config.pop("compile_config", None)  # how it was trained, perhaps by its author's own means: never loaded
+        return config
+
+
+def _config_of_h5(path: Path) -> Any:
+    import h5py
+
+    if zipfile.is_zipfile(path):
+        raise ValueError("it is an archive as well, or has one at its end")
+    with h5py.File(path, "r") as file:
+        _require_within(file)
+        if "model_config" not in file.attrs:
+            raise ValueError("it holds weights and no network; `train --weights` takes it")
+        return json.loads(file.attrs["model_config"])
+
+
+def _require_within(group: h5py.Group) -> None:
+    """Raises ValueError where HDF5 points to another file: by a link, or by data that lies elsewhere."""
+    import h5py
+
+    for name in group:
+        if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+            raise ValueError(f"{name!r} in it lies in another file")
+        item = group.get(name)
+        if isinstance(item, h5py.Group):
+            _require_within(item)
+        elif isinstance(item, h5py.Dataset):
+            if item.is_virtual or item.external:
+                raise ValueError(f"{name!r} in it lies in another file")
+            require_stored(item)
+
+
+def require_stored(item: h5py.Dataset) -> None:
+    """Raises WeightsError for a dataset of HDF5 that is far larger than what is stored of it: to read it makes room for all."""
+    stored = item.id.get_storage_size()
+    if item.nbytes > _MOST_UNSTORED + _MOST_UNPACKED * stored:
+        raise WeightsError(f"{item.name} in the file says that it has {item.nbytes:,} bytes; {stored:,} are stored.")
+
+
+def _require_sizes(config: Any) -> None:
+    """Raises ValueError where a configuration has a size that no image model has; Keras would make room for it."""
+    if isinstance(config, Mapping):
+        for name, value in config.items():
+            if not str(name).endswith(_NO_SIZES):
+                _require_sizes(value)
+    elif isinstance(config, list):
+        for value in config:
+            _require_sizes(value)
+    elif isinstance(config, int) and config > _MOST_SIZE:
+        raise ValueError(f"its configuration has a size of {config}")
+
+
+def _objects(config: Any) -> Iterator[Mapping[str, Any]]:
+    """Every object that a configuration describes, at any depth."""
+    if isinstance(config, Mapping):
+        if "class_name" in config:
+            yield config
+        for value in config.values():
+            yield from _objects(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _objects(value)
+
+
+def _allowed() -> frozenset[str]:
+    """Names of what Keras itself offers to describe a model."""
+    keras = import_quietly("keras")
+    offered = [keras.layers, keras.initializers, keras.regularizers, keras.constraints]
+    offered += [keras.optimizers, keras.losses, keras.metrics]  # of models that are parts of others
+    names = {name for module in offered for name in dir(module) if isinstance(getattr(module, name), type)}
+    return frozenset(names - _FORBIDDEN) | _MODELS | _PLAIN
+
+
+def _is_allowed(found: Mapping[str, Any], allowed: frozenset[str]) -> bool:
+    module, registered = found.get("module"), found.get("registered_name")
+    name = str(found["class_name"])
+    if registered not in (None, name) or not (module is None or str(module) == "builtins" or str(module).startswith("keras")):
+        return False
+    if str(module).startswith("keras.src.ops."):
+        return _is_operation(str(module), name)
+    if name == "function":
+        return found.get("config") in dir(import_quietly("keras").activations)
+    return name in allowed
+
+
+def _is_operation(module: str, name: str) -> bool:
+    """Whether it is one of Keras's operations on tensors, such as the division that `preprocess_input` leaves in a graph."""
+    keras = import_quietly("keras")
+    modules = {f"keras.src.ops.{part}" for part in ("numpy", "nn", "core", "math", "image")}
+    kind = getattr(import_quietly(module), name, None) if module in modules else None
+    return isinstance(kind, type) and issubclass(kind, keras.Operation)

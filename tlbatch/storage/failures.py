@@ -1,0 +1,97 @@
+"""Exceptions of botocore, aiohttp and obstore -> an OSError of one line that names the location."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from tlbatch.errors import ChangedError, CredentialsError, RefusedError, ThrottledError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CONDITION_FAILED = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
+_NO_CREDENTIALS = frozenset(
+    {"ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"}
+    | {"TokenRefreshRequired", "RequestTimeTooSkewed", "NoCredentialsError", "UnauthenticatedError"}
+)
+_KINDS: tuple[tuple[frozenset[str], type[OSError]], ...] = (
+    (_NO_CREDENTIALS, CredentialsError),
+    (CONDITION_FAILED, ChangedError),
+    (
+        frozenset({"SlowDown", "ServiceUnavailable", "Throttling", "TooManyRequests", "RequestLimitExceeded", "503", "429"}),
+        ThrottledError,
+    ),
+    (frozenset({"NoSuchKey", "NoSuchBucket", "404", "410"}), FileNotFoundError),
+    # InvalidObjectState: it lies in an archive and would have to be restored first.
+    (frozenset({"AccessDenied", "AllAccessDisabled", "Forbidden", "InvalidObjectState", "401", "403"}), PermissionError),
+    (frozenset({"InvalidArgument", "InvalidRequest", "MethodNotAllowed", "NotImplemented", "400", "405", "501"}), RefusedError),
+    (frozenset({"RequestTimeout", "ConnectTimeoutError", "ReadTimeoutError"}), TimeoutError),
+)
+
+
+@contextmanager
+def as_oserror(url: str) -> Iterator[None]:
+    """What botocore, aiohttp and obstore raise, as an OSError of one line that names the place."""
+    try:
+        yield
+    except _OUR_ERRORS:
+        raise
+    except Exception as error:
+        code = error_code(error)
+        if isinstance(error, OSError) and (not code or str(error).startswith(url)):
+            raise
+        raise _kind(error, code)(f"{url}: {_sentence(error, code)}") from error
+
+
+def _kind(error: Exception, code: str) -> type[OSError]:
+    for codes, kind in _KINDS:
+        if code in codes:
+            return kind
+    for known in (FileNotFoundError, PermissionError, FileExistsError):
+        if isinstance(error, known):
+            return known
+    return TimeoutError if "timed out" in str(error) else OSError
+
+
+_OUR_ERRORS = (ThrottledError, ChangedError, CredentialsError, RefusedError)
+
+
+def error_code(error: BaseException | None) -> str:
+    """S3's word for what went wrong, wherever a library keeps it; empty where there is none."""
+    while error is not None:
+        answer = getattr(error, "response", None)
+        if isinstance(answer, dict) and "Error" in answer:
+            return str(answer["Error"].get("Code", ""))
+        status = getattr(error, "status", None)  # aiohttp's
+        if isinstance(status, int):
+            return str(status)
+        found = re.search(r"<Code>(\w+)</Code>", str(error)) or re.search(
+            r"(?:error response|status code):? (\d{3})", str(error)
+        )
+        if found:
+            return found.group(1)
+        if type(error).__name__ in _NAMES_THAT_TELL:
+            return type(error).__name__
+        error = error.__cause__
+    return ""
+
+
+_NAMES_THAT_TELL = frozenset({"NoCredentialsError", "UnauthenticatedError", "ConnectTimeoutError", "ReadTimeoutError"})
+
+
+def _sentence(error: Exception, code: str) -> str:
+    text = str(error)
+    message = re.search(r"<Message>(.*?)</Message>", text, re.DOTALL)
+    if message:
+        return f"{code}: {message.group(1)}"
+    request = re.search(r"Error performing (\w+) (\w+://[^/\s]+)\S* in \S+ - (.*)", text)
+    if request:
+        method, host, reason = request.groups()
+        return f"{method} {host}: {reason.replace('error sending request', 'the connection failed')[:300]}"
+    first = next(iter(text.strip().splitlines()), "") or type(error).__name__
+    return f"{code}: {first[:300]}" if code and code not in first else first[:300]
