@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import http.server
-import io
 import json
 import os
-import re
 import shutil
-import subprocess
 import sys
 import threading
-import time
-import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-from s3server import S3Server, environment, free_ports
+from support.faulty_proxy import FaultyS3
+from support.pictures import write_store
+from support.s3_server import S3Server, environment
 
 # Before Ray starts, whose workers inherit it. Addresses are given where a server is used.
 os.environ.update({name: value for name, value in environment("").items() if name != "AWS_ENDPOINT_URL"})
@@ -30,54 +25,6 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 ROOT = Path(__file__).parent.parent
 PHOTOS = ROOT.parent / "shared" / "photos"
 TLBATCH = str(Path(sys.executable).parent / "tlbatch")
-COLORS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
-
-
-def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
-    """An image as the bytes of a file."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def noisy(color: tuple[int, int, int], seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
-    """A picture of `color` that is unlike any other seed's."""
-    noise = np.random.default_rng(seed).normal(0, 25, (size[1], size[0], 3))
-    return Image.fromarray(np.clip(noise + color, 0, 255).astype(np.uint8))
-
-
-def write_store(folder: Path, per_class: int, first: int = 0) -> Path:
-    """One folder a color, `per_class` pictures in each."""
-    for label, color in COLORS.items():
-        (folder / label).mkdir(parents=True, exist_ok=True)
-        for number in range(first, first + per_class):
-            (folder / label / f"{number:04d}.jpg").write_bytes(encoded(noisy(color, number)))
-    return folder
-
-
-def run_cli(*arguments: str | Path, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The installed command in a process of its own.
-
-    A run writes no `report.html`, which reads images again, unless the command says `report=true`; lines that say every half
-    minute how far it is, of which a slow machine has more, are left out of stderr.
-    """
-    command = [TLBATCH, *map(str, arguments)]
-    if arguments[0] in ("classify", "extract", "rescore"):
-        command[2:2] = ["--set", "report=false"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}, check=False
-    )
-    done.stderr = without_progress(done.stderr)
-    return done
-
-
-#: Code that defines `peak()`, the most memory this program held, in KiB. `ru_maxrss` begins with what its parent held.
-PEAK = "def peak(): return int(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])\n"
-
-
-def without_progress(said: str) -> str:
-    """What a command said on stderr, without the lines that say how far it is."""
-    return re.sub(r"^\d\d:\d\d:\d\d (listing|extracting|classifying|rescoring|publishing): .*\n", "", said, flags=re.MULTILINE)
 
 
 @pytest.fixture(scope="session")
@@ -158,43 +105,6 @@ def faulty(s3_server: S3Server):
     """Starts a proxy that misbehaves in front of the S3 server: `faulty(seed, slow_down=0.05)` gives its `FaultyS3`."""
     with contextlib.ExitStack() as stack:
         yield lambda seed=0, **faults: stack.enter_context(FaultyS3(s3_server.endpoint, seed, faults))
-
-
-class FaultyS3:
-    """The proxy of `faulty_s3.py` in a process of its own."""
-
-    def __init__(self, upstream: str, seed: int, faults: dict) -> None:
-        (port,) = free_ports(1)
-        self.endpoint = f"http://127.0.0.1:{port}"
-        script = Path(__file__).parent / "faulty_s3.py"
-        command = [sys.executable, script, "--upstream", upstream, "--port", port, "--seed", seed]
-        self._command = [*map(str, command), "--faults", json.dumps(faults)]
-
-    def __enter__(self):
-        self._process = subprocess.Popen(self._command)
-        end = time.monotonic() + 30
-        while True:
-            try:
-                self.counts()
-                return self
-            except OSError:
-                assert self._process.poll() is None, "the proxy ended"
-                assert time.monotonic() < end, "the proxy does not answer"
-                time.sleep(0.05)
-
-    def __exit__(self, *_):
-        self._process.terminate()
-        self._process.wait(10)
-
-    def set(self, **faults) -> None:
-        """Change what goes wrong."""
-        data = json.dumps(faults).encode()
-        urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/__faults__", data, method="PUT"), timeout=10).close()
-
-    def counts(self) -> dict:
-        """What was asked so far, and what went wrong."""
-        with urllib.request.urlopen(f"{self.endpoint}/__counts__", timeout=10) as answer:
-            return json.load(answer)
 
 
 @pytest.fixture(scope="session")

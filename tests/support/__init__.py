@@ -1,0 +1,1 @@
+"""What the tests share besides fixtures: servers, hosts, corpora and builders."""

@@ -1,0 +1,238 @@
+"""Shards give every image they hold; damage costs what is behind it, and says so in one row."""
+
+import gzip
+import io
+import re
+import subprocess
+import sys
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.command import PEAK
+from support.shards import WRITERS, example_of, parquet_of, record_of, tar_of, tfrecord_of
+
+from tlbatch.errors import ErrorKind, Failure
+from tlbatch.images.members import read_members
+from tlbatch.images.shards import Member, ShardOptions, formats
+from tlbatch.schema import PARQUET, TAR, TFRECORD
+
+IMAGES = {f"dir/{number:03d}.jpg": bytes([number]) * (1000 + 700 * number) for number in range(8)}
+
+
+def members(kind: str, data: bytes, field: str | None = None, max_bytes: int = 1 << 30) -> list[Member]:
+    return list(read_members(kind, io.BytesIO(data), ShardOptions("s/shard", field, max_bytes)))
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_image_with_its_name_in_order(kind):
+    found = members(kind, WRITERS[kind](IMAGES))
+    assert [(one.index, one.key, one.data) for one in found] == [(n, *item) for n, item in enumerate(IMAGES.items())]
+
+
+@pytest.mark.parametrize("kind", [TAR, TFRECORD])
+def test_a_gzipped_shard_is_the_same_whatever_its_name(kind):
+    assert members(kind, gzip.compress(WRITERS[kind](IMAGES))) == members(kind, WRITERS[kind](IMAGES))
+
+
+def test_tensorflow_writes_what_is_read(tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    path = str(tmp_path / "x.tfrecord")
+    with tf.io.TFRecordWriter(path) as writer:
+        for name, data in IMAGES.items():
+            features = {
+                "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[data])),
+                "image/filename": tf.train.Feature(bytes_list=tf.train.BytesList(value=[name.encode()])),
+                "image/width": tf.train.Feature(int64_list=tf.train.Int64List(value=[3])),
+                "weight": tf.train.Feature(float_list=tf.train.FloatList(value=[0.5, 1.5])),
+            }
+            writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+    found = members(TFRECORD, (tmp_path / "x.tfrecord").read_bytes())
+    assert {one.key: one.data for one in found} == IMAGES
+
+
+@pytest.mark.parametrize("kind", [TAR, TFRECORD])
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_a_torn_end_gives_all_before_it_and_one_row_for_the_tear(kind, packed):
+    whole = WRITERS[kind](IMAGES)
+    ends = []  # where each image is complete in the shard
+    for count in range(1, 9):
+        part = WRITERS[kind](dict(list(IMAGES.items())[:count]))
+        ends.append(len(part.rstrip(b"\0")) if kind == TAR else len(part))
+    for cut in range(600, ends[-1] - 1, 997):
+        data = whole[:cut]
+        if packed:
+            data = gzip.compress(whole)
+            data = data[: len(data) * cut // len(whole)]
+        found = members(kind, data)
+        good = [one for one in found if not isinstance(one.data, Failure)]
+        assert [one.data for one in good] == list(IMAGES.values())[: len(good)]
+        assert packed or abs(len(good) - sum(end <= cut for end in ends)) <= (kind == TAR)
+        *_, last = found
+        if cut in ends and kind == TFRECORD and not packed:
+            continue
+        assert (last.data.kind, last.key, last.index) == (ErrorKind.TRUNCATED, "s/shard", len(good))
+        assert sum(isinstance(one.data, Failure) for one in found) == 1
+
+
+def test_damage_between_the_members_of_a_tar_is_not_taken_for_its_end():
+    data = bytearray(tar_of(IMAGES))
+    second = data.index(b"dir/001.jpg")
+    data[second + 148 : second + 156] = b"garbage!"
+    found = members(TAR, bytes(data))
+    assert [one.key for one in found] == ["dir/000.jpg", "s/shard"]
+    assert found[1].data.kind is ErrorKind.TRUNCATED
+
+
+def test_labels_and_texts_beside_images_are_passed_over():
+    found = members(TAR, tar_of({"1.jpg": b"a", "1.cls": b"3", "1.json": b"{}", "1.txt": b"x", "2.WEBP": b"b", "2.jpeg": b"c"}))
+    assert [(one.index, one.key) for one in found] == [(0, "1.jpg"), (1, "2.WEBP"), (2, "2.jpeg")]
+
+
+def test_links_folders_and_devices_in_a_tar_are_no_images():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, kind in (("a.jpg", tarfile.SYMTYPE), ("b.jpg", tarfile.DIRTYPE), ("c.jpg", tarfile.CHRTYPE)):
+            header = tarfile.TarInfo(name)
+            header.type = kind
+            header.linkname = "/etc/passwd"
+            archive.addfile(header)
+    (only,) = members(TAR, buffer.getvalue())
+    assert only.data.kind is ErrorKind.EMPTY
+
+
+def test_a_header_that_claims_gigabytes_of_name_is_not_believed():
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 8 << 30
+    (tear,) = members(TAR, header.tobuf() + bytes(10_240))
+    assert tear.data.kind is ErrorKind.TRUNCATED
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_names_that_occur_twice_stay_two_images(kind):
+    if kind == TAR:
+        data = tar_of({"a.jpg": b"1"})[:1024] + tar_of({"a.jpg": b"2"})
+    elif kind == TFRECORD:
+        data = tfrecord_of({"a.jpg": b"1"}) + tfrecord_of({"a.jpg": b"2"})
+    else:
+        kind_ = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        column = pa.array([{"bytes": b"1", "path": "a.jpg"}, {"bytes": b"2", "path": "a.jpg"}], kind_)
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"image": column}), buffer)
+        data = buffer.getvalue()
+    assert [(one.index, one.key, one.data) for one in members(kind, data)] == [(0, "a.jpg", b"1"), (1, "a.jpg", b"2")]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_shard_without_an_image_is_one_row(kind):
+    (only,) = members(kind, WRITERS[kind]({}))
+    assert (only.key, only.data.kind) == ("s/shard", ErrorKind.EMPTY)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_what_is_no_shard_at_all_is_one_row(kind):
+    (only,) = members(kind, b"<html>not found</html>" * 100)
+    assert (only.key, only.data.kind) == ("s/shard", ErrorKind.TRUNCATED)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_too_many_bytes_cost_only_their_own_image(kind):
+    found = members(kind, WRITERS[kind](IMAGES), max_bytes=3000 if kind != TFRECORD else 3100)
+    assert [isinstance(one.data, Failure) for one in found] == [False] * 3 + [True] * 5
+    assert {one.data.kind for one in found[3:]} == {ErrorKind.TOO_LARGE}
+
+
+def test_a_parquet_column_of_plain_bytes_and_its_key():
+    buffer = io.BytesIO()
+    columns = {"thumb": [b"t"] * 3, "photo": [b"1", None, b"3"], "file_name": ["a", "b", None]}
+    pq.write_table(pa.table(columns), buffer)
+    found = members(PARQUET, buffer.getvalue(), field="photo")
+    assert [(one.key, one.data) for one in found[::2]] == [("a", b"1"), ("s/shard/00000002", b"3")]
+    assert (found[1].key, found[1].data.kind) == ("b", ErrorKind.EMPTY)
+    assert members(PARQUET, buffer.getvalue())[0].data == b"t"
+
+
+def test_a_parquet_file_without_bytes_says_what_it_has():
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"key": ["a"], "price": [1.0]}), buffer)
+    (only,) = members(PARQUET, buffer.getvalue())
+    assert only.data.kind is ErrorKind.UNSUPPORTED
+    assert "its columns are key, price" in only.data.message
+
+
+def test_a_damaged_row_group_costs_what_is_behind_it():
+    data = bytearray(parquet_of(IMAGES, row_group_size=2))
+    column = pq.ParquetFile(io.BytesIO(bytes(data))).metadata.row_group(2).column(1)
+    data[column.dictionary_page_offset : column.dictionary_page_offset + 20] = bytes(20)
+    found = members(PARQUET, bytes(data))
+    good = [one for one in found if not isinstance(one.data, Failure)]
+    assert [one.key for one in good] == list(IMAGES)[: len(good)]
+    assert len(good) == 4
+    assert found[-1].data.kind is ErrorKind.TRUNCATED
+
+
+def test_what_a_parser_of_headers_raises_is_a_tear():
+    """Found by `make fuzz`: a record whose length is no number of this machine raised OverflowError, which ended the run."""
+    text = b"99999999999999999999 path=x\n"
+    header = tarfile.TarInfo("././@PaxHeader")
+    header.type, header.size = tarfile.XHDTYPE, len(text)
+    found = members(TAR, header.tobuf(tarfile.USTAR_FORMAT) + text.ljust(512, b"\0") + tar_of(IMAGES))
+    assert [one.data.kind for one in found] == [ErrorKind.TRUNCATED]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["tar", "tar.gz"])
+def test_a_member_that_says_it_is_endless_is_a_tear(pack):
+    """Found by `make fuzz`: tarfile reads on behind the end, a megabyte of nothing at a time, for as long as it was told."""
+    endless = tarfile.TarInfo("dir/008.jpg")
+    endless.size = 1 << 60
+    whole = tar_of(IMAGES).rstrip(b"\0")
+    whole += bytes(-len(whole) % 512)
+    found = members(TAR, pack(whole + endless.tobuf(tarfile.GNU_FORMAT) + b"and so on"))
+    assert [one.key for one in found] == [*IMAGES, "s/shard"]
+    assert "reaches behind the end of the archive" in found[-1].data.message
+
+
+def test_a_page_that_lies_about_its_size_costs_no_memory(tmp_path):
+    """Found by `make fuzz`: 2 KB that made Arrow fill 2 GB with zeros."""
+    data = parquet_of(IMAGES, use_dictionary=False)
+    start = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0).column(1).data_page_offset
+    # The page's header: it is a data page, of a size unpacked and a size packed; a number ends with a byte below 128.
+    header = re.compile(rb"\x15\x00\x15[\x80-\xff]*[\x00-\x7f]\x15").match(data, start)
+    rest = re.compile(rb"[\x80-\xff]*[\x00-\x7f]").match(data, header.end())
+    (tmp_path / "shard").write_bytes(data[: header.end()] + b"\xfe\xff\xff\xff\x0f" + data[rest.end() :])
+    code = (
+        "import io, sys\n" + PEAK + "from tlbatch import shards\n"
+        "list(shards.read_members('parquet', io.BytesIO(open(sys.argv[2], 'rb').read()), shards.Wanted('s', None, 99)))\n"
+        "before = peak()\n"
+        "(only,) = shards.read_members('parquet', open(sys.argv[1], 'rb'), shards.Wanted('s', None, 99))\n"
+        "assert only.data.kind == 'truncated', only\n"
+        "print(peak() - before)\n"
+    )
+    (tmp_path / "whole").write_bytes(data)
+    command = [sys.executable, "-c", code, tmp_path / "shard", tmp_path / "whole"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) < 50 * 1024
+
+
+def test_a_record_with_a_flipped_bit_costs_only_itself():
+    records = [record_of(example_of({"image/encoded": data})) for data in IMAGES.values()]
+    hurt = bytearray(records[2])
+    hurt[500] ^= 1
+    found = members(TFRECORD, b"".join([*records[:2], bytes(hurt), *records[3:]]))
+    assert [isinstance(one.data, Failure) for one in found] == [False, False, True, *[False] * 5]
+    assert found[2].data.kind is ErrorKind.DECODE_FAILED
+    assert found[3].key == "s/shard/00000003"
+
+
+def test_an_example_without_the_field_says_what_it_has():
+    data = record_of(example_of({"jpeg": b"1", "label": b"cat"}))
+    assert "its features are jpeg, label" in members(TFRECORD, data)[0].data.message
+    assert members(TFRECORD, data, field="jpeg")[0].data == b"1"
+
+
+def test_endings_tell_what_an_object_is():
+    keys = ["a.JPG", "b.tar", "c.tar.gz", "d.parquet", "e.tfrecord", "f.txt", "tar", "g.tgz", "h.jpg.tar", "i.tfrecords.gz"]
+    kinds = ["image", "tar", "tar", "parquet", "tfrecord", None, None, "tar", "tar", "tfrecord"]
+    assert formats(pa.array(keys)).to_pylist() == kinds

@@ -1,0 +1,106 @@
+"""What is done and left follows from receipts alone; of two who want an output, one gets it."""
+
+import numpy as np
+import pytest
+from support.tables import SPEC, begin, manifest, outcome
+
+from tlbatch import schema
+from tlbatch.errors import CountsError, OutputError
+from tlbatch.output.parts import stage_part
+from tlbatch.output.receipts import Receipts, count_staged, read_receipts
+from tlbatch.output.run import new_run_id, read_runs, read_unfinished_run, require_output, require_same
+from tlbatch.schema import seal, unseal
+from tlbatch.storage.resolve import resolve
+
+
+@pytest.fixture
+def output(tmp_path):
+    return resolve(str(tmp_path / "out"))
+
+
+def test_a_part_is_real_when_its_receipt_is(output):
+    run = begin(output)
+    stage_part(run.staged, outcome([4, 2, 3], failed=(3,)))
+    receipts = read_receipts(run)
+    (body,) = receipts.bodies
+    assert body["rows"] == [[2, 5]]
+    assert (body["predicted"], body["failed"], body["failed_by_kind"]) == (2, 1, {"empty": 1})
+    assert receipts.images(10).nonzero()[0].tolist() == [2, 3, 4]
+    assert receipts.seconds()["decode"] == 0.75
+    assert count_staged(run.staged.names()) == (3, 2, 1)
+
+
+def test_a_part_without_a_receipt_and_a_receipt_without_a_part_are_nothing(output):
+    run = begin(output)
+    stage_part(run.staged, outcome([0]))
+    stage_part(run.staged, outcome([1]))
+    first, second = (name for name in run.staged.names() if name.endswith(".parquet"))
+    run.staged.join(first).delete()
+    run.staged.join(
+        next(name for name in run.staged.names() if name.startswith(second.removesuffix(".parquet")) and name.endswith("json"))
+    ).delete()
+    assert not read_receipts(run).images(10).any()
+
+
+def test_a_damaged_receipt_counts_as_none_and_is_named(output):
+    run = begin(output)
+    stage_part(run.staged, outcome([0, 1]))
+    name = next(name for name in run.staged.names() if name.endswith(".json"))
+    run.staged.join(name).write(run.staged.join(name).read().replace(b'"predicted": 2', b'"predicted": 3'))
+    receipts = read_receipts(run)
+    assert receipts.broken == (name,)
+    assert not receipts.images(10).any()
+
+
+def test_every_flipped_bit_breaks_a_seal():
+    data = seal({"rows": [[0, 3]], "seconds": 1.2345678901234567, "part": "x"})
+    assert unseal(data) is not None
+    for bit in range(len(data) * 8):
+        hurt = bytearray(data)
+        hurt[bit // 8] ^= 1 << bit % 8
+        assert unseal(bytes(hurt)) is None, bit
+
+
+def test_ten_million_done_rows_are_tens_of_megabytes():
+    bodies = tuple(
+        {"rows": [[start, start + 512]], "images": {}, "part": "", "stage_seconds": {}} for start in range(0, 10_000_000, 512)
+    )
+    done = Receipts(bodies).images(10_000_384)
+    assert done.sum() == 10_000_384
+    assert done.nbytes < 41_000_000
+
+
+def test_a_changed_manifest_is_not_trusted(output):
+    run = begin(output)
+    run.location.join(schema.MANIFEST).write(schema.to_parquet(manifest(11)))
+    with pytest.raises(CountsError, match=r"manifest of run .* differs"):
+        _ = read_runs(output)[0].manifest
+
+
+def test_an_unfinished_run_of_another_spec_is_refused_with_the_fields_that_differ(output):
+    run = begin(output)
+    assert read_unfinished_run(output).run_id == run.run_id
+    require_same(run, SPEC, "b" * 64)
+    with pytest.raises(OutputError, match=r"is unfinished and bundle was \"b+….* and is \"c+….*, top_k was 5 and is 3"):
+        require_same(run, {**SPEC, "top_k": 3}, "c" * 64)
+
+
+def test_an_output_of_another_store_or_of_anything_else_is_refused(output, tmp_path):
+    require_output(output, "/store")
+    begin(output)
+    require_output(output, "/store")
+    with pytest.raises(OutputError, match="belongs to another run: it holds the table of /store, not of /other"):
+        require_output(output, "/other")
+    with pytest.raises(OutputError, match="is not empty and holds no tlbatch runs"):
+        require_output(resolve(str(tmp_path)), "/store")
+
+
+def test_run_ids_sort_by_time():
+    assert new_run_id(lambda: 1.0) < new_run_id(lambda: 2.0) < new_run_id(lambda: 1e9)
+
+
+def test_ranges_are_half_open_and_sorted(output):
+    run = begin(output)
+    stage_part(run.staged, outcome([9, 4, 5, 6, 0]))
+    assert read_receipts(run).bodies[0]["rows"] == [[0, 1], [4, 7], [9, 10]]
+    assert np.array_equal(read_receipts(run).images(10).nonzero()[0], [0, 4, 5, 6, 9])
