@@ -23,11 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from generated import publish_generated
 from head_training import CELLS, SIZE, write_labels
 from photographs import WEIGHTS, run
 
-from tlbatch.commands import classify
-from tlbatch.commands.classify import Table
+from tlbatch.commands.classify import OutputTable
 from tlbatch.output.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -125,12 +125,9 @@ def steady(root: Path, times: int) -> None:
 
 def store_features(root: Path, output: Path, rows: int) -> None:
     """Publish a run with `rows` images that do not exist and the features of the cells."""
-    from dataclasses import replace
-
     from tlbatch import schema
     from tlbatch.config import RunConfig
     from tlbatch.model.bundle import load_bundle
-    from tlbatch.output import commit
     from tlbatch.output.features import find_features, matrix
     from tlbatch.output.parts import stage_part
     from tlbatch.storage.resolve import resolve
@@ -154,9 +151,7 @@ def store_features(root: Path, output: Path, rows: int) -> None:
             filled = {field.name: columns.get(field.name, pa.nulls(count, field.type)) for field in wanted}
             stage_part(runs[0].staged, pa.table(filled, schema=wanted))
 
-    table = Table(config, bundle, resolve(str(output)))
-    order = classify._order(classify._Pass([table], table.output, None, None, published={table.output.url: []}), table)
-    commit.carry_out(table.output, replace(order, work=stage, each=map), "one")
+    publish_generated(OutputTable(config, bundle, resolve(str(output))), stage)
 
 
 def together(root: Path, options: argparse.Namespace) -> None:

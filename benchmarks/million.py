@@ -16,20 +16,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from generated import publish_generated
 from photographs import repeated
 from PIL import Image
 
 from tlbatch import schema
-from tlbatch.commands import classify
-from tlbatch.commands.classify import Table
+from tlbatch.commands.classify import OutputTable
 from tlbatch.config import RunConfig
 from tlbatch.model.bundle import load_bundle
-from tlbatch.output import commit
 from tlbatch.output.parts import stage_part
 from tlbatch.output.run import Run
 from tlbatch.storage.resolve import resolve
@@ -71,11 +69,9 @@ def _measure(folder: Path, bundle: str, rows: int) -> None:
     labels.write_text("uri,label\n" + "".join(truth))
     output = folder / "out"
     config = RunConfig(images=str(store), bundle=bundle, output=str(output))
-    table = Table(config, load_bundle(bundle), resolve(str(output)))
-    order = classify._order(classify._Pass([table], table.output, None, None, published={table.output.url: []}), table)
-    order = replace(order, work=_stage, each=map)
+    table = OutputTable(config, load_bundle(bundle), resolve(str(output)))
     began = time.monotonic()
-    commit.carry_out(resolve(str(output)), order, "one")
+    publish_generated(table, _stage)
     print(f"| {rows:,} | (staged and published here) | {time.monotonic() - began:.1f} | |", flush=True)
     same = ["classify", "--images", str(store), "--bundle", bundle, "--output", str(output)]
     telling = ["report", str(output), "--labels", str(labels)]

@@ -22,10 +22,10 @@ import pyarrow as pa
 from photographs import repeated, run, train
 
 from tlbatch import schema
-from tlbatch.output import publish
-from tlbatch.output.commit import Promise
+from tlbatch.output.commit import RunInput
 from tlbatch.output.diff import StalenessRule, diff_with_table
-from tlbatch.output.run import begin_run, read_named_runs, read_pointer
+from tlbatch.output.publish import swap_pointer, write_report_document
+from tlbatch.output.run import begin_run, read_output, read_pointer
 from tlbatch.storage.resolve import resolve
 
 
@@ -74,11 +74,10 @@ def sorting(root: Path, objects: int) -> None:
         made = begin_run(output, f"night-{night}", rows, {"spec": {}, "bundle": "b", "base": ""}, on=on)
         report = {"listed": 0, "predicted": 0, "failed": 0, "failed_by_kind": {}, "labels": {}, "files": {}}
         report |= {"manifest_sha256": made.facts["manifest_sha256"], "failed_transient": 0}
-        publish.publish_run(output, made, report, lambda: None)
-    published = read_pointer(output)
+        write_report_document(made, report)
+        swap_pointer(output, made, report, lambda: None)
     began = time.perf_counter()
-    runs = read_named_runs(output, published)
-    found = diff_with_table(Promise(listed, 0, 0.0), published, runs, StalenessRule("bundle", "b"), "redo")
+    found = diff_with_table(RunInput(listed, 0, 0.0), read_output(output), StalenessRule("bundle", "b"), "redo")
     took = time.perf_counter() - began
     print(f"\n{objects:,} objects against a table of ten nights: {took:.1f} s; nothing to do: {found.nothing_to_do}")
 

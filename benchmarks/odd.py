@@ -17,7 +17,7 @@ from pathlib import Path
 from photographs import repeated, run, train
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
-from hostile import corpus
+from support.hostile import corpus
 
 TIMES = 5
 

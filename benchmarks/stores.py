@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from photographs import PHOTOGRAPHS, repeated, run, train  # noqa: E402
-from s3server import BUCKET, S3Server, environment, filesystem, free_ports  # noqa: E402
+from support.s3_server import BUCKET, S3Server, environment, filesystem, free_ports  # noqa: E402
 
 OBJECTS, OBJECT_BYTES, THREADS, ROUNDS = 2_000, 20_000, 32, 3
 KEYS, PREFIXES, PAGE = 1_000_000, 16, 1_000

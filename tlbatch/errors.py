@@ -1,23 +1,23 @@
-"""The one exception tree, and the closed set of reasons for which a single image can fail.
+"""All exceptions of tlbatch in one tree, and the closed set of reasons why a single image can fail.
 
     TlbatchError                    exit code 1: nothing was published
-    ├── UsageError                  exit code 2: a person's mistake; one sentence, nothing written
-    │   ├── ConfigError             an unknown key, a value out of range
-    │   ├── StoreError              images that do not exist, or a store without one image
+    ├── UsageError                  exit code 2: a mistake by the user; one sentence, nothing written
+    │   ├── ConfigError             an unknown key, or a value out of range
+    │   ├── StoreError              images that do not exist, or a store without images
     │   ├── LabelsError             a labels file that does not fit its images
-    │   ├── WeightsError            weights that do not fit their base, or cannot be had
-    │   ├── BundleError             a folder that is no bundle, or not the one it says it is
+    │   ├── WeightsError            weights that do not fit their base, or are not available
+    │   ├── BundleError             a folder that is not a bundle, or whose files do not match its digests
     │   ├── OutputError             an output folder that belongs to something else
-    │   └── ClusterError            a cluster that cannot be reached, or lets in everybody
-    ├── BooksError                  a run whose rows do not add up
-    ├── NotPromotedError            a run that is not what `promote_if` asks for; it is kept, the table is as it was
+    │   └── ClusterError            a cluster that cannot be reached, or that accepts jobs from anyone
+    ├── CountsError                 a run whose counts do not reconcile; `BooksError` is an alias
+    ├── NotPromotedError            a run that fails its `promote_if` condition; it is kept, and the table is unchanged
     └── UnfinishedError             exit code 4: run the same command again to continue
         ├── InterruptedRunError     Ctrl-C or SIGTERM
-        ├── LeaseHeldError          another run is at work on this output
+        ├── LeaseHeldError          another run is writing to this output
         └── StoreUnavailableError   the store itself is failing, not its images
 
-An image that fails is no exception: it is a `Failure`, a value that travels in its row. What a store answers is an `OSError`
-of Python's own, or one of the four here for which Python has no word.
+A failed image does not raise an exception. Its row carries a `Failure` value instead. A storage error is one of Python's own
+`OSError` classes, or one of the four subclasses defined here for cases that Python does not distinguish.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from typing import NamedTuple
 
 
 class TlbatchError(Exception):
-    """Anything tlbatch says in one sentence instead of a traceback."""
+    """An error that tlbatch reports in one sentence instead of a traceback."""
 
     exit_code = 1
 
 
 class UsageError(TlbatchError):
-    """A mistake in what was asked for; found before anything is written."""
+    """A mistake in the command or its input, found before anything is written."""
 
     exit_code = 2
 
@@ -47,74 +47,80 @@ class ConfigError(UsageError):
 
 
 class StoreError(UsageError):
-    """The images cannot be found, or there are none."""
+    """The images do not exist, cannot be read, or there are none."""
 
 
 class LabelsError(UsageError):
-    """The labels file, or the class folders, cannot be trained on."""
+    """The labels file, or the class folders, cannot be used for training."""
 
 
 class WeightsError(UsageError):
-    """The weights cannot be had, or belong to another network."""
+    """The weights are not available, or belong to another network."""
 
 
 class BundleError(UsageError):
-    """Not a bundle, or one whose files are not those it was made of."""
+    """The folder is not a bundle, or its files do not match the recorded digests."""
 
 
 class OutputError(UsageError):
-    """The output folder cannot take this run."""
+    """The output folder cannot be used for this run."""
 
 
 class ClusterError(UsageError):
-    """The cluster cannot take the job, or should not be given it."""
+    """The cluster cannot run the job, or is not safe to send it to."""
 
 
 class CountsError(TlbatchError):
-    """Listed, predicted and failed images do not add up; nothing is published."""
+    """The counts of listed, predicted and failed images do not reconcile; nothing is published."""
 
+
+#: Alias of `CountsError`, kept for callers of earlier versions.
+BooksError = CountsError
 
 class NotPromotedError(TlbatchError):
-    """A run is complete and is not published, because a condition does not hold."""
+    """A run is complete but not published, because its `promote_if` condition does not hold."""
 
 
 class UnfinishedError(TlbatchError):
-    """The run stopped early and can be continued by the same command."""
+    """The run stopped early; the same command continues it."""
 
     exit_code = 4
 
 
 class InterruptedRunError(UnfinishedError):
-    """A person or the system asked the run to stop."""
+    """Ctrl-C or SIGTERM stopped the run."""
 
 
 class LeaseHeldError(UnfinishedError):
-    """Another run holds this output."""
+    """Another run holds the lease of this output."""
 
 
 class StoreUnavailableError(UnfinishedError):
-    """The store does not answer; its images are not to blame."""
+    """The store itself is failing, not its images."""
 
 
 class ThrottledError(OSError):
-    """The store asks for fewer requests."""
+    """The store throttles requests."""
 
 
 class RefusedError(OSError):
-    """The store will not do this, however often it is asked."""
+    """The store does not support this request; a retry would not help."""
 
 
 class ChangedError(OSError):
-    """An object is not the version that was asked for."""
+    """An object is not the requested version."""
 
 
 class CredentialsError(PermissionError):
-    """The store does not know who is asking: credentials are missing, wrong or expired."""
+    """Credentials are missing, wrong or expired."""
 
 
 @contextlib.contextmanager
 def store_errors_end_the_run() -> Iterator[None]:
-    """In a worker: an OSError that nobody made an image's failure of stops the run, to be continued."""
+    """In a worker, turn an OSError that was not recorded as an image's failure into StoreUnavailableError.
+
+    StoreUnavailableError stops the run, and the same command continues it.
+    """
     try:
         yield
     except OSError as error:
@@ -122,7 +128,7 @@ def store_errors_end_the_run() -> Iterator[None]:
 
 
 def error_text(error: OSError) -> str:
-    """What the system or a store said: the folder and the reason, without numbers and the names of temporary files."""
+    """The folder and the reason of a system or storage error, without error numbers and names of temporary files."""
     if error.strerror is None:
         return str(error)
     where = f"{os.path.dirname(error.filename)}: " if isinstance(error.filename, str) else ""
@@ -149,28 +155,28 @@ class ErrorKind(StrEnum):
 
     @property
     def advice(self) -> str:
-        """What a person can do about it, in one sentence."""
+        """What happened and what a user can do about it."""
         return _ADVICE[self]
 
 
 _ADVICE = {
-    ErrorKind.NOT_FOUND: "They were listed and are gone; the next listing will not have them.",
-    ErrorKind.ACCESS_DENIED: "The store would not give them to this role: let it read them, and run the same command again.",
-    ErrorKind.THROTTLED: "The store asked for fewer requests for a whole minute: run the same command again later.",
-    ErrorKind.TIMEOUT: "The store did not answer in time: run the same command again.",
-    ErrorKind.READ_FAILED: "They could not be read to the end: run the same command again.",
-    ErrorKind.CHANGED: "They were replaced while the run was at work: run the same command again.",
-    ErrorKind.EMPTY: "There is nothing in them: upload them again, or leave them out with --exclude.",
-    ErrorKind.NOT_AN_IMAGE: "They hold something else than their name says: leave them out with --exclude.",
-    ErrorKind.TRUNCATED: "They end before their end: upload them again.",
-    ErrorKind.UNSUPPORTED: "This format is not decoded: convert them to JPEG, PNG or WebP.",
-    ErrorKind.TOO_LARGE: "They are larger than a run allows; if you trust the source, raise max_pixels, max_side or max_bytes.",
-    ErrorKind.DECODE_FAILED: "They are damaged: upload them again.",
-    ErrorKind.PREDICT_FAILED: "The model gave no finite numbers for them: look at one, and at the bundle's probes.",
-    ErrorKind.WORKER_LOST: "They end the process that reads them: look at one on a machine you can spare.",
+    ErrorKind.NOT_FOUND: "These files were listed but no longer exist. The next listing will not include them.",
+    ErrorKind.ACCESS_DENIED: "The store denied access. Let this role read these files, and run the same command again.",
+    ErrorKind.THROTTLED: "The store throttled requests for a whole minute. Run the same command again later.",
+    ErrorKind.TIMEOUT: "The store did not answer in time. Run the same command again.",
+    ErrorKind.READ_FAILED: "These files could not be read completely. Run the same command again.",
+    ErrorKind.CHANGED: "These files were replaced during the run. Run the same command again.",
+    ErrorKind.EMPTY: "These files are empty. Upload them again, or skip them with --exclude.",
+    ErrorKind.NOT_AN_IMAGE: "These files are not images, despite their names. Skip them with --exclude.",
+    ErrorKind.TRUNCATED: "These files are truncated. Upload them again.",
+    ErrorKind.UNSUPPORTED: "tlbatch does not support this format. Convert these files to JPEG, PNG or WebP.",
+    ErrorKind.TOO_LARGE: "These files exceed a size limit. If you trust the source, raise max_pixels, max_side or max_bytes.",
+    ErrorKind.DECODE_FAILED: "These files are damaged. Upload them again.",
+    ErrorKind.PREDICT_FAILED: "The model returned non-finite values. Inspect one of these images and the bundle's probes.",
+    ErrorKind.WORKER_LOST: "These files kill or hang the process that reads them. Inspect one on a spare machine.",
 }
 
-#: Kinds whose cause may be gone by the next run; the others need another image, or another person.
+#: Kinds whose cause may be gone by the next run. The other kinds need another image or a person's intervention.
 TRANSIENT_KINDS = frozenset(
     {
         ErrorKind.ACCESS_DENIED,
@@ -183,7 +189,10 @@ TRANSIENT_KINDS = frozenset(
 
 
 class Failure(NamedTuple):
-    """Why one image failed: `stage` is read, decode or predict; `attempts` counts the reads it took to be sure."""
+    """Why one image failed.
+
+    `stage` is read, decode or predict. `attempts` is the number of reads before the failure was certain.
+    """
 
     stage: str
     kind: ErrorKind
@@ -197,6 +206,6 @@ class Failure(NamedTuple):
 
 
 def closest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest of `known`, or nothing: the end of a sentence about a misspelt word."""
+    """The end of a message about a misspelled word: `; did you mean 'x'?` with the closest of `known`, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,6 +1,6 @@
 """Every column and file name of an output folder: the interface that users and other programs rely on.
 
-Changes only add: a new column raises `SCHEMA_VERSION`, and a reader of an older version still finds all it knew.
+Changes only add columns and files. A new column raises `SCHEMA_VERSION`, and readers of an older version keep working.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-#: 2: the features have the width and height of their image, so that a table made of them has them too.
+#: Version 2 adds width and height to the features table, so that a table rescored from it has them too.
 SCHEMA_VERSION = 2
 
 LATEST = "latest.json"
@@ -22,25 +22,25 @@ LEASE = "lease.json"
 RUNS = "runs"
 RUN = "run.json"
 MANIFEST = "manifest.parquet"
-REMOVED = "removed.parquet"  # beside the manifest: what the store has no more
+REMOVED = "removed.parquet"  # beside the manifest: objects that the store no longer has
 PROGRESS = "progress.json"
-BASE = "base"  # the bundle without a head that `extract --base` works with
+BASE = "base"  # the bundle without a head that `extract --base` uses
 STAGED = "staged"
 PLAN = "plan"  # in staged/: which parts are published
-SUSPECTS = "suspects"  # in staged/: which image a worker is alone with, while the run looks for one that kills
+SUSPECTS = "suspects"  # in staged/: which image a worker processes alone, while the run searches for the one that kills it
 PART_SUFFIX, RECEIPT_SUFFIX = ".parquet", ".json"
 REPORT = "report.json"
 REPORT_PAGE = "report.html"
 SUCCESS = "_SUCCESS"
-KEPT_BACK = "_KEPT_BACK"  # beside _SUCCESS: complete, and not published because of `promote_if`
+KEPT_BACK = "_KEPT_BACK"  # beside _SUCCESS: complete, but not published because of `promote_if`
 
-#: Height and width, in this order, as Keras has them.
+#: Height and width, in this order, as in Keras.
 Size = tuple[int, int]
 
-#: Behind a bundle's address: which bundle must be found there, by the sha256 of its `bundle.json`.
+#: Separates a bundle's URL from the sha256 that its `bundle.json` must have.
 PIN = "#sha256="
 
-#: How pixels are resized, as the bundle records it: the whole picture squeezed to the model's size, as Keras does it.
+#: How images are resized, as recorded in the bundle: the whole image is stretched to the model's input size, as in Keras.
 RESIZE = "stretch"
 INTERPOLATION = "bilinear"
 
@@ -55,12 +55,12 @@ def _versioned(fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
 
 
 def _list_of(value: pa.DataType) -> pa.DataType:
-    return pa.list_(pa.field("element", value))  # the name Parquet gives it, so that a table read back has this schema
+    return pa.list_(pa.field("element", value))  # Parquet's name for it, so that a table that is read back has this schema
 
 
-#: What a run promises to classify, one row an object, in the order of their keys. A row's place with an image's place in its
-#: shard is the image's identity within the run. `format` is image, tar, parquet or tfrecord; a list of addresses may tell
-#: neither size nor etag.
+#: The objects that a run classifies, one row for each object, sorted by key. An image is identified within the run by the
+#: number of its manifest row and its index in the shard. `format` is image, tar, parquet or tfrecord. `size` and `etag` are
+#: null if a list of addresses does not give them.
 MANIFEST_SCHEMA = _versioned(
     [
         ("uri", pa.string()),
@@ -71,10 +71,10 @@ MANIFEST_SCHEMA = _versioned(
     ]
 )
 
-#: Objects that a night's run takes from the table, by uri and key.
+#: Objects that an incremental run removes from the table, by uri and key.
 REMOVED_SCHEMA = pa.schema([("uri", pa.string()), ("key", pa.string())])
 
-#: width and height are those a person sees: pixels of the original, EXIF orientation applied.
+#: `width` and `height` are in pixels of the original image, after its EXIF orientation is applied.
 PREDICTIONS = _versioned(
     [
         ("uri", pa.string()),
@@ -124,8 +124,8 @@ def features_schema(length: int, dtype: str) -> pa.Schema:
     )
 
 
-#: What one image's row gains on its way. `row` is its place in the manifest, `index` its place in a shard (0 for a
-#: loose image). An image has either a `kind` or its results, never both.
+#: Columns that every image's outcome has. `row` is the number of its manifest row, `index` its index in the shard (0 for a
+#: loose image). An image has either a `kind` or results, never both.
 _OUTCOME: list[tuple[str, pa.DataType]] = [
     ("row", pa.int64()),
     ("index", pa.int32()),
@@ -141,7 +141,7 @@ _OUTCOME: list[tuple[str, pa.DataType]] = [
     ("height", pa.int32()),
 ]
 
-#: What the head says of an image.
+#: The head's results for an image.
 CLASSIFIED: list[tuple[str, pa.DataType]] = [
     ("label", pa.string()),
     ("score", pa.float32()),
@@ -150,18 +150,18 @@ CLASSIFIED: list[tuple[str, pa.DataType]] = [
     ("abstained", pa.bool_()),
 ]
 
-#: How many images this one's object holds: by it the writer knows that it has all of them. Never published.
+#: The number of images in this image's object, from which the writer knows whether it has all of them. Never published.
 IMAGES = "images"
 
-#: Which of a run's tables a row is for, where one pass over the images fills several. Never published.
+#: The table that a row belongs to, if one pass over the images fills several tables. Never published.
 TABLE = "table"
 
-#: Seconds this image cost in each stage; predict is its share of a batch. Summed into the receipt, never published.
+#: Seconds that this image took in each stage; predict is its share of a batch. Summed into the receipt, never published.
 TIMINGS = ("fetch", "decode", "predict")
 
 
 def outcome_schema(*, classified: bool, features_length: int | None, features_dtype: str) -> pa.Schema:
-    """Schema of the rows between the model and the writer, with the columns this run asked for."""
+    """Schema of the rows between the model and the writer, with the columns that this run needs."""
     fields = list(_OUTCOME)
     if classified:
         fields += CLASSIFIED
@@ -173,12 +173,12 @@ def outcome_schema(*, classified: bool, features_length: int | None, features_dt
 
 
 def sha256(data: bytes) -> str:
-    """Hex digest, as everything tlbatch writes records it."""
+    """Hex digest, in the form that tlbatch records everywhere."""
     return hashlib.sha256(data).hexdigest()
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """A Parquet file; equal tables give equal bytes."""
+    """The table as a Parquet file; equal tables give equal bytes."""
     buffer = io.BytesIO()
     pq.write_table(table.combine_chunks(), buffer, compression="zstd", row_group_size=65_536)
     return buffer.getvalue()
@@ -190,12 +190,12 @@ def from_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
 
 
 def seal(body: Mapping[str, Any]) -> bytes:
-    """JSON with a last key `seal`, the digest of all before it, so that a flipped bit shows."""
+    """JSON whose last key `seal` is the digest of everything before it, so that a flipped bit is detected."""
     return json.dumps({**body, "seal": sha256(json.dumps(body).encode())}, indent=1).encode()
 
 
 def unseal(data: bytes) -> dict[str, Any] | None:
-    """The body `seal` was given; None where the bytes are not exactly those it made."""
+    """The body that was passed to `seal`; None if the bytes are not exactly what `seal` returned."""
     try:
         body = json.loads(data)
         del body["seal"]

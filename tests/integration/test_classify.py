@@ -16,6 +16,7 @@ from support.pictures import COLORS, encoded, noisy, write_store
 
 import tlbatch
 from tlbatch import schema
+from tlbatch.commands.classify import ClassifyWork
 from tlbatch.errors import (
     BundleError,
     ConfigError,
@@ -31,6 +32,7 @@ from tlbatch.images.decode import decode
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import Outputs, load_engine
 from tlbatch.output import commit, publish
+from tlbatch.output.commit import WorkStats
 from tlbatch.storage.local import LocalLocation
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -150,7 +152,7 @@ except ConfigError as error:
 
 
 def test_a_second_run_does_nothing(reference, store, bundle_url, monkeypatch):
-    monkeypatch.setattr(pipeline, "_execute", lambda *_: pytest.fail("it worked again"))
+    monkeypatch.setattr(ClassifyWork, "process", lambda *_: pytest.fail("it worked again"))
     before = {path: path.stat().st_mtime_ns for path in reference.rglob("*")}
     again = classify(store, bundle_url, reference)
     assert again["already_done"]
@@ -196,16 +198,16 @@ def test_broken_images_end_in_errors_and_cost_no_other(tmp_path, bundle_url, pla
 
 def test_an_image_that_is_gone_or_another_one_by_the_time_it_is_read(tmp_path, bundle_url, monkeypatch):
     store = write_store(tmp_path / "store", 3)
-    begin = commit._begin
+    begin = commit.begin_run
 
-    def change(*arguments):
-        run = begin(*arguments)
+    def change(*arguments, **options):
+        run = begin(*arguments, **options)
         (store / "red" / "0000.jpg").unlink()
         (store / "red" / "0001.jpg").write_bytes(encoded(noisy(COLORS["blue"], 9)))
         (store / "red" / "0002.jpg").chmod(0)
         return run
 
-    monkeypatch.setattr(commit, "_begin", change)
+    monkeypatch.setattr(commit, "begin_run", change)
     report = classify(store, bundle_url, tmp_path / "out")
     errors = tlbatch.read_errors(str(tmp_path / "out")).set_index("key")
     assert errors["kind"]["red/0000.jpg"] == "not_found"
@@ -247,7 +249,7 @@ def interrupted_before(room, step: str, monkeypatch, images, bundle, output) -> 
 @pytest.fixture
 def staged(store, bundle_url, tmp_path, monkeypatch) -> Path:
     """An output whose run has all its parts and is not yet published."""
-    interrupted_before(commit, "_publish", monkeypatch, store, bundle_url, tmp_path / "out")
+    interrupted_before(commit, "freeze_part_plan", monkeypatch, store, bundle_url, tmp_path / "out")
     return tmp_path / "out"
 
 
@@ -257,8 +259,8 @@ def test_a_run_continues_with_what_is_left(staged, reference, store, bundle_url,
     for receipt in parts[:2]:
         receipt.unlink()
     read = []
-    left = commit.what_is_left
-    monkeypatch.setattr(commit, "what_is_left", lambda run: read.append(left(run)) or read[-1])
+    missing = commit.missing_rows
+    monkeypatch.setattr(commit, "missing_rows", lambda *given: read.append((missing(*given), given[1])) or read[-1][0])
     report = classify(store, bundle_url, staged)
     assert [(table.num_rows, before.images(60).sum()) for table, before in read] == [(20, 40)]
     assert report["run_id"] == RUN_ID
@@ -267,7 +269,7 @@ def test_a_run_continues_with_what_is_left(staged, reference, store, bundle_url,
 
 def test_images_that_come_later_belong_to_the_next_run(tmp_path, bundle_url, monkeypatch):
     store = write_store(tmp_path / "store", 3)
-    interrupted_before(pipeline, "_execute", monkeypatch, store, bundle_url, tmp_path / "out")
+    interrupted_before(ClassifyWork, "process", monkeypatch, store, bundle_url, tmp_path / "out")
     write_store(store, 1, first=3)
     assert classify(store, bundle_url, tmp_path / "out")["listed"] == 9
     later = classify(store, bundle_url, tmp_path / "out")
@@ -283,7 +285,7 @@ def test_changed_resources_continue_and_a_changed_spec_is_refused(staged, store,
 
 def test_a_run_that_died_right_after_the_flip_is_published_whatever_comes_next(staged, store, bundle_url, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(publish, "tidy", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(commit, "remove_staged", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(InterruptedRunError):
             classify(store, bundle_url, staged)
     assert classify(store, bundle_url, staged, top_k=2)["run_id"] != RUN_ID
@@ -293,15 +295,15 @@ def test_a_run_that_died_right_after_the_flip_is_published_whatever_comes_next(s
 
 def test_what_the_next_run_may_do_better_is_done_again(tmp_path, bundle_url, monkeypatch):
     store = write_store(tmp_path / "store", 2)
-    begin = commit._begin
+    begin = commit.begin_run
 
-    def change(*arguments):
-        run = begin(*arguments)
+    def change(*arguments, **options):
+        run = begin(*arguments, **options)
         os.utime(store / "red" / "0000.jpg", (1, 1))
         return run
 
     with monkeypatch.context() as patch:
-        patch.setattr(commit, "_begin", change)
+        patch.setattr(commit, "begin_run", change)
         os.utime(store / "red" / "0000.jpg", (2, 2))
         assert classify(store, bundle_url, tmp_path / "out")["failed_transient"] == 1
     os.utime(store / "red" / "0000.jpg", (2, 2))
@@ -432,7 +434,7 @@ def test_a_damaged_part_is_found_on_ray_too(staged, store, bundle_url, monkeypat
 def test_nothing_is_published_when_the_books_do_not_balance(staged, store, bundle_url, monkeypatch):
     receipt = next((staged / "runs" / RUN_ID / "staged").glob("*.json"))
     receipt.unlink()
-    monkeypatch.setattr(pipeline, "_execute", lambda *_: None)
+    monkeypatch.setattr(ClassifyWork, "process", lambda *_: WorkStats())
     with pytest.raises(CountsError, match="was listed and is in no part; nothing is published"):
         classify(store, bundle_url, staged)
     assert not (staged / "latest.json").exists()

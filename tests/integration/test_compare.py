@@ -11,6 +11,7 @@ from support.command import run_cli
 from support.pictures import write_store
 
 import tlbatch
+from tlbatch.commands.classify import ClassifyWork
 from tlbatch.errors import ConfigError, InterruptedRunError, NotPromotedError, OutputError
 from tlbatch.output.features import find_features
 from tlbatch.report.drift import stability_index
@@ -133,7 +134,7 @@ def test_a_run_that_differs_too_much_is_kept_back_and_the_table_stays(published,
     assert tlbatch.verify(str(published))["ok"]
     assert tlbatch.gc(str(published), older_than=0, remove=True)["leftovers"] == []
 
-    monkeypatch.setattr(pipeline, "_execute", lambda *_: pytest.fail("it worked again"))
+    monkeypatch.setattr(ClassifyWork, "process", lambda *_: pytest.fail("it worked again"))
     with pytest.raises(NotPromotedError):
         tlbatch.classify(**settings, promote_if="agreement>0.999")
     report = tlbatch.classify(**settings, promote_if="agreement>0.1")
@@ -173,7 +174,7 @@ def test_a_run_that_dies_while_it_is_kept_back_is_kept_back(published, two_runs,
         patch.setattr(LocalLocation, step, dies)
         with pytest.raises(InterruptedRunError):
             tlbatch.classify(**settings)
-    monkeypatch.setattr(pipeline, "_execute", lambda *_: pytest.fail("it worked again"))
+    monkeypatch.setattr(ClassifyWork, "process", lambda *_: pytest.fail("it worked again"))
     with pytest.raises(NotPromotedError):
         tlbatch.classify(**settings)
     assert [run["state"] for run in tlbatch.status(str(published))["runs"]] == ["published", "kept back"]

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.paths import ROOT
 from support.pictures import write_store
 
 import tlbatch
@@ -270,6 +271,6 @@ def test_the_features_table_is_the_documented_one(either):
     output, dtype = either
     file = pq.ParquetFile(next(output.rglob("features/*.parquet")))
     assert file.schema_arrow.equals(schema.features_schema(1280, dtype), check_metadata=True)
-    documented = (Path(__file__).parent.parent / "docs" / "formats.md").read_text().split("### features")[1].split("##")[0]
+    documented = (ROOT / "docs" / "formats.md").read_text().split("### features")[1].split("##")[0]
     for field in file.schema_arrow:
         assert f"`{field.name}`" in documented

@@ -11,7 +11,7 @@ import pytest
 from support.pictures import write_store
 
 import tlbatch
-from tlbatch.commands import classify
+from tlbatch.commands.classify import ClassifyWork
 from tlbatch.errors import BundleError, ConfigError
 from tlbatch.model.bundle import load_bundle
 from tlbatch.output import commit
@@ -54,16 +54,16 @@ def together(broken_store, bundles, tmp_path_factory) -> dict:
 @contextlib.contextmanager
 def dying_before_the_second_table(monkeypatch):
     """The command in the block is interrupted when one table is published."""
-    publish, calls = commit._publish, []
+    freeze, calls = commit.freeze_part_plan, []
 
-    def dies_at_the_second(begun):
-        calls.append(begun)
+    def dies_at_the_second(*given):
+        calls.append(given)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return publish(begun)
+        return freeze(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(commit, "_publish", dies_at_the_second)
+        patch.setattr(commit, "freeze_part_plan", dies_at_the_second)
         with pytest.raises(tlbatch.TlbatchError, match="interrupted"):
             yield
 
@@ -93,7 +93,7 @@ def test_each_table_verifies_and_an_image_that_fails_fails_in_all(together):
 
 
 def test_a_second_time_nothing_is_done(together, broken_store, bundles, monkeypatch):
-    monkeypatch.setattr(pipeline, "_execute", lambda *_: pytest.fail("it worked again"))
+    monkeypatch.setattr(ClassifyWork, "process", lambda *_: pytest.fail("it worked again"))
     again = tlbatch.classify(
         images=str(broken_store), bundle=bundles, output=together["output"], features=True, max_failed_ratio=1.0
     )
@@ -105,8 +105,10 @@ def test_what_one_table_lacks_is_done_for_that_one(together, broken_store, bundl
     output = shutil.copytree(together["output"], tmp_path / "out")
     shutil.rmtree(output / "warm")
     asked = []
-    execute = classify._execute
-    monkeypatch.setattr(pipeline, "_execute", lambda work, runs, left: (asked.append(len(runs)), execute(work, runs, left)))
+    process = ClassifyWork.process
+    monkeypatch.setattr(
+        ClassifyWork, "process", lambda work, runs, rows: (asked.append(len(runs)), process(work, runs, rows))[1]
+    )
     settings = {"features": True, "run_id": RUN_ID, "max_failed_ratio": 1.0}
     again = tlbatch.classify(images=str(broken_store), bundle=bundles, output=str(output), **settings)
     assert asked == [1]
@@ -118,7 +120,7 @@ def test_killed_before_the_second_table_is_published_the_same_command_ends_it(br
     settings = {"run_id": RUN_ID, "max_failed_ratio": 1.0}
     with dying_before_the_second_table(monkeypatch):
         tlbatch.classify(images=str(broken_store), bundle=bundles, output=str(tmp_path / "out"), **settings)
-    monkeypatch.setattr(pipeline, "_execute", lambda *_: pytest.fail("it worked again"))
+    monkeypatch.setattr(ClassifyWork, "process", lambda *_: pytest.fail("it worked again"))
     again = tlbatch.classify(images=str(broken_store), bundle=bundles, output=str(tmp_path / "out"), **settings)
     assert [report.get("already_done", False) for report in again["tables"].values()] == [True, False, False]
     assert all(tlbatch.verify(report["output"])["ok"] for report in again["tables"].values())

@@ -35,7 +35,7 @@ def test_a_bomb_costs_neither_time_nor_memory(odd, tmp_path):
     """In a process of its own, whose memory is limited to what it has and 50 MB more."""
     (tmp_path / "bomb").write_bytes(odd.data)
     code = (
-        "import json, sys, time\n" + PEAK + "from tlbatch.decode import decode, prepare_process\n"
+        "import json, sys, time\n" + PEAK + "from tlbatch.images.decode import decode, prepare_process\n"
         "prepare_process()\n"
         "data = open(sys.argv[1], 'rb').read()\n"
         "decode(b'GIF89a', (160, 160))\n"
@@ -100,7 +100,7 @@ def test_a_decoder_says_nothing_to_the_user(tmp_path):
         (tmp_path / f"{number:03d}").write_bytes(odd.data)
     code = (
         "import sys, pathlib\n"
-        "from tlbatch.decode import decode, prepare_process\n"
+        "from tlbatch.images.decode import decode, prepare_process\n"
         "prepare_process()\n"
         "for path in sorted(pathlib.Path(sys.argv[1]).iterdir()): decode(path.read_bytes(), (96, 96))\n"
     )

@@ -18,7 +18,7 @@ from tlbatch import schema
 from tlbatch.config import ReportConfig
 from tlbatch.errors import LabelsError, OutputError
 from tlbatch.output.progress import read_history
-from tlbatch.output.run import read_newest_run, read_previous_run, read_table_runs
+from tlbatch.output.run import read_output, read_table_runs
 from tlbatch.report.charts import curves_chart, labels_chart, throughput_chart
 from tlbatch.report.diagnostics import Curve
 from tlbatch.report.run_report import write_report, write_report_after
@@ -64,7 +64,7 @@ def page_file(classified) -> Path:
 def test_the_page_says_what_a_person_wants_to_know(classified, page_file):
     _, output, _ = classified
     page = page_file.read_text()
-    assert page_file == output / "runs" / read_newest_run(resolve(str(output))).run_id / "report.html"
+    assert page_file == output / "runs" / read_output(resolve(str(output))).newest.run_id / "report.html"
     for words in (
         "Complete:",
         "<dt>in the table</dt><dd>67</dd>",
@@ -76,7 +76,7 @@ def test_the_page_says_what_a_person_wants_to_know(classified, page_file):
         assert words in page, words
     for kind in ("not_an_image", "truncated"):
         assert f"1 {kind}" in page
-    assert "They hold something else than their name says" in page
+    assert "These files are not images, despite their names." in page
     assert page.count("data:image/jpeg;base64,") > 40
 
 
@@ -317,10 +317,10 @@ def test_a_night_after_a_rollback_is_held_against_the_table_it_adds_to(classifie
     tlbatch.rollback(str(tmp_path / "out"), first)
     shutil.copytree(store, tmp_path / "store")
     tlbatch.classify(**{**settings, "include": "*.jpg"}, incremental=True)
-    location = resolve(str(tmp_path / "out"))
-    newest = read_newest_run(location)
+    state = read_output(resolve(str(tmp_path / "out")))
+    newest = state.newest
     assert [one["run_id"] for one in newest.on] == [first]
-    assert read_previous_run(location, newest).run_id == first
+    assert state.previous(newest).run_id == first
 
 
 def test_without_the_images_all_else_is_told(classified, bundle_url, tmp_path):

@@ -1,11 +1,12 @@
 """The command line, disturbed on purpose at what this process does to its output folder.
 
-    python tests/disturbed.py OUTPUT kill=7 classify --images …       SIGKILL right before the 7th thing; 0 for never
-    python tests/disturbed.py OUTPUT meet=FOLDER classify --images …  before the first thing, waits for the other in FOLDER
-    python tests/disturbed.py OUTPUT join=HOST:PORT classify …        not at all, but on a cluster that is on the loopback
+    python tests/support/disturbed.py OUTPUT HOW classify --images …
 
-Things are counted as Python reports them to audit hooks: opening a file to write, renaming, linking, removing, making a
-folder. Those of `progress.json`, which a clock writes, are not counted. A process that is not killed says how many there were.
+HOW is one of: `kill=7`, SIGKILL right before the 7th write (0: never); `meet=FOLDER`, wait before the first write for another
+command in FOLDER; `join=HOST:PORT`, no disturbance, but a cluster on the loopback.
+
+Writes are counted as Python reports them to audit hooks: opening a file to write, renaming, linking, removing, making a folder.
+Those of `progress.json`, which a clock writes, are not counted. A process that is not killed prints how many there were.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-from tlbatch.cli.main import main
 
 _DOES = ("os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir")
 
@@ -87,9 +86,10 @@ def main() -> None:
     counter = Counter(sys.argv[1], {"kill": kill, "meet": meet, "join": join}[how](value))
     sys.addaudithook(counter)
     sys.argv = ["tlbatch", *sys.argv[3:]]
+    from tlbatch import cli
 
     try:
-        main()
+        cli.main()
     finally:
         print(f"{counter.count} things done", file=sys.stderr)
 

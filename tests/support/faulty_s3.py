@@ -3,7 +3,7 @@
 Which request meets which fault follows from the seed, the request's method and path, and how often it was asked before, so
 that a run can be repeated whatever the order in which its workers ask.
 
-    python tests/faulty_s3.py --upstream http://127.0.0.1:8333 --port 9000 --seed 7 --faults '{"slow_down": 0.05}'
+    python tests/support/faulty_s3.py --upstream http://127.0.0.1:8333 --port 9000 --seed 7 --faults '{"slow_down": 0.05}'
 
 While it runs, `PUT /__faults__` (JSON) changes the faults and `GET /__counts__` tells what was asked and what went wrong.
 """
@@ -19,8 +19,10 @@ import hashlib
 import json
 import random
 import socket
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import aiohttp
 from aiohttp import web
@@ -28,6 +30,8 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from yarl import URL
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support.s3_server import ACCESS, SECRET
 

@@ -1,9 +1,9 @@
 """Coverage-guided fuzzing of whatever reads strangers' bytes: atheris (libFuzzer) mutates real files and watches lines run.
 
-    python tests/fuzz.py decode --seconds 360 --folder /tmp/fuzz
-    python tests/fuzz.py decode finding.bin
+    python tests/support/fuzz.py decode --seconds 360 --folder /tmp/fuzz
+    python tests/support/fuzz.py decode finding.bin
 
-The first looks for bytes for which a reader does not do what `promises.py` says, takes over 20 seconds or 1 GB, or crashes,
+The first looks for bytes for which a reader does not do what `contracts.py` says, takes over 20 seconds or 1 GB, or crashes,
 and leaves them in the folder as `crash-*`, `timeout-*` or `oom-*`. The second tries one such file. Lines of Python are
 watched, those of C are not: there mutation is blind.
 """
@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 
 import atheris
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 with atheris.instrument_imports(include=["tlbatch", "tarfile", "gzip", "PIL"]):
     from promises import TARGETS, seeds

@@ -2,12 +2,13 @@
 
     python tests/support/golden.py
 
-writes `tests/golden/before.zip`, `after.zip` and `made.json` anew. Do that only when the format of an output changes on purpose:
-`tests/system/test_golden.py` continues what an earlier version began, and compares byte for byte.
+writes `tests/golden/before.zip`, `after.zip` and `made.json` again. Do that only when the format of an output changes on
+purpose: `tests/system/test_golden.py` continues what an earlier version began, and compares the result byte for byte.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -101,11 +102,8 @@ def before(bucket: Bucket, die_at_publishing: Callable[[], Any]) -> None:
         bucket.classify(store, output, "run-2", incremental=True, **settings)
         bucket.put({f"{store}/08.png": picture(8), f"{store}/broken.png": b"\x89PNG\r\n\x1a\nbroken"})
         bucket.classify(store, output, "run-3", incremental=True, **settings)
-    with die_at_publishing():
-        try:
-            bucket.classify("loose", "out/unfinished", "run-1", rows_per_task=2)
-        except _DiedError:
-            pass
+    with die_at_publishing(), contextlib.suppress(_DiedError):
+        bucket.classify("loose", "out/unfinished", "run-1", rows_per_task=2)
     staged = sorted(key for key in bucket.fs.find(f"{BUCKET}/out/unfinished") if "/staged/" in key)
     for key in staged[len(staged) // 2 :]:
         bucket.fs.rm_file(key)
@@ -142,7 +140,7 @@ def continued(bucket: Bucket) -> dict[str, dict[str, Any]]:
         features = f"s3://{BUCKET}/out/{source}"
         found[f"rescored {source}"] = tlbatch.rescore(features=features, bundle=head, output=output, run_id="run-1", **options)
     for output in ("nights", "plain"):
-        with mock.patch(COMPACT_RUN_ID, lambda: "compacted"):
+        with mock.patch(COMPACT_RUN_ID, return_value="compacted"):
             found[f"compacted {output}"] = tlbatch.compact(output=f"s3://{BUCKET}/out/{output}", **options)
     return found
 
@@ -156,7 +154,6 @@ def _zipped(objects: Mapping[str, bytes], path: Path) -> None:
 def main() -> None:
     """Make the golden outputs anew."""
     from support.tiny import HEAD_B, tiny_base, tiny_bundle
-
     from tlbatch.execution.session import ray_session
 
     os.environ.update({name: value for name, value in environment("").items() if name != "AWS_ENDPOINT_URL"})
@@ -167,7 +164,10 @@ def main() -> None:
             bucket = Bucket(server.endpoint)
             bucket.fs.mkdir(BUCKET)
             frozen = tiny_base()
-            for name, bundle in (("a", tiny_bundle(f"{folder}/a", frozen=frozen)), ("b", tiny_bundle(f"{folder}/b", HEAD_B, frozen))):
+            for name, bundle in (
+                ("a", tiny_bundle(f"{folder}/a", frozen=frozen)),
+                ("b", tiny_bundle(f"{folder}/b", HEAD_B, frozen)),
+            ):
                 files = [path for path in bundle.folder.rglob("*") if path.is_file()]
                 bucket.put({f"bundles/{name}/{path.relative_to(bundle.folder)}": path.read_bytes() for path in files})
             with ray_session() as start:

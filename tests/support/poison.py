@@ -3,7 +3,7 @@
 import os
 import time
 
-from tlbatch.execution import predictor
+from tlbatch.execution import actors, predictor
 from tlbatch.execution.isolation import Watchdog
 from tlbatch.images import decode
 
@@ -14,7 +14,7 @@ POISON = (1, 2, 3)
 
 def install() -> None:
     """Ray calls this when a worker process starts."""
-    MIN_HANG_SECONDS = 4.0  # seconds instead of a minute
+    predictor.MIN_HANG_SECONDS = actors.MIN_HANG_SECONDS = 4.0  # seconds instead of a minute
     Watchdog.__init__.__defaults__ = (1.0,)
     harmless = decode.decode
 

@@ -37,6 +37,10 @@ def environment(endpoint: str, access: str = ACCESS, secret: str = SECRET) -> di
     }
 
 
+def options(endpoint: str) -> dict:
+    return {"endpoint_url": endpoint}
+
+
 class S3Server:
     """`weed mini` with its data in a folder; it can be stopped and started again with the same data and address."""
 

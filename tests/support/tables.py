@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from tlbatch.output.publish import require_current_base, swap_pointer, write_report_document
 from tlbatch.output.run import begin_run
 from tlbatch.schema import MANIFEST_SCHEMA, outcome_schema
 
@@ -44,3 +45,10 @@ def outcome(rows: list[int], failed: tuple[int, ...] = ()) -> pa.Table:
     for name in ("fetch_seconds", "decode_seconds", "predict_seconds"):
         columns[name] = [0.25] * len(rows)
     return pa.table({name: columns.get(name, pa.nulls(len(rows), wanted.field(name).type)) for name in wanted.names}, wanted)
+
+
+def publish_run(output, run, report: dict, require_lease=lambda: None) -> None:
+    """Steps 7 and 8 of the protocol for a run whose files are written, or are not needed by the test."""
+    write_report_document(run, report)
+    require_current_base(output, run)
+    swap_pointer(output, run, report, require_lease)

@@ -6,8 +6,7 @@
 import os
 
 import pytest
-from support.s3_server import BUCKET, filesystem
-from XXX_test_s3 import options
+from support.s3_server import BUCKET, filesystem, options
 
 import tlbatch
 from tlbatch.output.verify import verify

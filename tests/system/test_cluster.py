@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 import yaml
 from support.hosts import Network, why_not
-from support.paths import ROOT
+from support.paths import ROOT, SUPPORT
 from support.pictures import COLORS, encoded, noisy
 from support.s3_server import BUCKET, S3Server, environment, filesystem
 
@@ -53,7 +53,7 @@ class Cluster:
         self.store = f"http://{network.middle.address}:{PORT}"
 
     def start(self) -> None:
-        proxy = [sys.executable, ROOT / "tests" / "faulty_s3.py", "--upstream", self.server.endpoint, "--port", PORT]
+        proxy = [sys.executable, SUPPORT / "faulty_s3.py", "--upstream", self.server.endpoint, "--port", PORT]
         there = ["--host", self.network.middle.address, "--netns", self.network.middle.name]
         self._proxy = subprocess.Popen([*map(str, proxy), *there])
         for number in range(1, 4):

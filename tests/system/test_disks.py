@@ -12,6 +12,7 @@ from support.paths import TLBATCH
 from support.pictures import write_store
 
 import tlbatch
+from tlbatch.errors import InterruptedRunError
 from tlbatch.output import commit
 
 #: Mounts a small disk on $1 and runs the rest on it; nobody else sees the mount.
@@ -88,9 +89,14 @@ def test_receipts_of_a_run_that_somebody_removed_in_part_are_not_believed(evenin
     """A run of the same name, over other images: rows of the one are not rows of the other."""
     store, _ = evening
     first = write_store(tmp_path / "store", 4)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(commit, "_publish", lambda *_: {"stopped": True})
-        tlbatch.classify(images=str(first), bundle=bundle_url, output=str(tmp_path / "out"), run_id="new")
+        patch.setattr(commit, "freeze_part_plan", stop)
+        with pytest.raises(InterruptedRunError):
+            tlbatch.classify(images=str(first), bundle=bundle_url, output=str(tmp_path / "out"), run_id="new")
     assert list(tmp_path.glob("out/runs/new/staged/*.json"))
     (tmp_path / "out" / "runs" / "new" / "run.json").unlink()
     report = tlbatch.classify(images=str(store), bundle=bundle_url, output=str(tmp_path / "out"), run_id="new")

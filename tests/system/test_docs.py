@@ -31,7 +31,7 @@ _COMMAND = re.compile(r"(?:\.venv/bin/)?(tlbatch|make) +(.*)")
 _READER = r"""
 import json, os, pandas, shlex, sys, traceback
 import tlbatch
-from tlbatch.session import ray_session
+from tlbatch.execution.session import ray_session
 from tlbatch.cli import app
 from tlbatch.errors import TlbatchError
 

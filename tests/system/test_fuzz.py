@@ -15,17 +15,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.contracts import FACTS, TARGETS, seeds
+from support.paths import ROOT, SUPPORT
 
 SECONDS = int(os.environ.get("TLBATCH_FUZZ_SECONDS", "0"))
 EXAMPLES = int(os.environ.get("TLBATCH_EXAMPLES", "200"))
 RUNS = 3000
-FUZZ = Path(__file__).parent / "fuzz.py"
+FUZZ = SUPPORT / "fuzz.py"
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """For corpus and findings; those of `make fuzz` stay, and the next one goes on with them."""
-    return Path(__file__).parent.parent / ".fuzz" if SECONDS else tmp_path
+    return ROOT / ".fuzz" if SECONDS else tmp_path
 
 
 def fuzz(target: str, folder: Path, *options: str) -> subprocess.CompletedProcess:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from PIL import Image
-from support.paths import ROOT
+from support.paths import SUPPORT
 from support.pictures import encoded, noisy, write_store
 from support.poison import HANGS, KILLS, POISON
 
@@ -40,7 +40,7 @@ def test_an_image_that_comes_through_leaves_no_mark(tmp_path):
 
 @pytest.mark.parametrize("work", ["time.sleep(60)", "re.match('(a+)+$', 'a' * 40 + 'b')"])
 def test_the_switch_ends_a_process_that_hangs_with_or_without_pythons_lock(work):
-    code = f"import re, time; from tlbatch.guard import DeadMansSwitch\nwith DeadMansSwitch(0.5, 0.2).watching(): {work}"
+    code = f"import re, time; from tlbatch.execution.isolation import Watchdog\nwith Watchdog(0.5, 0.2).watching(): {work}"
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 1
@@ -50,7 +50,7 @@ def test_the_switch_ends_a_process_that_hangs_with_or_without_pythons_lock(work)
 
 def test_the_switch_leaves_a_busy_process_alone():
     code = (
-        "import time; from tlbatch.guard import DeadMansSwitch\nswitch = DeadMansSwitch(2.0, 1.0)\n"
+        "import time; from tlbatch.execution.isolation import Watchdog\nswitch = Watchdog(2.0, 1.0)\n"
         "for _ in range(25):\n  with switch.watching(): time.sleep(0.1)\nprint('done')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True)
@@ -74,11 +74,10 @@ def test_lethal_images_are_recorded_and_every_other_is_predicted(tmp_path, bundl
             Image.new("RGB", (64, 64), POISON).save(store / name)
     code = f"""
 import json, ray, sys
-sys.path.insert(0, {str(ROOT / "tests")!r})
+sys.path.insert(0, {str(SUPPORT)!r})
 import poison, tlbatch
-from tlbatch import guard
 ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-         runtime_env={{"worker_process_setup_hook": "poison.install", "env_vars": {{"PYTHONPATH": {str(ROOT / "tests")!r}}}}})
+         runtime_env={{"worker_process_setup_hook": "poison.install", "env_vars": {{"PYTHONPATH": {str(SUPPORT)!r}}}}})
 report = tlbatch.classify(images={str(store)!r}, bundle={bundle_url!r}, output={str(tmp_path / "out")!r},
                           rows_per_task=16, plan={plan!r})
 print(json.dumps(report))

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from ray.cluster_utils import Cluster
-from support.paths import ROOT
+from support.paths import SUPPORT
 from support.pictures import COLORS, encoded, noisy, write_store
 
 import tlbatch
@@ -29,10 +29,10 @@ KILLS = int(os.environ.get("TLBATCH_KILLS", "2"))
 
 
 def started(how: str, output: Path, store: Path, bundle: str, rows_per_task: int = 5) -> subprocess.Popen[str]:
-    """The command at work, disturbed as `tests/disturbed.py` says."""
+    """The command at work, disturbed as `tests/support/disturbed.py` says."""
     flags = ["--images", store, "--bundle", bundle, "--output", output]
     flags += ["--set", "run_id=new", "--set", f"rows_per_task={rows_per_task}"]
-    command = [sys.executable, ROOT / "tests" / "disturbed.py", output, how, "classify", *flags]
+    command = [sys.executable, SUPPORT / "disturbed.py", output, how, "classify", *flags]
     return subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -22,7 +22,7 @@ from tlbatch.commands.classify import classify
 from tlbatch.commands.plan import plan
 from tlbatch.config import RunConfig, load
 from tlbatch.errors import ConfigError, OutputError
-from tlbatch.output.run import begin_run, read_pointer, read_runs, read_unfinished_run
+from tlbatch.output.run import begin_run, read_output, read_pointer, read_runs
 from tlbatch.storage.resolve import resolve
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -380,7 +380,7 @@ def test_a_night_that_was_killed_is_forgotten_when_the_table_goes_back(tmp_path,
     night = read_runs(location)[-1]
     facts = {name: night.facts[name] for name in ("spec", "bundle", "base", "skipped", "list_seconds")}
     begin_run(location, "killed", night.manifest, facts, on=read_pointer(location))
-    assert read_unfinished_run(location).run_id == "killed", "while the table is what it adds to, it is the one to continue"
+    assert read_output(location).unfinished.run_id == "killed", "while the table is what it adds to, it is the one to continue"
     tlbatch.rollback(settings["output"], first["run_id"])
     report = tlbatch.classify(**settings, incremental=True)
     assert report["listed"] == 40

@@ -19,6 +19,7 @@ from support.paths import TLBATCH
 from support.pictures import write_store
 
 from tlbatch.output.status import status
+from tlbatch.report import progress
 from tlbatch.report.progress import _Log, follow, in_words
 
 #: What Ray, TensorFlow and OpenVINO say when nobody keeps them from it.
@@ -120,7 +121,7 @@ def test_without_a_terminal_there_is_a_plain_log(bundle_url, tmp_path):
     """The real command with a clock that is thirty times as fast."""
     store = write_store(tmp_path / "images", 300)
     code = (
-        "import sys; from tlbatch import progress; progress._LOG_SECONDS = 1.0\n"
+        "import sys; from tlbatch.report import progress; progress._LOG_SECONDS = 1.0\n"
         "from tlbatch.cli import main; sys.argv[0] = 'tlbatch'; main()"
     )
     command = [sys.executable, "-c", code, "classify", "--images", store, "--bundle", bundle_url]

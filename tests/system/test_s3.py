@@ -11,19 +11,15 @@ import pytest
 from support.command import run_cli
 from support.paths import TLBATCH
 from support.pictures import COLORS, encoded, noisy, write_store
-from support.s3_server import ACCESS, BUCKET, LISTER, SECRET, environment, filesystem, free_ports
+from support.s3_server import ACCESS, BUCKET, LISTER, SECRET, environment, filesystem, free_ports, options
 from support.shards import WRITERS
 
 import tlbatch
 from tlbatch.errors import ChangedError, StoreUnavailableError
 from tlbatch.images.listing import Selection, list_store
 from tlbatch.images.reader import Patience, Reader
-from tlbatch.storage import s3
+from tlbatch.storage import retry, s3
 from tlbatch.storage.resolve import resolve
-
-
-def options(endpoint: str) -> dict:
-    return {"endpoint_url": endpoint}
 
 
 @pytest.fixture
@@ -97,7 +93,7 @@ def test_classify_says_in_one_sentence_what_is_wrong_with_the_store(s3_server, b
     code, said = failing("s3://no-such-bucket/x")
     assert (code, "there is no bucket 'no-such-bucket'" in said) == (2, True), said
     code, said = failing(f"{bucket.url}-nowhere")
-    assert (code, "there is nothing under this name" in said) == (2, True), said
+    assert (code, "nothing is stored under this name" in said) == (2, True), said
     code, said = failing(bucket.url, "somebody-else")
     assert (code, "InvalidAccessKeyId" in said) == (2, True), said
     code, said = failing(bucket.url, secret="wrong")
@@ -286,7 +282,7 @@ def test_shards_on_s3_survive_bad_minutes(faulty, bucket):
 
 
 def test_a_store_that_is_down_ends_the_run_and_not_its_images(bucket, s3_server, monkeypatch):
-    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 1.0)  # of the last question, whether the store is there at all
+    monkeypatch.setattr(retry, "RETRY_SECONDS", 1.0)  # of the last question, whether the store is there at all
     fill(bucket, 1)
     row = list_store(bucket, Selection()).manifest.to_pylist()[0]
     reader = Reader(options("http://127.0.0.1:9"), patience=Patience(deadline=1.0))
@@ -310,7 +306,7 @@ def test_one_object_that_cannot_be_read_costs_only_itself(faulty, bucket):
 
 
 def test_a_wrong_address_is_given_up_after_a_while(monkeypatch):
-    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(retry, "RETRY_SECONDS", 1.0)
     with pytest.raises(OSError, match="the connection failed"):
         resolve("s3://bucket/x", options("http://127.0.0.1:9")).read()
 

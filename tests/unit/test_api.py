@@ -34,6 +34,6 @@ def test_importing_tlbatch_imports_nothing_heavy():
 
 
 def test_a_worker_on_a_cpu_never_imports_tensorflow():
-    code = "import sys, tlbatch.worker; print([n for n in ('tensorflow', 'keras') if n in sys.modules])"
+    code = "import sys, tlbatch.execution.actors; print([n for n in ('tensorflow', 'keras') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

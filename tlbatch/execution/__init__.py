@@ -1,1 +1,1 @@
-"""The stages on Ray. Ray lives here only."""
+"""The stages on Ray. Only this package imports Ray."""

@@ -1,1 +1,1 @@
-"""A store -> pixels: listing, reading loose images and shards, decoding, labels. Pillow lives here only."""
+"""A store -> pixels: listing, reading loose images and shards, decoding, labels. Only this package decodes with Pillow."""

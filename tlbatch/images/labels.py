@@ -1,4 +1,4 @@
-"""Labels files, or folders named after classes -> pairs of an image's name and its label."""
+"""Labels files, or folders named after classes -> pairs of an image name and a label."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from tlbatch.errors import LabelsError
 from tlbatch.schema import from_parquet
 from tlbatch.storage.location import Location
 
-#: In a file whose images may have several labels: this one has none of them.
+#: In a file in which an image may have several labels: this image has none.
 NO_LABEL = "-"
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Labelled images: `column` is the manifest's column the names are of (key or uri), `splits` the file's own parts.
+    """Labelled images; an image with several labels is in several pairs.
 
-    Where an image may have several labels, its name is in several pairs.
+    Attributes:
+        column: the manifest column that the names refer to, key or uri.
+        pairs: name and label of each row.
+        splits: the split of each pair, if the file has a column `split`.
+        source: the file or store that the labels come from, for messages.
     """
 
     column: str
@@ -30,26 +34,26 @@ class Labels:
     source: str = ""
 
     def of_split(self, split: str) -> Labels:
-        """Only the pairs of one part."""
+        """Return only the pairs of one split; raises LabelsError if there are none."""
         if self.splits is None:
-            raise LabelsError(f"The labels file {self.source} has no column split, so there is no part {split!r} in it.")
+            raise LabelsError(f"The labels file {self.source} has no column split, so it cannot select split {split!r}.")
         kept = tuple(pair for pair, part in zip(self.pairs, self.splits, strict=True) if part == split)
         if not kept:
             known = ", ".join(sorted(set(filter(None, self.splits))))
-            raise LabelsError(f"The labels file {self.source} has no image of split {split!r}; it has {known}.")
+            raise LabelsError(f"The labels file {self.source} has no images of split {split!r}; its splits are {known}.")
         return Labels(self.column, kept, None, self.source)
 
 
-def read_all_labels(places: Iterable[Location], *, many: bool = False) -> Labels:
-    """Read several files as one: what a later file says of an image counts, so corrections are another file.
+def read_all_labels(locations: Iterable[Location], *, many: bool = False) -> Labels:
+    """Read several files as one; a later file overrides the labels of an earlier file, image by image.
 
     Raises:
-        LabelsError: as `read_labels`; or one file names keys and another uris.
+        LabelsError: as in `read_labels`; or one file has keys and another has uris.
     """
-    files = [read_labels(location, many=many) for location in places]
+    files = [read_labels(location, many=many) for location in locations]
     if len({file.column for file in files}) > 1:
         raise LabelsError(
-            f"The labels files {' and '.join(file.source for file in files)} name keys and uris; use one of them."
+            f"The labels files {' and '.join(file.source for file in files)} mix keys and uris; use one of the two in all."
         )
     last = {name: number for number, file in enumerate(files) for name, _ in file.pairs}
     kept = [
@@ -63,22 +67,22 @@ def read_all_labels(places: Iterable[Location], *, many: bool = False) -> Labels
 
 
 def read_labels(location: Location, *, many: bool = False) -> Labels:
-    """Read a CSV or Parquet file with `key` (or `uri`), `label` and, if it likes, `split`.
+    """Read a CSV or Parquet file with the columns `key` (or `uri`), `label` and optionally `split`.
 
     Args:
         location: the file.
-        many: an image may have several labels, in as many rows, or none of them, written `-`.
+        many: whether an image may have several labels, one row for each, or none, written `-`.
 
     Raises:
-        LabelsError: it is missing, cannot be understood, lacks a column, or gives one image two labels.
+        LabelsError: the file does not exist, cannot be parsed, lacks a column, or gives one image two labels.
     """
     table = _read_table(location)
     column = next((name for name in ("key", "uri") if name in table.column_names), None)
     found = ", ".join(table.column_names)
     if column is None:
-        raise LabelsError(f"The labels file {location.url} has no column key (or uri); it has {found}.")
+        raise LabelsError(f"The labels file {location.url} has no column key (or uri); its columns are {found}.")
     if "label" not in table.column_names:
-        raise LabelsError(f"The labels file {location.url} has no column label; it has {found}.")
+        raise LabelsError(f"The labels file {location.url} has no column label; its columns are {found}.")
     table = table.filter(pa.compute.is_valid(table["label"]))
     if not table.num_rows:
         raise LabelsError(f"The labels file {location.url} has no row with a label.")
@@ -96,12 +100,12 @@ def _read_table(location: Location) -> pa.Table:
     except (FileNotFoundError, IsADirectoryError):
         raise LabelsError(f"There is no labels file at {location.url}.") from None
     except PermissionError as error:
-        raise LabelsError(f"The labels file {location.url} may not be read: {error}.") from None
+        raise LabelsError(f"No permission to read the labels file {location.url}: {error}.") from None
     try:
         if data.startswith(b"PAR1"):
             table = from_parquet(data)
         else:
-            # Everything is text: a label "01" is not the number 1. Only an empty label is none.
+            # All columns are text, because a label "01" is not the number 1. Only an empty label counts as missing.
             text = pacsv.ConvertOptions(
                 column_types=dict.fromkeys(("key", "uri", "label", "split"), pa.string()),
                 null_values=[""],
@@ -117,24 +121,25 @@ def _read_table(location: Location) -> pa.Table:
 
 
 def read_classes(location: Location) -> list[str]:
-    """The classes of a model in the order of its outputs: lines of text, a CSV or Parquet with `label`, or JSON.
+    """Read the classes of a model in the order of its outputs: lines of text, a CSV or Parquet with `label`, or JSON.
 
-    JSON may be a list, or an object from name to number, as Keras's generators have it in `class_indices`.
+    JSON may be a list, or an object from name to number, like `class_indices` of Keras's generators.
 
     Raises:
-        LabelsError: it is missing, cannot be understood, or names a class twice.
+        LabelsError: the file does not exist, cannot be parsed, or names a class twice.
     """
     if location.url.endswith((".csv", ".parquet")):
         table = _read_table(location)
         if "label" not in table.column_names:
-            raise LabelsError(f"The labels file {location.url} has no column label; it has {', '.join(table.column_names)}.")
+            found = ", ".join(table.column_names)
+            raise LabelsError(f"The labels file {location.url} has no column label; its columns are {found}.")
         classes = table["label"].to_pylist()
     else:
         classes = _classes_of_text(location)
     twice = next((name for name in classes if classes.count(name) > 1), None)
     if twice is not None or len(classes) < 2 or not all(isinstance(name, str) and name for name in classes):
         found = f"it has {twice!r} twice" if twice is not None else f"it has {len(classes)} names"
-        raise LabelsError(f"The labels file {location.url} must name each class of the model once, at least two: {found}.")
+        raise LabelsError(f"The labels file {location.url} must name each class once, and at least two classes: {found}.")
     return list(classes)
 
 
@@ -148,11 +153,11 @@ def _classes_of_text(location: Location) -> list[str]:
     except (FileNotFoundError, IsADirectoryError):
         raise LabelsError(f"There is no labels file at {location.url}.") from None
     except (ValueError, TypeError) as error:
-        raise LabelsError(f"The labels file {location.url} cannot be understood: {error}.") from None
+        raise LabelsError(f"The labels file {location.url} cannot be parsed: {error}.") from None
 
 
 def labels_from_folders(keys: list[str], store: str) -> Labels:
-    """The first folder of each key as its label: `cats/1.jpg` is a `cats`.
+    """Use the first folder of each key as its label: `cats/1.jpg` has the label `cats`.
 
     Raises:
         LabelsError: no key has a folder.
@@ -160,6 +165,7 @@ def labels_from_folders(keys: list[str], store: str) -> Labels:
     pairs = tuple((key, key.split("/", 1)[0]) for key in keys if "/" in key)
     if not pairs:
         raise LabelsError(
-            f"{store} has no folder a class, and no labels file was given: sort the images into folders or use --labels."
+            f"{store} has no folders named after classes, and no labels file was given: "
+            "sort the images into folders or use --labels."
         )
     return Labels("key", pairs, None, store)

@@ -1,7 +1,7 @@
-"""Stage 1: a store -> the manifest, the frozen list of objects a run promises to classify.
+"""Stage 1: a store -> the manifest, the frozen list of objects that a run classifies.
 
-Nothing is asked of a single object: sizes and versions come with the listing. All of it stays in columns, about a hundred
-bytes an object.
+There are no requests for single objects: sizes and versions come with the listing. The listing stays in columns, which take
+about a hundred bytes per object.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tlbatch.storage.location import Location, ObjectInfo
 from tlbatch.storage.range_file import open_range_file
 from tlbatch.storage.resolve import require_folder
 
-#: Called with the number of objects seen so far.
+#: Called with the number of objects listed so far.
 Progress = Callable[[int], None]
 
 _LIST_SUFFIXES = (".csv", ".txt", ".parquet")
@@ -35,7 +35,7 @@ _LIST_COLUMNS = ("uri", "key", "size", "etag")
 
 @dataclass(frozen=True)
 class Listing:
-    """What a store holds: the manifest, how many objects were passed over, and how many seconds it took to find out."""
+    """The result of listing a store: the manifest, the number of skipped objects, and the duration in seconds."""
 
     manifest: pa.Table
     skipped: int
@@ -43,14 +43,15 @@ class Listing:
 
 
 class Selection:
-    """Which objects of a store are classified, and what each of them is.
+    """Decides which objects of a store are classified, and the format of each.
 
-    A pattern without a slash is held against the object's name, one with a slash against its whole key; `*` also matches
-    slashes. Without `include`, the known suffixes of images and shards decide; with a `kind`, every object is of that kind.
+    A glob without a slash is matched with the object's name, a glob with a slash with the whole key; `*` also matches slashes.
+    Without `include`, objects with a known suffix of images or shards are taken. With a `kind` other than auto, every object
+    has that format.
 
     Args:
-        include: take the objects that match one of these.
-        exclude: pass over the objects that match one of these.
+        include: globs of objects to take, instead of the known suffixes.
+        exclude: globs of objects to skip.
         kind: auto, images, tar, parquet or tfrecord.
     """
 
@@ -60,7 +61,7 @@ class Selection:
         self._kind = kind
 
     def formats(self, keys: pa.Array, *, named: bool) -> pa.Array:
-        """The format of each key's object; null where it is not taken. What a person `named` is taken whatever its suffix."""
+        """The format of each key's object; null if it is skipped. Objects that the user `named` are taken whatever the suffix."""
         if self._kind == "auto":
             formats = shards.formats(keys)
             if self._include or named:
@@ -93,37 +94,38 @@ def list_store(
     max_images: int | None = None,
     progress: Progress | None = None,
 ) -> Listing:
-    """List a store once and freeze what it holds.
+    """List a store once, as a manifest that does not change afterwards.
 
     Args:
-        store: a folder with images or shards at any depth, one of them, or a file that lists addresses.
-        selection: which objects are taken; the others are counted.
-        avoid: a folder not to list, the output when it lies inside the store.
-        max_images: take only the first so many objects, for a trial.
-        progress: called now and then with the number of objects seen.
+        store: a folder with images or shards at any depth, a single image or shard, or a file that lists addresses.
+        selection: which objects are taken; the others are counted as skipped.
+        avoid: a folder that is not listed: the output, if it is inside the store.
+        max_images: take only this many objects, the first by key, for a trial.
+        progress: called once per batch with the number of objects listed so far.
 
     Returns:
-        The manifest, sorted by key as bytes (the order S3 lists in, so that a store copied there gives the same rows).
+        The listing. Its manifest is sorted by key as bytes, like an S3 listing, so that a copy of the store on S3 gives the
+        same rows.
 
     Raises:
-        StoreError: the store does not exist, may not be read, or holds no image.
+        StoreError: the store does not exist, cannot be read, or contains no images.
     """
     began = time.monotonic()
-    passed: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     try:
         require_folder(store)
         single = store.info()
         objects = _walked(store, avoid) if single is None else _named(store, single)
-        taken = _taken(objects, selection, passed, progress, named=single is not None)
+        taken = _taken(objects, selection, skipped, progress, named=single is not None)
         manifest = pa.Table.from_batches(list(taken), MANIFEST_SCHEMA)
     except PermissionError as error:
-        raise StoreError(f"The store {store.url} may not be read: {error}.") from None
+        raise StoreError(f"No permission to read the store {store.url}: {error}.") from None
     if not manifest.num_rows:
-        raise StoreError(f"The store {store.url} holds no image to classify{_what_else(passed)}.")
+        raise StoreError(f"The store {store.url} contains no images to classify{_why_nothing(skipped)}.")
     order = pc.sort_indices(manifest["key"])
     manifest = manifest.take(order if max_images is None else order[:max_images]).combine_chunks()
-    pa.default_memory_pool().release_unused()  # only the thread that took it, and this one may end here, gives all back
-    return Listing(manifest, passed.total(), time.monotonic() - began)
+    pa.default_memory_pool().release_unused()  # only the allocating thread releases all memory, and this thread may end here
+    return Listing(manifest, skipped.total(), time.monotonic() - began)
 
 
 #: uri, key, size, etag.
@@ -138,7 +140,7 @@ def _walked(store: Location, avoid: Location | None) -> _Objects:
 
 
 def _named(location: Location, info: ObjectInfo) -> _Objects:
-    """One object, or those that it lists."""
+    """A single object, or the objects that it lists if it is a list of addresses."""
     listed = _addresses(location, info) if suffix(info.key) in _LIST_SUFFIXES else None
     if listed is None:
         listed = pa.table({name: [getattr(info, name)] for name in _LIST_COLUMNS})
@@ -146,21 +148,21 @@ def _named(location: Location, info: ObjectInfo) -> _Objects:
 
 
 def _addresses(location: Location, info: ObjectInfo) -> pa.Table | None:
-    """The objects a list of addresses names; None for a Parquet file that holds images itself.
+    """The objects in a list of addresses; None for a Parquet file that contains images itself.
 
-    An address without a protocol is a path beside the list. `key`, `size` and `etag` may stand in columns of their own;
-    without a key the address as it is written is the key.
+    An address without a protocol is a path relative to the folder of the list. `key`, `size` and `etag` are optional columns.
+    Without a column `key`, the address as written is the key.
 
     Raises:
-        StoreError: it cannot be understood.
+        StoreError: the list cannot be parsed.
     """
     try:
-        return _understood(location, info)
+        return _parse_list(location, info)
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise StoreError(f"The list {location.url} cannot be understood: {str(error).splitlines()[0]}.") from None
+        raise StoreError(f"The list {location.url} cannot be parsed: {str(error).splitlines()[0]}.") from None
 
 
-def _understood(location: Location, info: ObjectInfo) -> pa.Table | None:
+def _parse_list(location: Location, info: ObjectInfo) -> pa.Table | None:
     if suffix(info.key) == ".parquet":
         file = pq.ParquetFile(open_range_file(location, info.size))
         if "uri" not in file.schema_arrow.names:
@@ -191,33 +193,33 @@ def _read_csv(location: Location) -> pa.Table:
     try:
         table = pacsv.read_csv(pa.BufferReader(location.read()), convert_options=text)
     except pa.ArrowInvalid as error:
-        raise StoreError(f"The list {location.url} is no CSV: {str(error).splitlines()[0]}.") from None
+        raise StoreError(f"The list {location.url} is not a CSV file: {str(error).splitlines()[0]}.") from None
     if "uri" not in table.column_names:
-        raise StoreError(f"The list {location.url} has no column uri; it has {', '.join(table.column_names)}.")
+        raise StoreError(f"The list {location.url} has no column uri; its columns are {', '.join(table.column_names)}.")
     return table
 
 
 def _taken(
-    objects: _Objects, selection: Selection, passed: Counter[str], progress: Progress | None, *, named: bool
+    objects: _Objects, selection: Selection, skipped: Counter[str], progress: Progress | None, *, named: bool
 ) -> Iterator[pa.RecordBatch]:
-    seen = 0
+    listed = 0
     for batch in objects:
-        seen += batch.num_rows
+        listed += batch.num_rows
         if progress is not None:
-            progress(seen)
+            progress(listed)
         found = batch
         if found["key"].null_count:
-            passed["name that is not UTF-8"] += found["key"].null_count
+            skipped["name that is not UTF-8"] += found["key"].null_count
             found = found.filter(pc.is_valid(found["key"]))
         formats = selection.formats(found["key"], named=named)
-        left = found.filter(pc.is_null(formats))
-        passed.update(suffix(key) or "no suffix" for key in left["key"].to_pylist())
+        rest = found.filter(pc.is_null(formats))
+        skipped.update(suffix(key) or "no suffix" for key in rest["key"].to_pylist())
         kept = [*found.columns, formats]
         yield pa.RecordBatch.from_arrays(kept, schema=MANIFEST_SCHEMA).filter(pc.is_valid(formats))
 
 
-def _what_else(passed: Counter[str]) -> str:
-    if not passed:
+def _why_nothing(skipped: Counter[str]) -> str:
+    if not skipped:
         return ": it is empty"
-    most = ", ".join(f"{count} {kind}" for kind, count in passed.most_common(3))
-    return f": {passed.total()} other objects were passed over ({most}); --include says what to take"
+    most = ", ".join(f"{count} {kind}" for kind, count in skipped.most_common(3))
+    return f": {skipped.total()} other objects were skipped ({most}); use --include to take them"

@@ -1,7 +1,7 @@
 """An open shard of any format -> its images, one by one.
 
-A torn shard gives every image before the tear and then one failure for the tear. A shard without an image gives one failure,
-because an object that leaves no row would not be accounted for.
+A damaged shard gives every image before the damage and then one failure for the rest. A shard without images gives one
+failure, because every object of the manifest must have a row for the counts to reconcile.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from tlbatch.schema import PARQUET, TAR, TFRECORD
 
 
 def read_members(kind: str, file: IO[bytes], wanted: ShardOptions) -> Iterator[Member]:
-    """Every image of a shard, in its order.
+    """Read every image of a shard, in the order of the shard.
 
     Args:
         kind: `TAR`, `PARQUET` or `TFRECORD`.
-        file: the shard; for Parquet it must be able to seek.
+        file: the shard; for Parquet it must be seekable.
         wanted: how to read it.
 
     Raises:
-        OSError: what the file raises when it cannot be read, for the caller who knows why. Damage is no exception.
+        OSError: `file` could not be read; the caller knows the cause. Damage in the shard gives a failure instead.
     """
     index = 0
     try:
@@ -34,10 +34,10 @@ def read_members(kind: str, file: IO[bytes], wanted: ShardOptions) -> Iterator[M
             yield Member(index, key, data)
             index += 1
     except TornShardError as torn:
-        yield Member(index, wanted.key, Failure("read", torn.kind, f"after {index} images: {torn}"))
+        yield Member(index, wanted.key, Failure("read", torn.kind, f"the rest cannot be read after {index} images: {torn}"))
         return
     if not index:
-        yield Member(0, wanted.key, Failure("read", ErrorKind.EMPTY, "the shard holds no image"))
+        yield Member(0, wanted.key, Failure("read", ErrorKind.EMPTY, "the shard contains no images"))
 
 
 _READERS: Mapping[str, Callable[[IO[bytes], ShardOptions], ShardImages]] = {

@@ -20,21 +20,24 @@ from tlbatch.images.shards import (
 )
 
 _ROWS_AT_ONCE = 32
-#: Bytes of a Parquet file whose row groups may be read at once.
+#: Largest size in bytes of a Parquet file whose row groups are read in one piece.
 _READ_AT_ONCE = 32 << 20
 
 
 def read_parquet(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
-    """A column of bytes, or of Hugging Face's struct of bytes and path; the key is a path or a column that names it."""
+    """Read a column of bytes, or of Hugging Face's struct of bytes and path.
+
+    The key is the path in the struct, or else a column with a usual name, or else the shard's key and the row number.
+    """
     with damage_as_torn_shard():
-        # Pages of a large file are fetched as they are needed, because a row group may be all of it. Not of others: Arrow then
-        # takes a page for as large as it says, and fills 2 GB with zeros for a file of 2 KB that lies.
+        # A large file is read page by page, because one row group may be the whole file. A small file is not: in that mode
+        # Arrow trusts the page size in the header, and fills 2 GB with zeros for a damaged file of 2 KB.
         buffer = BUFFER_BYTES if file.seek(0, io.SEEK_END) > _READ_AT_ONCE else 0
         parquet = pq.ParquetFile(file, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True)
         schema = parquet.schema_arrow
         image = _image_column(schema, wanted.field)
         names = [name for name in KEY_FIELDS if name in schema.names and pa.types.is_string(schema.field(name).type)][:1]
-        # Group by group, or damage in one would take rows of the one before it along.
+        # One row group at a time, so that damage in one group does not lose rows of the group before it.
         batches = (parquet.iter_batches(_ROWS_AT_ONCE, [group], [image, *names]) for group in range(parquet.num_row_groups))
         rows = (row for group in batches for batch in group for row in batch.to_pylist())
         for position, row in enumerate(rows):
@@ -48,8 +51,8 @@ def _image_column(schema: pa.Schema, asked: str | None) -> str:
     if asked is not None:
         candidates = [name for name in candidates if name == asked]
     if not candidates:
-        what = f"no column {asked!r} of bytes" if asked else "no column of bytes"
-        raise TornShardError(f"there is {what}; its columns are {', '.join(schema.names)}", ErrorKind.UNSUPPORTED)
+        missing = f"no column {asked!r} of bytes" if asked else "no column of bytes"
+        raise TornShardError(f"the file has {missing}; its columns are {', '.join(schema.names)}", ErrorKind.UNSUPPORTED)
     return next((name for name in IMAGE_FIELDS if name in candidates), str(candidates[0]))
 
 

@@ -1,1 +1,1 @@
-"""Pixels -> features and scores. Keras, TensorFlow and OpenVINO live here only."""
+"""Pixels -> features and scores. Only this package loads Keras, TensorFlow and OpenVINO."""

@@ -1,6 +1,6 @@
 """The frozen, pretrained networks: a name and weights -> a Keras model from uint8 pixels to features.
 
-A weights file is read as numbers and nothing else: no configuration, no layer and no pickle of it is used.
+Only the numbers of a weights file are read; its configuration, layers and pickles are never used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Scaling = Literal["tf", "torch", "caffe", "unit", "inside"]
 
-# Means and deviations of ImageNet as `keras.applications.imagenet_utils.preprocess_input` has them.
+# Means and standard deviations of ImageNet, from `keras.applications.imagenet_utils.preprocess_input`.
 TORCH_MEAN, TORCH_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 
@@ -37,10 +37,10 @@ class Base:
     """One network of `keras.applications`.
 
     Attributes:
-        name: as Keras spells it.
-        size: height and width it was trained at.
-        scaling: what its `preprocess_input` does: tf (-1 to 1), torch (ImageNet mean and deviation), caffe (BGR, ImageNet
-            mean), or inside, where the network scales its pixels itself. unit (0 to 1) is no base's, but imported models'.
+        name: the name in Keras.
+        size: height and width of the images it was trained on, in pixels.
+        scaling: what its `preprocess_input` does: tf (-1 to 1), torch (ImageNet mean and standard deviation), caffe (BGR,
+            ImageNet mean) or inside (the network scales its pixels itself). unit (0 to 1) occurs only in imported models.
     """
 
     name: str
@@ -52,7 +52,7 @@ def _bases(scaling: Scaling, **sizes: int) -> dict[str, Base]:
     return {name: Base(name, size, scaling) for name, size in sizes.items()}
 
 
-#: Every base of Keras 3.15; a test builds the table anew from `keras.applications` and compares.
+#: Every base of Keras 3.15; a test derives the same table from `keras.applications` and compares.
 BASES: dict[str, Base] = {
     **_bases("inside", ConvNeXtTiny=224, ConvNeXtSmall=224, ConvNeXtBase=224, ConvNeXtLarge=224, ConvNeXtXLarge=224),
     **_bases("torch", DenseNet121=224, DenseNet169=224, DenseNet201=224),
@@ -71,7 +71,7 @@ BASES: dict[str, Base] = {
 
 
 def find_base(name: str) -> Base:
-    """The base of this name; raises ConfigError with the nearest known name."""
+    """The base with this name; raises ConfigError with the nearest known name."""
     try:
         return BASES[name]
     except KeyError:
@@ -79,26 +79,27 @@ def find_base(name: str) -> Base:
 
 
 def build_network(base: Base, size: int, weights: str | bytes) -> keras.Model:
-    """The pretrained network, frozen, without its top.
+    """Build the pretrained network, frozen and without its top.
 
     Args:
         base: which network.
         size: height and width of its input, in pixels.
-        weights: "imagenet" (Keras downloads), "random", or the bytes of a `.h5`, `.weights.h5` or `.keras` file.
+        weights: "imagenet" (Keras downloads them), "random", or the bytes of a `.h5`, `.weights.h5` or `.keras` file.
 
     Raises:
-        WeightsError: the download cannot be reached, or the file does not fit the network.
+        ConfigError: the network cannot be built for images of this size.
+        WeightsError: the download fails, or the file does not fit the network.
     """
     keras = import_quietly("keras")
-    keras.utils.clear_session()  # weights files name unnamed layers by a counter, which must start anew
+    keras.utils.clear_session()  # Keras names layers by a counter, which must start again to match weights files
     build = getattr(keras.applications, base.name)
     pretrained = "imagenet" if weights == "imagenet" else None
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # Keras prints its download there, where the result belongs
+        with contextlib.redirect_stdout(io.StringIO()):  # Keras prints its download progress to stdout
             network = build(weights=pretrained, include_top=False, input_shape=(size, size, 3))
     except ValueError as error:
         raise ConfigError(f"size: {base.name} cannot be built for {size}x{size} images ({_first_line(error)}).") from None
-    except Exception as error:  # Keras wraps every failing download in a bare Exception
+    except Exception as error:  # Keras raises a bare Exception if a download fails
         if weights != "imagenet":
             raise
         raise WeightsError(
@@ -116,15 +117,15 @@ def _first_line(error: Exception) -> str:
 
 
 def with_preprocessing(base: Base, network: keras.Model, size: int) -> tuple[Any, Any]:
-    """Symbolic uint8 pixels (batch, size, size, 3) and the pooled features (batch, F) of `network` on them."""
+    """Symbolic uint8 pixels (batch, size, size, 3) and the pooled features (batch, F) that `network` computes from them."""
     import keras
 
-    pixels, ready = scaled(base.scaling, size)
-    return pixels, keras.layers.GlobalAveragePooling2D(name="features")(network(ready, training=False))
+    pixels, inputs = scaled(base.scaling, size)
+    return pixels, keras.layers.GlobalAveragePooling2D(name="features")(network(inputs, training=False))
 
 
 def scaled(scaling: Scaling, size: int) -> tuple[Any, Any]:
-    """Symbolic uint8 pixels (batch, size, size, 3), and the float32 numbers that a network was trained on."""
+    """Symbolic uint8 pixels (batch, size, size, 3), and the float32 numbers that the network takes."""
     import keras
 
     pixels = keras.Input((size, size, 3), dtype="uint8", name="pixels")
@@ -149,7 +150,7 @@ def _scaling_of(scaling: Scaling, pixels: Any) -> Any:
 
 
 def weights_digest(network: keras.Model) -> str:
-    """sha256 over all weights of a network in order: their shapes and their bytes."""
+    """SHA-256 over the shapes and bytes of all weights of a network, in order."""
     digest = hashlib.sha256()
     for value in network.get_weights():
         digest.update(repr((value.shape, str(value.dtype))).encode())
@@ -158,7 +159,7 @@ def weights_digest(network: keras.Model) -> str:
 
 
 def _load_weights(network: keras.Model, data: bytes) -> None:
-    """Put the numbers of a weights file into `network`; the file may hold more than the network."""
+    """Copy the weights from a file into `network`; the file may contain more than this network."""
     with _open_h5(data) as file:
         if "layers" in file or "_layer_checkpoint_dependencies" in file:
             values = _find_keras3(network, file)
@@ -179,11 +180,11 @@ def _open_h5(data: bytes) -> Iterator[h5py.File]:
         with h5py.File(io.BytesIO(data), "r") as file:
             yield file
     except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise WeightsError(f"weights: the file is no Keras weights file ({_first_line(error)}).") from None
+        raise WeightsError(f"weights: the file is not a Keras weights file ({_first_line(error)}).") from None
 
 
 def _datasets(group: h5py.Group) -> dict[str, np.ndarray]:
-    """Path -> array of every dataset below `group`. Links out of the file are not followed."""
+    """Path -> array of every dataset below `group`. Links to other files are not followed."""
     import h5py
 
     found: dict[str, np.ndarray] = {}
@@ -198,36 +199,36 @@ def _datasets(group: h5py.Group) -> dict[str, np.ndarray]:
 
 
 def _find_keras3(network: keras.Model, file: h5py.File) -> list[np.ndarray]:
-    """Values for a network from Keras 3's layout, where it may lie at any depth.
+    """The weights of a network from Keras 3's layout, in which the network may be at any depth.
 
-    The layout's paths are Keras's own affair, so Keras is asked: the network is saved as it is, and the folder of the
-    file that holds the same paths with the same shapes is the network.
+    The paths of that layout are internal to Keras. So Keras saves the network as it is, and the network is where the weights
+    file has the same paths with the same shapes.
     """
     import h5py
 
     marks = [np.full(variable.shape, number, "float32") for number, variable in enumerate(network.weights)]
     before = network.get_weights()
     with tempfile.TemporaryDirectory() as folder:
-        own = Path(folder, "own.weights.h5")
-        network.set_weights(marks)  # so that each path tells which weight it is
-        network.save_weights(own)
+        path = Path(folder, "paths.weights.h5")
+        network.set_weights(marks)  # the value saved under a path is the number of the weight
+        network.save_weights(path)
         network.set_weights(before)
-        with h5py.File(own, "r") as saved:
-            places = {path: (int(array.flat[0]), array.shape) for path, array in _datasets(saved).items() if array.size}
+        with h5py.File(path, "r") as saved:
+            expected = {name: (int(array.flat[0]), array.shape) for name, array in _datasets(saved).items() if array.size}
     found = _datasets(file)
-    first = next(iter(places))
-    for path in found:
-        prefix = path.removesuffix(first)
-        if path.endswith(first) and all(
-            prefix + own_path in found and found[prefix + own_path].shape == shape for own_path, (_, shape) in places.items()
+    first = next(iter(expected))
+    for name in found:
+        prefix = name.removesuffix(first)
+        if name.endswith(first) and all(
+            prefix + below in found and found[prefix + below].shape == shape for below, (_, shape) in expected.items()
         ):
-            by_number = {number: found[prefix + own_path] for own_path, (number, _) in places.items()}
+            by_number = {number: found[prefix + below] for below, (number, _) in expected.items()}
             return [by_number[number] for number in range(len(network.weights))]
-    raise WeightsError(f"weights: the file holds no weights of the shapes of {network.name}.")
+    raise WeightsError(f"weights: the file does not contain the layers of {network.name}; give a file for this base.")
 
 
 def _find_legacy(network: keras.Model, group: h5py.Group) -> list[np.ndarray]:
-    """Values for a network from the `.h5` layout: by layer and weight name where they are given, else in Keras's order."""
+    """The weights of a network from the `.h5` layout: by layer and weight name if all match, otherwise in Keras's order."""
     in_order = _in_recorded_order(group)
     by_name = {_tail(path): array for path, array in in_order}
     wanted = [(f"{layer.name}/{variable.name}", variable) for layer in network.layers for variable in layer.weights]
@@ -239,8 +240,8 @@ def _find_legacy(network: keras.Model, group: h5py.Group) -> list[np.ndarray]:
         found = values[number].shape if number < len(values) else "nothing"
         if found != tuple(variable.shape):
             raise WeightsError(
-                f"weights: {network.name} wants {name} of shape {tuple(variable.shape)} and the file has {found}; "
-                "they are another network's, or include a top."
+                f"weights: {network.name} needs {name} with shape {tuple(variable.shape)}, but the file has {found}; "
+                "the file is for another network or includes a top."
             )
     return values[: len(wanted)]
 
@@ -266,6 +267,6 @@ def _text(name: bytes | str) -> str:
 
 
 def _tail(path: str) -> str:
-    """`layer/weight` of a path: `mobilenetv2_1.00_160/Conv1/kernel:0` -> `Conv1/kernel`."""
+    """The last two names of a path: `mobilenetv2_1.00_160/Conv1/kernel:0` -> `Conv1/kernel`."""
     parts = path.removesuffix(":0").split("/")
     return "/".join(parts[-2:])

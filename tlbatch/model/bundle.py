@@ -1,7 +1,7 @@
-"""A trained model <-> a bundle: the self-contained folder that is moved, versioned and trusted.
+"""A trained model <-> a bundle: the self-contained folder that is moved, versioned and verified.
 
-`bundle.json` is written last and names the digest of every other file, so a folder without it, or with a file that differs,
-is no bundle. The base's preprocessing is inside the model: outside there are only uint8 RGB pixels.
+`bundle.json` is written last and contains the digest of every other file. A folder without it, or with a file that differs, is
+not a bundle. The model includes the base's preprocessing, so it takes uint8 RGB pixels.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ PROBES = "probes.npz"
 CARD = "card.html"
 SPLIT = "split.csv"
 
-#: What a bundle's folder may hold.
+#: Everything that a bundle's folder may contain.
 NAMES = frozenset((BUNDLE, MODEL, HEAD, PROBES, CARD, SPLIT, "openvino"))
 
-#: How far a probe's scores may be off before an actor refuses to work. Engines differ by up to 1e-5 in float32; the
-#: bfloat16 that OpenVINO takes by default on processors that have it was measured at 0.2.
+#: The largest difference in a probe's scores that the self-test allows. In float32, engines differ by up to 1e-5. With
+#: bfloat16, which OpenVINO uses by default on processors that support it, the difference was measured at 0.2.
 PROBE_TOLERANCE = 1e-3
 _PROBES = 8
 
@@ -73,7 +73,7 @@ class _Input(_Strict):
 
 
 class _Facts(_Strict):
-    """What `bundle.json` must say, whoever wrote it; it may say more."""
+    """The fields that `bundle.json` must have; it may have more. Other people may have written it."""
 
     base: _Base
     input: _Input
@@ -84,20 +84,20 @@ class _Facts(_Strict):
     files: dict[str, _Digest]
 
     @model_validator(mode="after")
-    def _a_threshold_a_label(self) -> Self:
+    def _one_threshold_per_label(self) -> Self:
         if self.label_thresholds is not None and len(self.label_thresholds) != len(self.labels):
-            raise ValueError(f"{len(self.labels)} labels have {len(self.label_thresholds)} thresholds")
+            raise ValueError(f"there are {len(self.labels)} labels and {len(self.label_thresholds)} thresholds")
         return self
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was found and read, its files not yet opened.
+    """A bundle whose `bundle.json` was read; its other files are not opened yet.
 
     Attributes:
         location: where it is stored.
-        facts: `bundle.json`.
-        digest: sha256 of `bundle.json`, which holds all other digests: the bundle's identity.
+        facts: the contents of `bundle.json`.
+        digest: SHA-256 of `bundle.json`. It identifies the bundle, because `bundle.json` contains all other digests.
     """
 
     location: Location
@@ -106,7 +106,7 @@ class Bundle:
 
     @property
     def pinned(self) -> str:
-        """Its address, at which nothing but this very bundle will do: what a run gives to its actors."""
+        """Its address with its digest. A run gives this address to its actors, so that they refuse any other bundle."""
         return f"{self.location.url}{PIN}{self.digest}"
 
     @property
@@ -117,33 +117,36 @@ class Bundle:
 
     @property
     def labels(self) -> list[str]:
-        """The classes in the order of the scores; empty where there is no head, only a base."""
+        """The classes in the order of the scores; empty if the bundle has only a base."""
         return list(self.facts["labels"])
 
     @property
     def features_length(self) -> int:
-        """How many numbers the base gives for an image."""
+        """The length of a feature vector."""
         return int(self.facts["features_length"])
 
     @property
     def base_digest(self) -> str:
-        """sha256 of all that features depend on (network, weights, input size, preprocessing): of equal ones, they are too."""
+        """SHA-256 over everything the features depend on (network, weights, input size, preprocessing).
+
+        Equal digests mean equal features.
+        """
         return _base_digest(self.facts)
 
     @property
     def abstain_threshold(self) -> float | None:
-        """Below this score the table says `abstained`; None where the bundle always answers."""
+        """Images whose best score is lower are marked `abstained`; None if the bundle never abstains."""
         return cast("float | None", self.facts["abstain_threshold"])
 
     @property
     def label_thresholds(self) -> list[float] | None:
-        """From which score on each label is given, where an image may have any number of them; None where it has one."""
+        """For each label the lowest score at which an image gets it; None if each image has exactly one label."""
         thresholds = self.facts.get("label_thresholds")
         return None if thresholds is None else [float(value) for value in thresholds]
 
     @property
     def for_run(self) -> dict[str, Any]:
-        """What `run.json` says of the bundle it worked with, besides its digest."""
+        """The fields of `run.json` that describe the bundle, besides its digest."""
         return {
             "bundle_url": self.location.url,
             "base": self.base_digest,
@@ -156,7 +159,7 @@ class Bundle:
         """The files on this machine, each checked against its digest.
 
         Raises:
-            BundleError: a file is missing or is not the one the bundle was made of.
+            BundleError: a file is missing or differs from its digest.
         """
         cache = Path(tempfile.gettempdir(), f"tlbatch-bundles-{os.getuid()}", self.digest)
         try:
@@ -169,59 +172,59 @@ class Bundle:
         return folder
 
     def require_whole(self) -> None:
-        """Raises BundleError unless every file is there and is the recorded one."""
+        """Raises BundleError unless every file exists and matches its digest."""
         _ = self.folder
 
     def has(self, name: str) -> bool:
-        """Whether a file belongs to the bundle."""
+        """Whether the bundle has a file of this name."""
         return name in self.facts["files"]
 
     def probes(self) -> dict[str, np.ndarray]:
-        """`pixels` (n, height, width, 3) uint8 and the `features` and, with a head, `scores` they must give."""
+        """`pixels` (n, height, width, 3) uint8, and the expected `features` and, with a head, `scores`."""
         with np.load(self.folder / PROBES, allow_pickle=False) as file:
             return dict(file)
 
 
 def load_bundle(url: str, storage_options: Mapping[str, Any] | None = None) -> Bundle:
-    """Read a bundle's facts; its other files are fetched and checked when `folder` is first asked for.
+    """Read `bundle.json`; the other files are fetched and checked when `folder` is first read.
 
     Args:
-        url: the bundle's folder; `URL#sha256=DIGEST` takes only the bundle whose `bundle.json` has that digest.
+        url: the bundle's folder; `URL#sha256=DIGEST` accepts only the bundle whose `bundle.json` has that digest.
         storage_options: fsspec's options for it.
 
     Raises:
-        BundleError: there is no bundle, or one of a newer format, or another one than was pinned.
+        BundleError: there is no bundle, its format is newer, or it is not the pinned one.
     """
     where, pin = _unpinned(url)
     location = resolve(where, storage_options)
     try:
         data = location.join(BUNDLE).read()
     except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(f"There is no bundle at {location.url}: it has no {BUNDLE}; `tlbatch train` makes one.") from None
+        raise BundleError(f"There is no bundle at {location.url}: it has no {BUNDLE}. `tlbatch train` creates one.") from None
     except PermissionError as error:
-        raise BundleError(f"The bundle {location.url} may not be read: {error}.") from None
+        raise BundleError(f"The bundle {location.url} cannot be read: {error}.") from None
     digest = sha256(data)
     if pin not in ("", digest):
         raise BundleError(
-            f"The bundle {location.url} is not the one that was asked for: its {BUNDLE} has sha256 {digest}, not {pin}."
+            f"The bundle {location.url} is not the pinned one: its {BUNDLE} has the sha256 {digest}, not {pin}."
         )
-    return Bundle(location, _understood(data, location.url), digest)
+    return Bundle(location, _validated(data, location.url), digest)
 
 
 def _unpinned(url: str) -> tuple[str, str]:
-    """A bundle's address, and the digest it is pinned to; empty where it is not.
+    """Split an address into the bundle's address and its pinned digest, which is empty if there is none.
 
     Raises:
-        BundleError: what stands there is no digest.
+        BundleError: the pinned digest is not a digest.
     """
     where, _, pin = url.partition(PIN)
     if PIN in url and not re.fullmatch("[0-9a-f]{64}", pin):
-        raise BundleError(f"{url} pins no bundle: {PIN} takes the 64 digits that `sha256sum {BUNDLE}` prints; found {pin!r}.")
+        raise BundleError(f"{url}: {PIN} takes the 64 digits that `sha256sum {BUNDLE}` prints; found {pin!r}.")
     return where, pin
 
 
-def _understood(data: bytes, url: str) -> dict[str, Any]:
-    """`bundle.json` as facts; other people may have written it."""
+def _validated(data: bytes, url: str) -> dict[str, Any]:
+    """The contents of `bundle.json`, checked, because other people may have written it."""
     try:
         facts = from_json(data)
     except ValueError:
@@ -230,34 +233,34 @@ def _understood(data: bytes, url: str) -> dict[str, Any]:
     if type(found) is int and found != FORMAT_VERSION:
         raise BundleError(f"The bundle {url} has format {found}; this tlbatch reads format {FORMAT_VERSION}.")
     if found != FORMAT_VERSION:
-        raise BundleError(f"{url} is no bundle: its {BUNDLE} cannot be understood.")
+        raise BundleError(f"{url} is not a bundle: its {BUNDLE} is not JSON with a format_version.")
     try:
         files = _Facts.model_validate(facts).files
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])).encode("unicode_escape").decode()[:100]  # may be a stranger's words
-        named = f"{where} in its {BUNDLE}" if where else f"its {BUNDLE}"
-        raise BundleError(f"{url} is no bundle: {named} will not do: {first['msg'].removeprefix('Value error, ')}.") from None
+        where = ".".join(map(str, first["loc"])).encode("unicode_escape").decode()[:100]  # text from the file
+        field = f"{where} in its {BUNDLE}" if where else f"its {BUNDLE}"
+        raise BundleError(f"{url} is not a bundle: {field} is invalid: {first['msg'].removeprefix('Value error, ')}.") from None
     if not all(_is_inside(name) for name in files):
-        raise BundleError(f"{url} is no bundle: its {BUNDLE} cannot be understood.")
+        raise BundleError(f"{url} is not a bundle: its {BUNDLE} lists files that a bundle does not have.")
     return cast("dict[str, Any]", facts)
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a file's name stays in its bundle's folder: nobody writes elsewhere through a bundle."""
+    """Whether a file name stays inside the bundle's folder, so that no bundle can write elsewhere."""
     return name.split("/", maxsplit=1)[0] in NAMES and not {"..", ""} & set(name.split("/")) and "\\" not in name
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """A base that is ready to be run and to carry heads.
+    """A base that is ready to run and to get heads.
 
     Attributes:
-        base: which network of `keras.applications`, or one that was imported.
-        size: height and width of its pixels.
-        weights: where its weights came from, as a person said it.
+        base: a network of `keras.applications`, or an imported one.
+        size: height and width of its input, in pixels.
+        weights: the source of its weights, as the user gave it.
         network: the network itself.
-        extractor: uint8 pixels (batch, size, size, 3) -> features (batch, F), the preprocessing inside.
+        extractor: uint8 pixels (batch, size, size, 3) -> features (batch, F); includes the preprocessing.
         openvino: the extractor's OpenVINO files.
     """
 
@@ -270,7 +273,7 @@ class Frozen:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What `bundle.json` says of it."""
+        """The fields of `bundle.json` that describe the base."""
         base = {"name": self.base.name, "weights": self.weights, "weights_digest": bases.weights_digest(self.network)}
         return {
             "base": {**base, "scaling": self.base.scaling},
@@ -280,7 +283,7 @@ class Frozen:
 
     @property
     def digest(self) -> str:
-        """As `Bundle.base_digest`."""
+        """The same digest as `Bundle.base_digest`."""
         return _base_digest(self.facts)
 
 
@@ -291,16 +294,16 @@ def _base_digest(facts: Mapping[str, Any]) -> str:
 
 
 def freeze(base: bases.Base, size: int, weights: str, data: str | bytes) -> Frozen:
-    """Build a base with its weights and export it.
+    """Build a base with its weights and export it to OpenVINO.
 
     Args:
         base: which network.
-        size: height and width of its pixels.
-        weights: where the weights came from.
+        size: height and width of its input, in pixels.
+        weights: the source of the weights.
         data: "imagenet", "random", or the bytes of the weights file.
 
     Raises:
-        WeightsError: the weights cannot be had or do not fit.
+        WeightsError: the weights cannot be downloaded or do not fit.
     """
     network = bases.build_network(base, size, data)
     import keras
@@ -311,7 +314,7 @@ def freeze(base: bases.Base, size: int, weights: str, data: str | bytes) -> Froz
 
 
 def frozen_base_of(bundle: Bundle) -> Frozen:
-    """The base of a bundle, ready to carry another head."""
+    """The base of a bundle, ready to get another head."""
     keras = import_quietly("keras")
     model = load_safely(bundle.folder / MODEL)
     extractor = keras.Model(model.input, {"features": model.output["features"]})
@@ -323,7 +326,7 @@ def frozen_base_of(bundle: Bundle) -> Frozen:
 
 @dataclass(frozen=True)
 class Trained:
-    """A head for a frozen base, how its scores are read, and how well it does."""
+    """A head for a frozen base, its labels and thresholds, and how it was trained and measured."""
 
     head: keras.Model
     labels: tuple[str, ...]
@@ -334,12 +337,14 @@ class Trained:
 
 
 def require_bundle_place(location: Location) -> None:
-    """Raises BundleError where a folder holds something that a bundle would not, or cannot be addressed."""
+    """Raises BundleError if a folder contains files that do not belong to a bundle, or if the address pins a digest."""
     if PIN in location.url:
-        raise BundleError(f"{location.url}: a bundle that is yet to be written has no digest; leave {PIN}… away.")
-    strange = [name for name in location.names() if name not in NAMES and not name.startswith(".")]
-    if strange:
-        raise BundleError(f"{location.url} holds more than a bundle ({strange[0]}, …); choose another folder for --bundle.")
+        raise BundleError(f"{location.url}: a new bundle has no digest yet; remove {PIN}… from the address.")
+    foreign = [name for name in location.names() if name not in NAMES and not name.startswith(".")]
+    if foreign:
+        raise BundleError(
+            f"{location.url} contains files that do not belong to a bundle ({foreign[0]}, …); choose another folder for --bundle."
+        )
 
 
 def save_bundle(
@@ -349,14 +354,14 @@ def save_bundle(
     probe_pixels: np.ndarray,
     extra: Mapping[str, bytes] | None = None,
 ) -> Bundle:
-    """Stack base and head and put the bundle in its place, `bundle.json` last.
+    """Join base and head into one model and write the bundle, `bundle.json` last.
 
     Args:
         location: where the bundle is written; an existing bundle is replaced.
         frozen: the base.
-        trained: the head; None makes a bundle that only extracts features.
-        probe_pixels: (n, size, size, 3) uint8 images, of which some become the bundle's self-test.
-        extra: further files, name -> bytes, such as the card.
+        trained: the head; None for a bundle that only extracts features.
+        probe_pixels: (n, size, size, 3) uint8 images; some become the probes of the bundle's self-test.
+        extra: further files, name -> bytes, such as the model card.
     """
     model = _stack(frozen, trained)
     files = {MODEL: saved(model), PROBES: _probes(model, probe_pixels), **(extra or {})}
@@ -374,7 +379,7 @@ def save_bundle(
 
 
 def copy_bundle(bundle: Bundle, location: Location) -> Bundle:
-    """Put a bundle's files into another place, `bundle.json` last; a bundle that is there already is replaced."""
+    """Copy a bundle's files to another location, `bundle.json` last; an existing bundle is replaced."""
     data = bundle.location.join(BUNDLE).read()
     location.join(BUNDLE).delete()
     for name in bundle.facts["files"]:
@@ -404,9 +409,9 @@ def saved(model: keras.Model) -> bytes:
 
 def _probes(model: keras.Model, pixels: np.ndarray) -> bytes:
     chosen = pixels[np.linspace(0, len(pixels) - 1, min(_PROBES, len(pixels))).astype(int)]
-    given = {name: np.asarray(value) for name, value in model(chosen, training=False).items()}
+    expected = {name: np.asarray(value) for name, value in model(chosen, training=False).items()}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, pixels=chosen, **given)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, pixels=chosen, **expected)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""Scores and the truth -> how honest the scores are, and what makes them so; pure."""
+"""Scores and true labels -> calibration error, temperature and score thresholds; pure functions."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _LEAST = 1e-12
 
 
 def fit_temperature(scores: np.ndarray, classes: np.ndarray) -> float:
-    """The temperature that makes softmax scores fit the truth best, by log loss.
+    """The temperature at which softmax scores fit the true classes best, by log loss.
 
-    Dividing the logits by it changes no label (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017). A few
-    images that are all told right would ask for scores of one, so each counts as right with probability (n + 1) / (n + C) and
-    no more (Platt, "Probabilistic Outputs for Support Vector Machines", 1999).
+    Dividing the logits by it changes no predicted label (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
+    If a few images are all predicted correctly, the best fit would be scores of one. So the target of the true class is
+    (n + 1) / (n + C) instead of one (Platt, "Probabilistic Outputs for Support Vector Machines", 1999).
 
     Args:
-        scores: (n, C) softmax scores of images the head was not trained on.
+        scores: (n, C) softmax scores of images that the head was not trained on.
         classes: (n,) their true class numbers.
     """
     from scipy.optimize import minimize_scalar
@@ -37,7 +37,7 @@ def fit_temperature(scores: np.ndarray, classes: np.ndarray) -> float:
 
 
 def calibration_error(scores: np.ndarray, classes: np.ndarray) -> float:
-    """Expected calibration error of the best class: |accuracy - mean score| in 15 bins of equal width, weighted by images.
+    """Expected calibration error of the best class: |accuracy - mean score| in 15 bins of equal width, weighted by size.
 
     Args:
         scores: (n, C) scores.
@@ -51,7 +51,7 @@ def calibration_error(scores: np.ndarray, classes: np.ndarray) -> float:
 
 
 class Abstaining(NamedTuple):
-    """A threshold on the best score: `precision` of the images at or above it, `answered` of all `images`."""
+    """A threshold on the best score: `answered` of all `images` reach it, and their share of correct answers is `precision`."""
 
     threshold: float
     precision: float
@@ -60,7 +60,7 @@ class Abstaining(NamedTuple):
 
 
 def at_threshold(scores: np.ndarray, classes: np.ndarray, threshold: float) -> Abstaining:
-    """What a threshold does to scored images."""
+    """The effect of a threshold on scored images."""
     best = scores.max(axis=1)
     answered = best >= np.float32(threshold)
     right = scores.argmax(axis=1)[answered] == classes[answered]
@@ -68,12 +68,12 @@ def at_threshold(scores: np.ndarray, classes: np.ndarray, threshold: float) -> A
 
 
 def threshold_for(scores: np.ndarray, classes: np.ndarray, precision: float) -> Abstaining | None:
-    """The lowest threshold at which so many of the answers are right; None where no threshold does it.
+    """The lowest threshold whose answers reach a precision; None if no threshold does.
 
     Args:
-        scores: (n, C) scores of images the head was not trained on.
+        scores: (n, C) scores of images that the head was not trained on.
         classes: (n,) true class numbers.
-        precision: the wanted share of right answers.
+        precision: the wanted share of correct answers.
     """
     best = scores.max(axis=1)
     right = (scores.argmax(axis=1) == classes)[np.argsort(-best, kind="stable")]
@@ -84,26 +84,26 @@ def threshold_for(scores: np.ndarray, classes: np.ndarray, precision: float) -> 
 
 
 def _just_below(scores: np.ndarray, score: float) -> float:
-    """Half way to the next lower score, so that other last digits, such as those of float16 features, change nothing."""
+    """Halfway to the next lower score, so that other last digits, such as those from float16 features, make no difference."""
     lower = scores[scores < score]
     return float((score + lower.max()) / 2 if len(lower) else score)
 
 
-def thresholds_by_f1(scores: np.ndarray, truth: np.ndarray) -> tuple[float, ...]:
-    """For each class of a head with many labels an image, the threshold with the best F1; 0.5 where nothing tells.
+def thresholds_by_f1(scores: np.ndarray, labels: np.ndarray) -> tuple[float, ...]:
+    """For each class of a multi-label head the threshold with the best F1; 0.5 if all images have the label, or none has it.
 
     Args:
-        scores: (n, C) sigmoid scores of images the head was not trained on.
-        truth: (n, C) 1 where an image has the label.
+        scores: (n, C) sigmoid scores of images that the head was not trained on.
+        labels: (n, C) 1 where an image has the label.
     """
     from sklearn.metrics import precision_recall_curve
 
     found = []
     for number in range(scores.shape[1]):
-        if not 0 < truth[:, number].sum() < len(truth):
+        if not 0 < labels[:, number].sum() < len(labels):
             found.append(0.5)
             continue
-        precision, recall, thresholds = precision_recall_curve(truth[:, number], scores[:, number])
+        precision, recall, thresholds = precision_recall_curve(labels[:, number], scores[:, number])
         f1 = 2 * precision * recall / np.maximum(precision + recall, _LEAST)
         found.append(_just_below(scores[:, number], thresholds[int(np.argmax(f1[:-1]))]))
     return tuple(found)

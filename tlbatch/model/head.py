@@ -1,4 +1,4 @@
-"""Features and the truth -> a trained head whose scores are honest."""
+"""Features and true labels -> a trained head with calibrated scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DROPOUT = 0.2
 
 @dataclass(frozen=True)
 class HeadTraining:
-    """How a head is trained. `epochs` is the most; training ends when `patience` epochs brought validation no further."""
+    """How a head is trained: for `epochs` epochs, or until validation has not improved for `patience` epochs."""
 
     epochs: int = 100
     patience: int = 10
@@ -31,9 +31,9 @@ class HeadTraining:
 
 @dataclass(frozen=True)
 class DataSplit:
-    """One part of the labelled images: features (n, F) float32, and what they are.
+    """One part of the labelled images: features (n, F) float32, and their classes.
 
-    `classes` is (n,) class numbers; where an image may have any number of labels, (n, C) with 1 for each it has.
+    `classes` is (n,) class numbers; if an image may have several labels, it is (n, C) with 1 for each label of the image.
     """
 
     features: np.ndarray
@@ -56,7 +56,7 @@ def train_head(
     """Train a head on features with Adam and cross-entropy.
 
     Returns:
-        The head at its best epoch by validation loss, and each epoch's losses and accuracies.
+        The head with the weights of its best epoch by validation loss, and the losses and accuracies of each epoch.
     """
     import keras
 
@@ -84,18 +84,18 @@ def train_head(
 
 
 def _class_weight(classes: np.ndarray) -> dict[int, float]:
-    """Rare classes weigh as much as common ones: n / (C * images of the class)."""
+    """Weights by which rare classes count as much as common ones: n / (C * images of the class)."""
     from sklearn.utils.class_weight import compute_class_weight
 
     if classes.ndim == 2:
-        raise ConfigError("class_weight: an image with several labels has no single weight; leave it at none.")
+        raise ConfigError("class_weight: images with several labels cannot be weighted by class; set it to none.")
     present = np.unique(classes)
     return dict(zip(present.tolist(), compute_class_weight("balanced", classes=present, y=classes).tolist(), strict=True))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How a head's scores are read: not at all below `abstain_threshold`, or with a threshold a label; and how good that is."""
+    """How a head's scores are read: with one threshold for abstaining, or with one per label; `facts` are the measurements."""
 
     abstain_threshold: float | None
     label_thresholds: tuple[float, ...] | None
@@ -103,16 +103,16 @@ class Calibration:
 
 
 def calibrate(head: keras.Model, validation: DataSplit, test: DataSplit, precision: float | None) -> Calibration:
-    """Fit a temperature on the validation part, put it into the head, choose thresholds there; measure on the test part.
+    """Fit temperature and thresholds on the validation part, apply the temperature to the head, measure on the test part.
 
     Args:
-        head: changed in place: its last layer is divided by the temperature.
-        validation: images that ended training.
-        test: images that are only measured on.
-        precision: the wanted share of right answers among those given; None: every image is answered.
+        head: changed in place: the weights of its last layer are divided by the temperature.
+        validation: the images that decided when training ended.
+        test: images that are used for measurements only.
+        precision: the wanted share of correct answers among the answered images; None to answer every image.
 
     Raises:
-        ConfigError: no threshold gives that precision.
+        ConfigError: no threshold reaches the precision.
     """
     if validation.classes.ndim == 2:
         return Calibration(None, thresholds_by_f1(scores_of(head, validation), validation.classes), {})
@@ -128,14 +128,14 @@ def calibrate(head: keras.Model, validation: DataSplit, test: DataSplit, precisi
         return Calibration(None, None, facts)
     chosen = threshold_for(scores, validation.classes, precision)
     if chosen is None:
-        raise ConfigError(f"precision: at no threshold are {precision:.0%} of the validation part's answers right.")
+        raise ConfigError(f"precision: no score threshold reaches {precision:.0%} on the validation images; choose a lower value.")
     tested = at_threshold(scores_of(head, test), test.classes, chosen.threshold)
     facts["abstaining"] = {"wanted": precision, "validation": chosen._asdict(), "test": tested._asdict()}
     return Calibration(chosen.threshold, None, facts)
 
 
 def scores_of(head: keras.Model, part: DataSplit) -> np.ndarray:
-    """(n, C) scores of a part of the images."""
+    """(n, C) scores of one part of the images."""
     return np.asarray(head(part.features, training=False))
 
 

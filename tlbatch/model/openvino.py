@@ -1,7 +1,7 @@
 """Keras models -> OpenVINO models: a base is exported once, and each head is joined to it.
 
-Exporting MobileNetV2 takes two seconds and a head a tenth of that, so a training exports its base for extracting features and
-uses the same files again in the bundle.
+Exporting MobileNetV2 takes two seconds, and exporting a head takes a tenth of that. So training exports its base once, extracts
+features with it, and puts the same files into the bundle.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import keras
 
-#: The two files of an OpenVINO model, as every bundle holds them.
+#: The two files of an OpenVINO model in a bundle.
 XML, BIN = "openvino/model.xml", "openvino/model.bin"
 
 Files = Mapping[str, bytes]
@@ -29,11 +29,11 @@ def export_openvino(model: keras.Model) -> Files:
 
 
 def join_openvino(base: Files, head: Files) -> Files:
-    """One OpenVINO model that gives the base's features and, behind them, the head's scores.
+    """Join base and head into one OpenVINO model, whose outputs are features and scores.
 
     Args:
-        base: takes pixels, gives features.
-        head: takes features, gives scores.
+        base: takes pixels and gives features.
+        head: takes features and gives scores.
     """
     import openvino
 
@@ -53,16 +53,16 @@ def join_openvino(base: Files, head: Files) -> Files:
 
 
 def cut_head(joined: Any) -> Any:
-    """The inverse of `join` for its second half: the OpenVINO model from features to scores."""
+    """The head of a joined OpenVINO model as a model of its own: features -> scores."""
     import openvino
 
     ports = {name: port for port in joined.outputs for name in port.get_names()}
     features = ports["features"].get_node().input_value(0)
-    given = openvino.op.Parameter(openvino.Type.f32, openvino.PartialShape([-1, features.get_partial_shape()[1]]))
+    parameter = openvino.op.Parameter(openvino.Type.f32, openvino.PartialShape([-1, features.get_partial_shape()[1]]))
     for user in features.get_target_inputs():
         if user.get_node().get_type_name() != "Result":
-            user.replace_source_output(given.output(0))
-    return openvino.Model([ports["scores"].get_node()], [given], "head")
+            user.replace_source_output(parameter.output(0))
+    return openvino.Model([ports["scores"].get_node()], [parameter], "head")
 
 
 def _read(xml: Path) -> Files:

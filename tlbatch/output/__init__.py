@@ -1,1 +1,1 @@
-"""Outcome rows -> a published table, and back. Nothing here knows Ray or a model."""
+"""Outcome rows -> a published table, and back. This package uses neither Ray nor a model."""

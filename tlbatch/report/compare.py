@@ -1,4 +1,4 @@
-"""Two runs -> how far they agree, what changed, and how far scores, labels and features have drifted."""
+"""Two runs -> their agreement, the images whose label changed, and the drift of scores, labels and features."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tlbatch.output.table import read_table
 from tlbatch.report.drift import index_of_shares, stability_index
 from tlbatch.storage.resolve import resolve
 
-#: Images whose features are looked at: the first files up to so many.
+#: Most images whose features are compared. They are taken from the first files of the table.
 _MOST_VECTORS = 20_000
 _COLUMNS = ["uri", "key", "label", "score"]
 _MOST_CHANGED = 20
@@ -28,28 +28,28 @@ _MOST_CHANGED = 20
 def compare(
     run_a: str, run_b: str, *, most: int = _MOST_CHANGED, storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Hold two runs against each other.
+    """Compare two runs.
 
     Args:
-        run_a: a run's folder, or an output, of which the newest published run is taken.
-        run_b: the same.
-        most: how many of the most changed images are named.
+        run_a: a run's folder, or an output, whose newest published run is taken.
+        run_b: the run or output to compare it with.
+        most: maximum number of images in `most_changed`.
         storage_options: fsspec's options for both.
 
     Returns:
-        `images` in both, `only_a` and `only_b`; `agreement`, the share of those in both with the same label; `moved`, how
-        often one label became another; `most_changed`; `psi_scores`, `psi_labels` and, where both runs have features,
-        `psi_features` (the mean over all of them); `psi`, the largest of these. Above 0.1 a population stability index tells
-        of a small change, above 0.25 of a large one (Siddiqi, "Credit Risk Scorecards", 2006).
+        `images`, the number of images in both runs; `only_a` and `only_b`; `agreement`, the share of images in both runs that
+        have the same label; `moved`, how often one label became another; `most_changed`; `psi_scores`, `psi_labels` and, if
+        both runs have features, `psi_features` (the mean over all features); `psi`, the largest of these indices. A population
+        stability index above 0.1 indicates a small change, above 0.25 a large one (Siddiqi, "Credit Risk Scorecards", 2006).
 
     Raises:
-        OutputError: there is no run, or one without predictions.
+        OutputError: nothing is published there, or a run has no predictions.
     """
     return compare_tables(_find(run_a, storage_options), _find(run_b, storage_options), most)
 
 
 def _find(url: str, options: Mapping[str, Any] | None) -> list[Run]:
-    """The runs that make up a table, the oldest first."""
+    """The runs that form a table, the oldest first."""
     named = run_at(url, options)
     if named is not None:
         output, run = named
@@ -57,12 +57,12 @@ def _find(url: str, options: Mapping[str, Any] | None) -> list[Run]:
     location = resolve(url, options)
     found = read_table_runs(location)
     if not found:
-        raise OutputError(f"Nothing is published at {location.url}, and it is no run's folder.")
+        raise OutputError(f"Nothing is published at {location.url}, and it is not the folder of a run.")
     return found
 
 
 def compare_tables(table_a: Sequence[Run], table_b: Sequence[Run], most: int = _MOST_CHANGED) -> dict[str, Any]:
-    """`compare`, of the runs that make up two tables, each the oldest first."""
+    """`compare` for two tables, each given as the runs that form it, the oldest first."""
     first, second = (read_table(runs, "predictions", _COLUMNS).to_pandas() for runs in (table_a, table_b))
     both = _side_by_side(first, second)
     same = both["label_a"] == both["label_b"]
@@ -89,7 +89,7 @@ def compare_tables(table_a: Sequence[Run], table_b: Sequence[Run], most: int = _
 
 
 def _side_by_side(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """The images of both runs. A name that stands twice in a run is told apart by its place among its likes."""
+    """The images of both runs. Rows of one run with the same name are matched in their order."""
     names = ["uri", "key", "copy"]
     numbered = [frame.assign(copy=frame.groupby(["uri", "key"]).cumcount()) for frame in (first, second)]
     return numbered[0].merge(numbered[1], on=names, suffixes=("_a", "_b"))
@@ -101,7 +101,7 @@ def _moved(changed: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _most_changed(both: pd.DataFrame, same: pd.Series, most: int) -> list[dict[str, Any]]:
-    """Labels that changed come first, the surer on both sides the further up; then scores that moved."""
+    """The most changed images: first changed labels, by the sum of both scores, then changed scores, by their difference."""
     moved = (both["score_a"] - both["score_b"]).abs()
     change = moved.where(same, 1 + both["score_a"] + both["score_b"])
     chosen = both.assign(change=change).nlargest(most, "change")
@@ -118,7 +118,7 @@ def _shares_of_labels(first: pd.Series, second: pd.Series) -> tuple[np.ndarray, 
 
 
 def _vectors(runs: Sequence[Run]) -> np.ndarray | None:
-    """(n, F) features of a table's images, the newest runs' first; None where a run of it has none, or others."""
+    """(n, F) features of a table's images, the newest runs first; None if a run has no features or features of another kind."""
     if not all(run.facts["spec"].get("features") and run.location.join(schema.REPORT).exists() for run in runs):
         return None
     if len({features_kind(run) for run in runs}) > 1:

@@ -1,4 +1,4 @@
-"""How far numbers or shares have moved between two samples; pure."""
+"""Two samples of numbers or counts -> how far their distributions differ; pure."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-#: Bins of a population stability index, cut where the first run has as many images in each.
+#: Bins of a population stability index. Each holds the same share of the first sample.
 _BINS = 10
 
 
 def stability_index(first: np.ndarray, second: np.ndarray) -> float:
-    """Population stability index of two samples of numbers, over bins with a tenth of the first sample each.
+    """Population stability index of two samples of numbers, over bins that each hold a tenth of the first sample.
 
-    Sum of (q - p) ln(q / p) over the bins, p and q being the shares of the first and the second sample. Where the first
-    sample has few values, bins that would be cut at the same value are one.
-    Without a number on one side there is nothing to tell, and the index is 0.
+    The index is the sum of (q - p) ln(q / p) over the bins, where p and q are the shares of the first and the second sample.
+    If the first sample has few distinct values, bins with equal edges are merged. If one sample is empty, the index is 0.
     """
     if not len(first) or not len(second):
         return 0.0
@@ -27,18 +26,18 @@ def stability_index(first: np.ndarray, second: np.ndarray) -> float:
     return index_of_shares(*(count / max(1, count.sum()) for count in counts))
 
 
-#: A share of no image counts as this, or the index would be infinite.
+#: Replaces a share of 0, which would make the index infinite.
 _LEAST_SHARE = 1e-4
 
 
 def stability(first: Sequence[int], second: Sequence[int]) -> tuple[float, float]:
-    """How far counts have moved: their population stability index, and how probable as much would be by chance.
+    """Population stability index of two sets of counts, and the probability of such a difference by chance.
 
-    The probability is that of Pearson's chi-square test of homogeneity.
+    The probability is the p-value of Pearson's chi-square test of homogeneity.
 
     Args:
-        first: a count for each bin.
-        second: the same bins, counted later.
+        first: a count per bin.
+        second: later counts of the same bins.
     """
     from scipy.stats import chi2_contingency
 
@@ -51,6 +50,6 @@ def stability(first: Sequence[int], second: Sequence[int]) -> tuple[float, float
 
 
 def index_of_shares(first: np.ndarray, second: np.ndarray) -> float:
-    """Population stability index of shares p and q: the sum of (q - p) ln(q / p)."""
+    """Population stability index of two sets of shares p and q: the sum of (q - p) ln(q / p)."""
     p, q = np.maximum(first, _LEAST_SHARE), np.maximum(second, _LEAST_SHARE)
     return float(((q - p) * np.log(q / p)).sum())

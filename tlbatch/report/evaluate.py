@@ -1,4 +1,4 @@
-"""Predictions and the truth -> accuracy, precision and recall a class, and the confusion matrix."""
+"""Predictions and true labels -> accuracy, precision and recall per class, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -21,120 +21,123 @@ if TYPE_CHECKING:
 def evaluate(
     output: str, labels: str, *, split: str | None = None, storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Measure the published table of an output against a labels file.
+    """Measure the accuracy of an output's published table on labelled images.
 
     Args:
         output: the output folder.
-        labels: CSV or Parquet with `key` (or `uri`), `label` and, where `split` is asked for, `split`.
+        labels: CSV or Parquet with `key` (or `uri`), `label` and, if `split` is given, `split`.
         split: only the rows of this part, for example "test".
         storage_options: fsspec's options for both.
 
     Returns:
-        What `measure` gives, and how many labelled images `failed`, are `missing` from the table, or were `abstained` on
-        (those are measured all the same).
+        The result of `measure`, and the number of labelled images that `failed`, are `missing` from the table, or were
+        `abstained` (abstained images are measured too).
 
     Raises:
-        LabelsError: the file cannot be used, or names no image of the table.
+        LabelsError: the file cannot be used, or none of its images is in the table.
     """
     runs = require_published(resolve(output, storage_options))
-    truth = read_truth(runs, labels, split, storage_options)
-    return evaluate_rows(runs, truth, labelled_rows(runs, truth))
+    found = read_true_labels(runs, labels, split, storage_options)
+    return evaluate_rows(runs, found, labelled_rows(runs, found))
 
 
-def read_truth(runs: Sequence[Run], labels: str, split: str | None, storage_options: Mapping[str, Any] | None) -> Labels:
-    """A labels file as the bundle of a table's newest run has its labels: one an image, or any number of them."""
-    truth = read_labels(resolve(labels, storage_options), many=gives_many_labels(runs))
-    return truth if split is None else truth.of_split(split)
+def read_true_labels(runs: Sequence[Run], url: str, split: str | None, storage_options: Mapping[str, Any] | None) -> Labels:
+    """Read a labels file: one label per image, or any number if the bundle of the table's newest run is multi-label."""
+    labels = read_labels(resolve(url, storage_options), many=gives_many_labels(runs))
+    return labels if split is None else labels.of_split(split)
 
 
 def gives_many_labels(runs: Sequence[Run]) -> bool:
-    """Whether the newest run of a table is of a bundle whose images have any number of labels."""
+    """Whether the bundle of a table's newest run gives an image any number of labels."""
     return bool(runs[-1].facts.get("multi_label"))
 
 
-def labelled_rows(runs: Sequence[Run], truth: Labels) -> pd.DataFrame:
-    """The rows of a table that a labels file names: `uri, key, label, score, abstained, top_labels, top_scores`."""
-    names = pa.array({name for name, _ in truth.pairs}, pa.string())
+def labelled_rows(runs: Sequence[Run], labels: Labels) -> pd.DataFrame:
+    """The rows of the labelled images of a table: `uri, key, label, score, abstained, top_labels, top_scores`."""
+    names = pa.array({name for name, _ in labels.pairs}, pa.string())
     columns = ["uri", "key", "label", "score", "abstained", "top_labels", "top_scores"]
-    found = [piece.filter(pc.is_in(piece[truth.column], names)) for piece in read_groups(runs, "predictions", columns)]
+    found = [piece.filter(pc.is_in(piece[labels.column], names)) for piece in read_groups(runs, "predictions", columns)]
     frame: pd.DataFrame = pa.concat_tables(found).to_pandas()
     return frame
 
 
-def evaluate_rows(runs: Sequence[Run], truth: Labels, rows: pd.DataFrame) -> dict[str, Any]:
-    """`evaluate`, given the rows that a labels file names."""
+def evaluate_rows(runs: Sequence[Run], labels: Labels, rows: pd.DataFrame) -> dict[str, Any]:
+    """`evaluate` for the result of `labelled_rows`."""
     if gives_many_labels(runs):
-        return _evaluate_many(rows, truth, _failed_names(runs, truth))
-    matched = matched_rows(truth, rows)
-    names = _failed_names(runs, truth)
-    failed = sum(name in names for name, _ in truth.pairs)
+        return _evaluate_many(rows, labels, _failed_names(runs, labels))
+    matched = matched_rows(labels, rows)
+    names = _failed_names(runs, labels)
+    failed = sum(name in names for name, _ in labels.pairs)
     if matched.empty and not failed:
-        raise _names_no_image(truth)
-    classes = sorted({*matched["truth"], *matched["label"]})
+        raise _no_labelled_image(labels)
+    classes = sorted({*matched["true_label"], *matched["label"]})
     return {
-        **measure(matched["truth"].tolist(), matched["label"].tolist(), classes),
+        **measure(matched["true_label"].tolist(), matched["label"].tolist(), classes),
         "failed": failed,
-        "missing": len(truth.pairs) - len(matched) - failed,
+        "missing": len(labels.pairs) - len(matched) - failed,
         "abstained": int(matched["abstained"].sum()),
     }
 
 
-def matched_rows(truth: Labels, rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of a table with a column `truth`, in the order of the labels file; of a name that stands twice the last."""
-    by_name = rows.drop_duplicates(truth.column, keep="last").set_index(truth.column, drop=False)
-    known = [(name, label) for name, label in truth.pairs if name in by_name.index]
-    return by_name.loc[[name for name, _ in known]].assign(truth=[label for _, label in known]).reset_index(drop=True)
+def matched_rows(labels: Labels, rows: pd.DataFrame) -> pd.DataFrame:
+    """The labelled rows with a column `true_label`, in the order of the labels file.
+
+    If several rows have the same name, the last one counts.
+    """
+    by_name = rows.drop_duplicates(labels.column, keep="last").set_index(labels.column, drop=False)
+    known = [(name, label) for name, label in labels.pairs if name in by_name.index]
+    return by_name.loc[[name for name, _ in known]].assign(true_label=[label for _, label in known]).reset_index(drop=True)
 
 
-def _failed_names(runs: Sequence[Run], truth: Labels) -> set[str]:
-    """The images of a labels file that stand among the errors."""
-    named = {name for name, _ in truth.pairs}
+def _failed_names(runs: Sequence[Run], labels: Labels) -> set[str]:
+    """The labelled images that are rows of the errors table."""
+    named = {name for name, _ in labels.pairs}
     found: set[str] = set()
     for piece in read_groups(runs, "errors", ["uri", "key"]):
-        found |= named.intersection(piece[truth.column].to_pylist())
+        found |= named.intersection(piece[labels.column].to_pylist())
     return found
 
 
-def _names_no_image(truth: Labels) -> LabelsError:
-    return LabelsError(f"No {truth.column} of {truth.source} is in the table; the first one is {truth.pairs[0][0]!r}.")
+def _no_labelled_image(labels: Labels) -> LabelsError:
+    return LabelsError(f"No {labels.column} of {labels.source} is in the table; the first one is {labels.pairs[0][0]!r}.")
 
 
-def _evaluate_many(table: pd.DataFrame, truth: Labels, failed: set[str]) -> dict[str, Any]:
-    """`evaluate_rows`, where `top_labels` are the labels that an image is given."""
-    wanted: dict[str, set[str]] = {}
-    for name, label in truth.pairs:
-        wanted.setdefault(name, set()).update(() if label == NO_LABEL else (label,))
-    given = {name: set(labels) for name, labels in zip(table[truth.column], table["top_labels"], strict=True)}
-    names = [name for name in wanted if name in given]
+def _evaluate_many(table: pd.DataFrame, labels: Labels, failed: set[str]) -> dict[str, Any]:
+    """`evaluate_rows` for multi-label tables, in which `top_labels` are the predicted labels."""
+    expected: dict[str, set[str]] = {}
+    for name, label in labels.pairs:
+        expected.setdefault(name, set()).update(() if label == NO_LABEL else (label,))
+    predicted = {name: set(top) for name, top in zip(table[labels.column], table["top_labels"], strict=True)}
+    names = [name for name in expected if name in predicted]
     if not names and not failed:
-        raise _names_no_image(truth)
-    classes = sorted(set().union(*(wanted[name] | given[name] for name in names)))
-    measured = measure_many([wanted[name] for name in names], [given[name] for name in names], classes)
-    missing = len(wanted) - len(names) - len(failed)
-    return {**measured, "failed": len(failed), "missing": missing, "abstained": sum(not given[name] for name in names)}
+        raise _no_labelled_image(labels)
+    classes = sorted(set().union(*(expected[name] | predicted[name] for name in names)))
+    measured = measure_many([expected[name] for name in names], [predicted[name] for name in names], classes)
+    missing = len(expected) - len(names) - len(failed)
+    return {**measured, "failed": len(failed), "missing": missing, "abstained": sum(not predicted[name] for name in names)}
 
 
 def measure_many(
-    truth: Sequence[Collection[str]], predicted: Sequence[Collection[str]], labels: Sequence[str]
+    actual: Sequence[Collection[str]], predicted: Sequence[Collection[str]], labels: Sequence[str]
 ) -> dict[str, Any]:
-    """As `measure`, where an image has any number of labels: accuracy is the share of images with exactly the right ones.
+    """`measure` for images with any number of labels; an image counts as correct if its set of labels is exactly right.
 
-    There is no confusion matrix; `micro_f1` takes every label of every image as one decision.
+    There is no confusion matrix. `micro_f1` counts every label of every image as one decision.
     """
     from sklearn.metrics import f1_score, precision_recall_fscore_support
     from sklearn.preprocessing import MultiLabelBinarizer
 
-    if not truth:
+    if not actual:
         return {"accuracy": 0.0, "micro_f1": 0.0, "images": 0, "by_class": {}, "confusion": [], "labels": list(labels)}
     binary = MultiLabelBinarizer(classes=list(labels))
-    right, given = binary.fit_transform(truth), binary.transform(predicted)
-    # Of a single label scikit-learn would count the images without it as a class of their own.
+    expected, given = binary.fit_transform(actual), binary.transform(predicted)
+    # With a single label, scikit-learn would count the images without it as a second class.
     numbers = [1] if len(labels) == 1 else list(range(len(labels)))
     return {
-        "accuracy": float((right == given).all(axis=1).mean()),
-        "micro_f1": float(f1_score(right, given, labels=numbers, average="micro", zero_division=0.0)),
-        "images": len(truth),
-        "by_class": _by_class(precision_recall_fscore_support(right, given, labels=numbers, zero_division=0.0), labels),
+        "accuracy": float((expected == given).all(axis=1).mean()),
+        "micro_f1": float(f1_score(expected, given, labels=numbers, average="micro", zero_division=0.0)),
+        "images": len(actual),
+        "by_class": _by_class(precision_recall_fscore_support(expected, given, labels=numbers, zero_division=0.0), labels),
         "confusion": [],
         "labels": list(labels),
     }
@@ -153,24 +156,24 @@ def _by_class(measured: Sequence[Any], labels: Sequence[str]) -> dict[str, dict[
     }
 
 
-def measure(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
-    """Accuracy, precision, recall and F1 a class, and the confusion matrix (rows: truth, columns: predicted).
+def measure(actual: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
+    """Accuracy; precision, recall and F1 per class; and the confusion matrix (rows: true labels, columns: predicted labels).
 
     Args:
-        truth: one label an image.
-        predicted: what the model said of each.
+        actual: the true label of each image.
+        predicted: the predicted label of each image.
         labels: the classes, in the order of the matrix.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-    if not truth:
+    if not actual:
         return {"accuracy": 0.0, "images": 0, "by_class": {}, "confusion": [], "labels": list(labels)}
-    measured = precision_recall_fscore_support(truth, predicted, labels=list(labels), zero_division=0.0)
-    right = sum(one == other for one, other in zip(truth, predicted, strict=True))
+    measured = precision_recall_fscore_support(actual, predicted, labels=list(labels), zero_division=0.0)
+    correct = sum(one == other for one, other in zip(actual, predicted, strict=True))
     return {
-        "accuracy": right / len(truth),
-        "images": len(truth),
+        "accuracy": correct / len(actual),
+        "images": len(actual),
         "by_class": _by_class(measured, labels),
-        "confusion": confusion_matrix(list(truth), list(predicted), labels=list(labels)).tolist(),
+        "confusion": confusion_matrix(list(actual), list(predicted), labels=list(labels)).tolist(),
         "labels": list(labels),
     }

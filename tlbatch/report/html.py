@@ -1,7 +1,7 @@
-"""Facts and a template -> one HTML page that needs no network and runs nothing but its own script.
+"""Facts and a template -> one HTML page that needs no network and runs only its own script.
 
-Names, labels and messages come from a store and are text here, whatever they look like; if they were not, the page's policy
-would still let none of them load or run anything.
+Names, labels and messages come from a store and are escaped as text. If escaping failed, the page's content security policy
+would still stop them from loading or running anything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TEMPLATES = Path(__file__).with_name("templates")
 
 
 class Thumbnail(NamedTuple):
-    """One image on a page: `data` is a data URL, None where it cannot be shown any more."""
+    """One image on a page; `data` is a data URL, or None if the image can no longer be read."""
 
     key: str
     label: str
@@ -31,19 +31,25 @@ class Thumbnail(NamedTuple):
 
 
 def thumbnails_of(rows: pd.DataFrame, why: str, pictures: Mapping[tuple[str, str], str]) -> list[Thumbnail]:
-    """Rows of a table with the pictures that could be had, by uri and key."""
+    """Rows of a table as thumbnails.
+
+    Args:
+        rows: with `uri, key, label, score`.
+        why: why these images are shown.
+        pictures: data URLs of the readable images, by uri and key.
+    """
     columns = zip(*(rows[name] for name in ("uri", "key", "label", "score")), strict=True)
     return [Thumbnail(key, label, float(score), why, pictures.get((uri, key))) for uri, key, label, score in columns]
 
 
 def render(template: str, title: str, script: str | None = None, **facts: Any) -> bytes:
-    """A page.
+    """Render a page as HTML.
 
     Args:
-        template: its file in `templates/`.
-        title: of the page.
-        script: its script's file there, if it has one.
-        **facts: what the template speaks of.
+        template: file name in `templates/`.
+        title: title of the page.
+        script: file name of the page's script in `templates/`, if it has one.
+        **facts: variables of the template.
     """
     code = Markup((_TEMPLATES / script).read_text()) if script else None  # noqa: S704 - our own file
     scripts = "" if code is None else f"; script-src 'sha256-{_digest(code.strip())}'"
@@ -53,7 +59,7 @@ def render(template: str, title: str, script: str | None = None, **facts: Any) -
         "style": Markup((_TEMPLATES / "style.css").read_text()),  # noqa: S704 - our own file
         "script": None if code is None else code.strip(),
     }
-    # Half of a surrogate pair is no character that a page could hold.
+    # A lone surrogate cannot be encoded in UTF-8.
     return _environment().get_template(template).render(facts).encode("utf-8", "replace")
 
 
@@ -63,13 +69,13 @@ def _digest(code: str) -> str:
 
 @cache
 def _environment() -> Environment:
-    found = Environment(
+    environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    found.filters["exact"] = _exact
-    return found
+    environment.filters["exact"] = _exact
+    return environment
 
 
 def _exact(text: str) -> Markup:
-    """Text as an attribute that a script reads back to the character: a page's reader takes a bare CR for a line feed."""
+    """Text as an attribute value that a script reads back unchanged: HTML parsers replace a bare CR with a line feed."""
     return escape(text).replace("\r", Markup("&#13;"))

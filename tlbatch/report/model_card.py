@@ -1,4 +1,4 @@
-"""A bundle's facts -> `card.html`: how it was made, of what, how well it does, on one page without a network."""
+"""The facts of a bundle -> `card.html`, its model card: how the model was made, from what, and how accurate it is."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ class _Table(NamedTuple):
 
 
 def make_model_card(title: str, training: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> bytes:
-    """The card as HTML.
+    """The model card as HTML.
 
     Args:
-        title: what the bundle is, in a few words.
-        training: how it was made, name -> value; `calibration_error` and `abstaining` are told in words.
-        metrics: what `measure` or `measure_many` gave on the untouched test part; None of a model nobody measured here.
+        title: the bundle in a few words.
+        training: how the model was made, name -> value; `calibration_error` and `abstaining` become sentences.
+        metrics: result of `measure` or `measure_many` on the test part; None if the model was not measured here.
     """
-    plain = [[name, value] for name, value in training.items() if not isinstance(value, dict | list)]
-    made = _Table("How it was made", [], plain)
+    settings = [[name, value] for name, value in training.items() if not isinstance(value, dict | list)]
+    made = _Table("How the model was made", [], settings)
     if metrics is None:
-        said, measured = ["Nobody has measured it on images of its own yet."], []
+        sentences, measured = ["The accuracy of this model has not been measured here."], []
     else:
-        said = [f"Accuracy on {metrics['images']} test images training never saw: {metrics['accuracy']:.1%}."]
-        measured = _measured(metrics)
-    return render("card.html", title, sentences=[*said, *_honesty(training)], tables=[*measured, made])
+        accuracy = f"{metrics['accuracy']:.1%}"
+        sentences = [f"Accuracy on {metrics['images']} test images that were not used in training: {accuracy}."]
+        measured = _metrics_tables(metrics)
+    return render("card.html", title, sentences=[*sentences, *_calibration_sentences(training)], tables=[*measured, made])
 
 
-def _measured(metrics: Mapping[str, Any]) -> list[_Table]:
+def _metrics_tables(metrics: Mapping[str, Any]) -> list[_Table]:
     labels = list(metrics["labels"])
     by_class = [
         [
@@ -43,26 +44,27 @@ def _measured(metrics: Mapping[str, Any]) -> list[_Table]:
         for label in labels
     ]
     confusion = [[label, *row] for label, row in zip(labels, metrics["confusion"], strict=False)]
-    tables = [_Table("Each class on the test part", ["", "precision", "recall", "F1", "images"], by_class)]
+    tables = [_Table("Classes, on the test images", ["", "precision", "recall", "F1", "images"], by_class)]
     if confusion:
-        tables.append(_Table("Confusion: rows are the truth, columns what the model said", ["", *labels], confusion))
+        tables.append(_Table("Confusion matrix (rows: true labels, columns: predicted labels)", ["", *labels], confusion))
     return tables
 
 
-def _honesty(training: Mapping[str, Any]) -> list[str]:
-    """What the scores are worth: the calibration error, and what abstaining buys."""
-    said = []
+def _calibration_sentences(training: Mapping[str, Any]) -> list[str]:
+    """The calibration error, and the precision gained by abstaining."""
+    sentences = []
     if "calibration_error" in training:
         error = training["calibration_error"]
-        said.append(
+        sentences.append(
             f"Expected calibration error on the test images: {error['before']:.3f}, and {error['after']:.3f} after the "
-            f"head's logits were divided by {training['temperature']:.3f}, which validation images asked for."
+            f"head's logits were divided by the temperature {training['temperature']:.3f}, which was fitted on the "
+            "validation images."
         )
     if "abstaining" in training:
-        wanted, test = training["abstaining"]["wanted"], training["abstaining"]["test"]
-        said.append(
-            f"Below a score of {test['threshold']:.3f} it abstains, so that {wanted:.0%} of its answers are right: on the "
-            f"test images {test['precision']:.1%} of {test['answered']} answers, with "
+        target, test = training["abstaining"]["wanted"], training["abstaining"]["test"]
+        sentences.append(
+            f"The model abstains below a score of {test['threshold']:.3f}, to reach a precision of {target:.0%}. On the test "
+            f"images {test['precision']:.1%} of {test['answered']} answers are correct, with "
             f"{test['images'] - test['answered']} abstentions."
         )
-    return said
+    return sentences

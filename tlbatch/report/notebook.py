@@ -1,4 +1,4 @@
-"""A run, from a notebook: what it counted, its page where the cell is, and pictures of a label when asked for."""
+"""A published run -> an object for notebooks: its counts, its report page below the cell, and images of a label."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ _SIDE = 224
 
 @dataclass(frozen=True)
 class Page:
-    """HTML that a notebook shows in a frame of its own, which can reach neither the notebook nor a network."""
+    """HTML that a notebook shows in a sandboxed frame, without access to the notebook or a network."""
 
     html: str = field(repr=False)
     height: int = 640
 
     def _repr_html_(self) -> str:
-        """What Jupyter asks for."""
+        """The HTML that Jupyter displays."""
         frame = 'sandbox="allow-scripts" style="border: 0; width: 100%"'
         return f'<iframe title="tlbatch" srcdoc="{escape(self.html)}" height="{self.height}" {frame}></iframe>'
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a published run says of itself.
+    """The report of a published run.
 
     Attributes:
         output: the output folder.
-        result: what `classify` returned, or of a report that is loaded what `report.json` says.
+        result: what `classify` returned, or for a loaded report the content of `report.json`.
         verdict: good, doubtful or bad.
-        sentence: why.
-        url: where `report.html` is.
-        storage_options: fsspec's options for it.
+        sentence: the reason for the verdict.
+        url: URL of `report.html`.
+        storage_options: fsspec's options for the output.
     """
 
     output: str
@@ -57,20 +57,20 @@ class Report:
 
     @property
     def predictions(self) -> pd.DataFrame:
-        """The table, one row an image."""
+        """The table, one row per image."""
         return read_predictions(self.output, storage_options=self.storage_options)
 
     def show(self, label: str | None = None, n: int = 12, *, order: str = SURE) -> Page:
-        """Pictures of a label.
+        """Show images of a label.
 
         Args:
-            label: whose; of every label where none is given.
-            n: how many.
-            order: "most certain" or "least certain" ones first.
+            label: the predicted label; None for all labels.
+            n: number of images.
+            order: "most certain" or "least certain" first.
 
         Raises:
             OutputError: the table has no such label.
-            ValueError: there is no such order.
+            ValueError: the order is unknown.
         """
         if order not in (SURE, UNSURE):
             raise ValueError(f"order: write {SURE!r} or {UNSURE!r}; found {order!r}")
@@ -80,30 +80,31 @@ class Report:
         for piece in read_groups(runs, "predictions", ["uri", "key", "label", "score"]):
             frame = piece.to_pandas()
             labels |= set(frame["label"].unique())
-            own = frame if label is None else frame[frame["label"] == label]
-            best = own if best is None else pd.concat([best, own])
+            rows = frame if label is None else frame[frame["label"] == label]
+            best = rows if best is None else pd.concat([best, rows])
             best = best.nlargest(n, "score") if order == SURE else best.nsmallest(n, "score")
         if best is None or best.empty:
             raise OutputError(f"No image of {self.output} has the label {label!r}{closest(str(label), labels)}.")
         names = list(zip(best["uri"], best["key"], strict=True))
-        small = load_thumbnails(runs, names, self.storage_options, side=_SIDE)
-        shots = thumbnails_of(best, order, small)
-        return Page(render("shots.html", label or "every label", shots=shots).decode(), 190 + 210 * ((len(shots) - 1) // 5))
+        pictures = load_thumbnails(runs, names, self.storage_options, side=_SIDE)
+        thumbnails = thumbnails_of(best, order, pictures)
+        html = render("thumbnails.html", label or "all labels", thumbnails=thumbnails).decode()
+        return Page(html, 190 + 210 * ((len(thumbnails) - 1) // 5))
 
     def _repr_html_(self) -> str:
-        """What Jupyter asks for: the whole page."""
+        """The HTML that Jupyter displays: the whole page."""
         return Page(resolve(self.url, self.storage_options).read().decode(), 900)._repr_html_()
 
 
 def load_report(
     output: str, *, labels: str | None = None, split: str | None = None, storage_options: Mapping[str, Any] | None = None
 ) -> Report:
-    """The report of an output's newest published run, written anew.
+    """The report of an output's newest published run; its `report.html` is written again.
 
     Args:
         output: the output folder or URL.
-        labels: a labels file: CSV or Parquet with `key` (or `uri`), `label` and perhaps `split`.
-        split: only this part of it.
+        labels: a labels file: CSV or Parquet with `key` (or `uri`), `label` and optionally `split`.
+        split: only this part of the labels file.
         storage_options: fsspec's options for both.
 
     Raises:
@@ -111,6 +112,6 @@ def load_report(
         LabelsError: the labels file cannot be used.
     """
     options = dict(storage_options or {})
-    told = write_report(ReportConfig(output=output, labels=labels, split=split, storage_options=options))
+    written = write_report(ReportConfig(output=output, labels=labels, split=split, storage_options=options))
     newest = require_published(resolve(output, options))[-1]
-    return Report(output, read_report(newest), told["verdict"], told["sentence"], told["report"], options)
+    return Report(output, read_report(newest), written["verdict"], written["sentence"], written["report"], options)

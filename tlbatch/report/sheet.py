@@ -1,4 +1,4 @@
-"""Pictures to review -> one page: each with what the model said and a field for what it is."""
+"""Thumbnails of images to review -> a labelling page: each image with its predicted label and a field for the true label."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from collections.abc import Sequence
 from tlbatch.report.html import Thumbnail, render
 
 
-def make_sheet(title: str, shots: Sequence[Thumbnail], labels: Sequence[str]) -> bytes:
-    """The contact sheet as HTML; its button saves what was filled in as a labels file for `train --labels`."""
-    return render("sheet.html", title, "sheet.js", shots=list(shots), labels=list(labels))
+def make_labelling_page(title: str, thumbnails: Sequence[Thumbnail], labels: Sequence[str]) -> bytes:
+    """The labelling page as HTML. Its button saves the entered labels as a labels file for `train --labels`."""
+    return render("sheet.html", title, "sheet.js", thumbnails=list(thumbnails), labels=list(labels))

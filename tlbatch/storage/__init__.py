@@ -1,1 +1,1 @@
-"""A URL or path -> its bytes: whole objects, listings and conditional writes. fsspec and obstore live here only."""
+"""A URL or path -> its bytes: whole objects, listings and conditional writes. Only this package imports fsspec and obstore."""

@@ -1,4 +1,4 @@
-"""Exceptions of botocore, aiohttp and obstore -> an OSError of one line that names the location."""
+"""Exceptions of botocore, aiohttp and obstore -> an OSError with a message of one line that names the location."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KINDS: tuple[tuple[frozenset[str], type[OSError]], ...] = (
         ThrottledError,
     ),
     (frozenset({"NoSuchKey", "NoSuchBucket", "404", "410"}), FileNotFoundError),
-    # InvalidObjectState: it lies in an archive and would have to be restored first.
+    # InvalidObjectState: the object is archived and must be restored first.
     (frozenset({"AccessDenied", "AllAccessDisabled", "Forbidden", "InvalidObjectState", "401", "403"}), PermissionError),
     (frozenset({"InvalidArgument", "InvalidRequest", "MethodNotAllowed", "NotImplemented", "400", "405", "501"}), RefusedError),
     (frozenset({"RequestTimeout", "ConnectTimeoutError", "ReadTimeoutError"}), TimeoutError),
@@ -36,7 +36,7 @@ _KINDS: tuple[tuple[frozenset[str], type[OSError]], ...] = (
 
 @contextmanager
 def as_oserror(url: str) -> Iterator[None]:
-    """What botocore, aiohttp and obstore raise, as an OSError of one line that names the place."""
+    """Turn exceptions of botocore, aiohttp and obstore into an OSError with a message of one line that names the location."""
     try:
         yield
     except _OUR_ERRORS:
@@ -62,7 +62,7 @@ _OUR_ERRORS = (ThrottledError, ChangedError, CredentialsError, RefusedError)
 
 
 def error_code(error: BaseException | None) -> str:
-    """S3's word for what went wrong, wherever a library keeps it; empty where there is none."""
+    """The S3 error code or HTTP status of an exception or its causes; an empty string if there is none."""
     while error is not None:
         answer = getattr(error, "response", None)
         if isinstance(answer, dict) and "Error" in answer:
@@ -75,13 +75,13 @@ def error_code(error: BaseException | None) -> str:
         )
         if found:
             return found.group(1)
-        if type(error).__name__ in _NAMES_THAT_TELL:
+        if type(error).__name__ in _ERROR_CLASS_NAMES:
             return type(error).__name__
         error = error.__cause__
     return ""
 
 
-_NAMES_THAT_TELL = frozenset({"NoCredentialsError", "UnauthenticatedError", "ConnectTimeoutError", "ReadTimeoutError"})
+_ERROR_CLASS_NAMES = frozenset({"NoCredentialsError", "UnauthenticatedError", "ConnectTimeoutError", "ReadTimeoutError"})
 
 
 def _sentence(error: Exception, code: str) -> str:

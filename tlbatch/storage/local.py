@@ -1,6 +1,6 @@
-"""A path on this machine's disk, or on a disk that all machines share, as a storage location.
+"""A path on a local disk or a shared disk -> a storage location.
 
-A file is written as a temporary sibling, synced, and renamed: readers see the old file or the new one.
+A file is written under a temporary name in the same folder, synced, and renamed. Readers see the old file or the new file.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: What the system says of a file that is gone since it was listed, and of a link to nothing, through a file, or to itself.
+#: Errors of a file that was removed after it was listed, and of a link to a missing file, through a file, or to itself.
 _DANGLING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 @dataclass(frozen=True)
 class LocalLocation:
-    """A path on this machine, or on a disk all machines share."""
+    """A path on a local disk, or on a disk that all machines share."""
 
     path: Path
 
@@ -44,7 +44,7 @@ class LocalLocation:
         return str(self.path)
 
     def join(self, *names: str) -> LocalLocation:
-        """The place `names` below this one."""
+        """The location `names` below this one."""
         return LocalLocation(self.path.joinpath(*names))
 
     def read(self) -> bytes:
@@ -52,7 +52,7 @@ class LocalLocation:
         return self.path.read_bytes()
 
     def fetch(self, start: int = 0, end: int | None = None, etag: str | None = None) -> bytes:
-        """The file or a part of it; it is the same version before and after."""
+        """The file or a part of it; with `etag`, the version is compared after reading."""
         with self.path.open("rb") as file:
             file.seek(start)
             data = file.read() if end is None else file.read(end - start)
@@ -61,7 +61,7 @@ class LocalLocation:
         return data
 
     def info(self) -> ObjectInfo | None:
-        """Size, version and time of this file."""
+        """Size, version and modification time of this file."""
         try:
             found = self.path.stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -71,14 +71,14 @@ class LocalLocation:
         return ObjectInfo(self.url, self.path.name, found.st_size, _version(found), found.st_mtime)
 
     def write(self, data: bytes) -> None:
-        """Put a whole file: a temporary sibling, then a rename."""
+        """Write a whole file: a temporary file in the same folder, then an atomic rename."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary_sibling(self.path, data) as temporary:
             os.replace(temporary, self.path)
             _sync_folder(self.path.parent)
 
     def create(self, data: bytes) -> bool:
-        """Put a whole file unless there is one: a hard link is made or refused at once."""
+        """Write a whole file unless the path exists; creating a hard link is atomic."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary_sibling(self.path, data) as temporary:
             try:
@@ -92,21 +92,21 @@ class LocalLocation:
         """Compare and replace while the folder is locked."""
         if old is None:
             return self.create(data)
-        with self._held_by(old) as holds:
-            if holds:
+        with self._locked_if_equal(old) as equal:
+            if equal:
                 self.write(data)
-            return holds
+            return equal
 
     def remove(self, old: bytes) -> bool:
         """Compare and remove while the folder is locked."""
-        with self._held_by(old) as holds:
-            if holds:
+        with self._locked_if_equal(old) as equal:
+            if equal:
                 self.path.unlink()
-            return holds
+            return equal
 
     @contextmanager
-    def _held_by(self, old: bytes) -> Iterator[bool]:
-        """Whether this file holds `old`. It stays so while the block runs: the folder is locked for all who ask like this."""
+    def _locked_if_equal(self, old: bytes) -> Iterator[bool]:
+        """Whether this file's content equals `old`; the folder is locked against other `swap` and `remove` calls meanwhile."""
         try:
             folder = os.open(self.path.parent, os.O_RDONLY)
         except FileNotFoundError:
@@ -126,14 +126,14 @@ class LocalLocation:
             return []
 
     def walk(self) -> Iterator[pa.RecordBatch]:
-        """Every file below this folder; links are followed, a loop of them once."""
+        """Every file below this folder; links are followed, and a loop of links is followed once."""
         return in_batches(self._walk(self.path, "", ()))
 
     def _walk(self, folder: Path, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[str, int, str]]:
         real = os.path.realpath(folder)
         if real in above:
             return
-        # Only names are held of a whole folder: an entry of `scandir` with what it found out is ten times as large.
+        # `listdir` keeps only the names of a folder; an entry of `scandir` with its stat result takes ten times the memory.
         for name in sorted(os.listdir(folder)):
             if name[0] == ".":
                 continue
@@ -160,11 +160,11 @@ class LocalLocation:
                     yield ObjectInfo(str(path), key, found.st_size, _version(found), found.st_mtime)
 
     def uploads(self) -> Iterator[Upload]:
-        """None: a file that is being written is one of `contents`."""
+        """No uploads: a file that is being written is part of `contents`."""
         yield from ()
 
     def abort(self, upload: Upload) -> None:
-        """There is none."""
+        """Do nothing: a local disk has no uploads."""
 
     def delete(self) -> None:
         """Remove this file or tree."""
@@ -179,13 +179,13 @@ class LocalLocation:
 
 
 def _version(found: os.stat_result) -> str:
-    """A file has no etag: its time of change in nanoseconds with its size stands for one."""
+    """A substitute for an etag: modification time in nanoseconds and size."""
     return f"{found.st_mtime_ns:x}-{found.st_size:x}"
 
 
 @contextmanager
 def _temporary_sibling(path: Path, data: bytes) -> Iterator[str]:
-    """A synced file beside `path` that holds `data`, gone afterwards unless it was renamed."""
+    """Write `data` to a synced temporary file beside `path`; it is removed afterwards unless it was renamed."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -199,7 +199,7 @@ def _temporary_sibling(path: Path, data: bytes) -> Iterator[str]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Keep a new name through a loss of power: data first, receipt after, on the disk as well."""
+    """Sync a folder, so that a new name survives a power failure and reaches the disk before the names written after it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -213,4 +213,4 @@ def _read_umask() -> int:
     return mask
 
 
-_UMASK = _read_umask()  # read once: asking for it changes it for a moment, which threads would see
+_UMASK = _read_umask()  # read once, at import: reading it sets it for a moment, and other threads would create files with it

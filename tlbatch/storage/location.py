@@ -1,4 +1,4 @@
-"""What a storage location offers, whatever holds it: a folder or an object, local or remote."""
+"""The interface of a storage location: a folder or an object, local or remote -> bytes, listings and conditional writes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: What a listing knows of each object: its key below the listed folder, and what tells its version.
+#: Columns of a listing: key below the listed folder, size, and a string that identifies the version.
 LISTED = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())])
 _OBJECTS_PER_BATCH = 8_192
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One object of a store: its full address, its path below the place that listed it, and what tells its version.
+    """One object of a store.
 
-    `written` is when, in seconds since the epoch by the store's clock; 0 where it does not say.
+    Attributes:
+        uri: its full address.
+        key: its path below the listed location.
+        size: in bytes.
+        etag: identifies its version.
+        written: the time of the write, in seconds since the epoch by the store's clock; 0 if the store does not give it.
     """
 
     uri: str
@@ -34,7 +39,7 @@ class ObjectInfo:
 
 
 class Upload(NamedTuple):
-    """An object in parts that was begun and never became one; who keeps it is paid for it. `began` as `ObjectInfo.written`."""
+    """An unfinished multipart upload, for which the provider charges storage; `began` is a time like `ObjectInfo.written`."""
 
     key: str
     began: float
@@ -42,75 +47,76 @@ class Upload(NamedTuple):
 
 
 class Location(Protocol):
-    """A folder or an object, local or remote; cheap to make, safe to pickle, without a credential in it."""
+    """A folder or an object, local or remote; cheap to create, safe to pickle, and without credentials."""
 
     @property
     def url(self) -> str:
         """Full address: an absolute path on a local disk, `protocol://…` elsewhere."""
 
     def join(self, *names: str) -> Location:
-        """The place `names` below this one."""
+        """The location `names` below this one."""
 
     def read(self) -> bytes:
-        """The whole object, waiting for a store that has a bad minute. Raises an OSError."""
+        """The whole object, with retries of transient errors; raises OSError."""
 
     def fetch(self, start: int = 0, end: int | None = None, etag: str | None = None) -> bytes:
         """The object, or its bytes from `start` to `end`, in one attempt.
 
         Raises:
-            ChangedError: it is not the version `etag`, where the store can tell.
-            OSError: what else went wrong; `passes` says whether trying again makes sense.
+            ChangedError: the object is not the version `etag`; only stores that can check the version raise it.
+            OSError: any other error; `is_transient` says whether a retry makes sense.
         """
 
     def info(self) -> ObjectInfo | None:
-        """Size and version of this object, its key being its name; None where there is no such object."""
+        """Size and version of this object, with its name as key; None if the object does not exist."""
 
     def write(self, data: bytes) -> None:
-        """Put a whole object; readers see the old one or the new one."""
+        """Write a whole object; readers see the old object or the new object."""
 
     def create(self, data: bytes) -> bool:
-        """Put a whole object if there is none yet; False if there is."""
+        """Write a whole object if it does not exist; False if it exists."""
 
     def swap(self, data: bytes, old: bytes | None) -> bool:
-        """Replace the object if it still holds `old` (None: if it does not exist); False if somebody was faster."""
+        """Replace the object if its content is still `old` (None: if it does not exist); False if another process was first."""
 
     def names(self) -> list[str]:
-        """Names directly below this folder, sorted; empty where the folder does not exist."""
+        """Names directly below this folder, sorted; empty if the folder does not exist."""
 
     def walk(self) -> Iterator[pa.RecordBatch]:
-        """Every object below this folder, as `LISTED`. Names that begin with a dot are passed over, except `.` and `..`.
+        """Every object below this folder, as `LISTED`.
 
-        A name that is no text (a local disk may have them) is null.
+        Files and folders whose name begins with a dot are skipped, except `.` and `..`. A name that is not valid UTF-8 (a local
+        disk allows such names) is null.
         """
 
     def contents(self) -> Iterator[ObjectInfo]:
-        """Every object below this folder whatever its name, those of writes that were cut short among them."""
+        """Every object below this folder, whatever its name, including the leftovers of interrupted writes."""
 
     def uploads(self) -> Iterator[Upload]:
-        """Uploads in parts that were begun below this folder and are not ended."""
+        """Unfinished multipart uploads below this folder."""
 
     def abort(self, upload: Upload) -> None:
-        """Give up an upload that `uploads` named."""
+        """Abort an upload that `uploads` returned."""
 
     def delete(self) -> None:
-        """Remove this object, or this folder with all below it. What does not exist is removed already."""
+        """Remove this object, or this folder with everything below it; do nothing if it does not exist."""
 
     def remove(self, old: bytes) -> bool:
-        """Remove this object if it still holds `old`; False if it does not."""
+        """Remove this object if its content is still `old`; False if it is not."""
 
     def exists(self) -> bool:
-        """Whether there is an object here, or anything below."""
+        """Whether this object exists, or any object below this folder."""
 
 
 def in_batches(found: Iterable[tuple[str, int, str]]) -> Iterator[pa.RecordBatch]:
-    """(key, size, etag) of many objects, in columns: a tenth of the memory."""
+    """Batches of `LISTED` from (key, size, etag) of many objects; columns take a tenth of the memory."""
     rows = iter(found)
     while chunk := list(itertools.islice(rows, _OBJECTS_PER_BATCH)):
         yield to_batch(chunk)
 
 
 def to_batch(rows: Sequence[tuple[str, int, str]]) -> pa.RecordBatch:
-    """(key, size, etag) of some objects as `LISTED`."""
+    """One batch of `LISTED` from (key, size, etag) of some objects."""
     keys, sizes, etags = zip(*rows, strict=True)
     try:
         text = pa.array(keys, pa.string())
@@ -131,6 +137,6 @@ TEMPORARY_SUFFIX, PROBE_INFIX = ".tmp", ".probe-"
 
 
 def is_leftover(key: str) -> bool:
-    """Whether an object is one that only a write which was cut short leaves behind."""
+    """Whether an object is the leftover of an interrupted write."""
     name = key.rsplit("/", 1)[-1]
     return (name.startswith(".") and name.endswith(TEMPORARY_SUFFIX)) or PROBE_INFIX in name

@@ -1,4 +1,4 @@
-"""A remote object as a seekable file that is read in large ranges."""
+"""A remote object -> a seekable file that is read in large ranges."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ T = TypeVar("T")
 
 
 class RangeFile(io.RawIOBase):
-    """An object as a file that can seek, read in large pieces; of a piece that is read forwards the next is on its way.
+    """An object as a seekable file that is read in large pieces; if it is read forwards, the next piece is prefetched.
 
     Args:
-        fetch: gives the bytes from a start to an end; what it raises goes through.
-        size: of the object, in bytes.
+        fetch: returns the bytes from a start to an end; its exceptions are not caught.
+        size: size of the object in bytes.
     """
 
     _PIECE = 8 << 20
@@ -44,41 +44,41 @@ class RangeFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Bytes from the start."""
+        """The position in bytes from the start."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place."""
+        """Set the position, and return it."""
         self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         return self._position
 
     def read(self, size: int | None = -1) -> bytes:
-        """As many bytes as asked for, or all that are left."""
+        """At most `size` bytes from the position; all remaining bytes if `size` is None or negative."""
         left = max(0, self._size - self._position)
         wanted = left if size is None or size < 0 else min(size, left)
         taken = []
         while wanted:
             piece = self._range_at(self._position)[:wanted]
             if not piece:
-                break  # shorter than it was listed with: whoever reads it finds its end torn
+                break  # the object is shorter than its listed size; the parser reports it as truncated
             taken.append(piece)
             self._position += len(piece)
             wanted -= len(piece)
         return b"".join(taken)
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer as far as there are bytes."""
+        """Read into a buffer, and return the number of bytes read."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def _range_at(self, position: int) -> memoryview:
-        """What is left of the piece that holds a place."""
+        """The bytes from `position` to the end of the piece that contains it."""
         if not self._start <= position < self._start + len(self._piece):
-            ahead, self._next = self._next, None
+            prefetched, self._next = self._next, None
             forwards = position in (0, self._start + len(self._piece))
-            if ahead is not None and ahead[0] == position:
-                self._start, self._piece = position, ahead[1].result()
+            if prefetched is not None and prefetched[0] == position:
+                self._start, self._piece = position, prefetched[1].result()
             else:
                 self._start, self._piece = position, self._fetch(position, min(position + self._PIECE, self._size))
             end = position + len(self._piece)
@@ -87,11 +87,11 @@ class RangeFile(io.RawIOBase):
         return memoryview(self._piece)[position - self._start :]
 
     def close(self) -> None:
-        """Stop reading ahead."""
+        """Stop the prefetch, and close the file."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         super().close()
 
 
 def open_range_file(location: Location, size: int) -> RangeFile:
-    """An object of so many bytes as a file that can seek; a store that does not answer is waited for at every piece."""
+    """An object of `size` bytes as a seekable file; transient errors are retried for each piece."""
     return RangeFile(lambda start, end: with_retries(lambda: location.fetch(start, end)), size)

@@ -1,4 +1,4 @@
-"""A URL of any fsspec protocol as a storage location; on S3 with conditional writes and fast reads through obstore."""
+"""A URL of any fsspec protocol -> a storage location; on S3 with conditional writes, and fast reads through obstore."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RemoteLocation:
-    """A URL of any protocol fsspec knows. S3 puts conditionally; what does not is checked first, so one writer at a time.
+    """A folder or object at a URL of any fsspec protocol.
 
-    Every method but `fetch` waits up to `PATIENCE_SECONDS` for a store that does not answer. What libraries raise comes out
-    as an OSError.
+    S3 writes conditionally. Elsewhere `create` and `swap` check first and then write, which is safe with one writer at a time.
+    Every method except `fetch` retries transient errors for up to `RETRY_SECONDS`. Exceptions of libraries become OSErrors.
     """
 
     url: str
@@ -48,8 +48,8 @@ class RemoteLocation:
 
     @cached_property
     def _fs(self) -> Any:
-        own = _s3_defaults(self.options) if self._is_s3 else {}
-        return fsspec.filesystem(self._protocol, **{"use_listings_cache": False, **own, **self.options})
+        defaults = _s3_defaults(self.options) if self._is_s3 else {}
+        return fsspec.filesystem(self._protocol, **{"use_listings_cache": False, **defaults, **self.options})
 
     @cached_property
     def _path(self) -> str:
@@ -62,12 +62,12 @@ class RemoteLocation:
 
     @property
     def _folder_key(self) -> str:
-        """What the keys below this place begin with."""
+        """The prefix of all keys below this location."""
         _, key = self._bucket_and_key
         return key.rstrip("/") + "/" if key else ""
 
-    def _fast(self, key: str) -> s3.Bucket | None:
-        """The quick way to this place's objects, where there is one."""
+    def _obstore_bucket(self, key: str) -> s3.Bucket | None:
+        """The bucket through obstore, which is faster than fsspec; None if obstore cannot handle the options or the key."""
         if not (self._is_s3 and s3.serves(self.options) and s3.can_name(key)):
             return None
         return s3.bucket(self._fs, self._bucket_and_key[0])
@@ -76,10 +76,10 @@ class RemoteLocation:
         return {"url": self.url, "options": self.options}
 
     def join(self, *names: str) -> RemoteLocation:
-        """The place `names` below this one."""
+        """The location `names` below this one."""
         below = RemoteLocation("/".join((self.url.rstrip("/"), *names)), self.options)
         if "_fs" in self.__dict__:
-            below.__dict__["_fs"] = self._fs  # finding it takes longer than reading a small object
+            below.__dict__["_fs"] = self._fs  # looking it up takes longer than reading a small object
         return below
 
     def read(self) -> bytes:
@@ -87,12 +87,12 @@ class RemoteLocation:
         return with_retries(self.fetch)
 
     def fetch(self, start: int = 0, end: int | None = None, etag: str | None = None) -> bytes:
-        """The object or a part of it. Only S3 can say that it is another version."""
+        """The object or a part of it; only S3 checks `etag`."""
         with as_oserror(self.url):
             _, key = self._bucket_and_key
-            fast = self._fast(key)
-            if fast is not None:
-                return fast.get(key, start, end, etag)
+            bucket = self._obstore_bucket(key)
+            if bucket is not None:
+                return bucket.get(key, start, end, etag)
             if self._is_s3 and etag:
                 return self._get_s3(start, end, etag)
             return cast("bytes", self._fs.cat_file(self._path, start=start or None, end=end))
@@ -115,7 +115,7 @@ class RemoteLocation:
         return ObjectInfo(self.url, name, int(found.get("size") or 0), _remote_version(found), _written(found))
 
     def _listed_info(self) -> dict[str, Any]:
-        """What a listing says of this object: that may be allowed where reading is not, and tells why if it is refused."""
+        """This object's entry in a listing, which may be permitted where reading is not, and whose errors have a reason."""
         _, key = self._bucket_and_key
         found = self._first_below(key)
         if found is None or found["Key"] != key:
@@ -123,26 +123,26 @@ class RemoteLocation:
         return {"type": "file", "size": found["Size"], "ETag": found["ETag"], "LastModified": found["LastModified"]}
 
     def _first_below(self, prefix: str) -> dict[str, Any] | None:
-        """The first object of the bucket whose key begins so, as S3 lists it.
+        """The listing entry of the bucket's first object whose key begins with `prefix`; None if there is none.
 
-        Listing tells why it is refused; the HEAD that s3fs asks with has no body to say it in.
+        A refused listing comes with a reason. A refused HEAD, which s3fs would use, has no body and therefore no reason.
         """
         bucket, _ = self._bucket_and_key
         answer = self._ask(lambda: self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1))
         return next(iter(answer.get("Contents", ())), None)
 
     def write(self, data: bytes) -> None:
-        """Put a whole object in one request."""
+        """Write a whole object in one request."""
         self._ask(lambda: self._put(data))
 
     def _put(self, data: bytes) -> None:
         if not self._is_s3 and self._protocol not in ("gs", "gcs", "az", "abfs"):
-            # Only protocols with real folders (sftp, memory) need them; a bucket is nothing to be made in passing.
+            # Only protocols with real folders (sftp, memory) need this; a bucket must not be created as a side effect.
             self._fs.makedirs(self._path.rsplit("/", 1)[0], exist_ok=True)
         self._fs.pipe_file(self._path, data)
 
     def create(self, data: bytes) -> bool:
-        """Put a whole object unless there is one."""
+        """Write a whole object if it does not exist."""
         if self._conditional:
             return self._put_if({"IfNoneMatch": "*"}, data)
         if self._ask(lambda: self._fs.exists(self._path)):
@@ -151,7 +151,7 @@ class RemoteLocation:
         return True
 
     def swap(self, data: bytes, old: bytes | None) -> bool:
-        """Compare, and replace on the condition that nobody else has since."""
+        """Compare, and replace on the condition that no other process has replaced the object since."""
         if old is None:
             return self.create(data)
         found = self.info()
@@ -163,7 +163,7 @@ class RemoteLocation:
         return True
 
     def remove(self, old: bytes) -> bool:
-        """Compare, then remove; not at once, which few stores can."""
+        """Compare, then remove, in two requests; few stores support a conditional delete."""
         try:
             if self.read() != old:
                 return False
@@ -174,19 +174,17 @@ class RemoteLocation:
 
     @property
     def _conditional(self) -> bool:
-        """Whether the store keeps conditions on a PUT; found out once a process and bucket, and said where it does not."""
-        asked = (self._protocol, self._bucket_and_key[0], str(sorted(self.options.items())))
+        """Whether the store supports conditional PUTs; probed once per process and bucket, with a warning if it does not."""
+        store = (self._protocol, self._bucket_and_key[0], str(sorted(self.options.items())))
         with _conditional_lock:
-            if asked not in _conditional:
-                _conditional[asked] = self._is_s3 and self._keeps_conditions()
-                if not _conditional[asked]:
-                    log.warning(
-                        "%s does not keep conditions on a write: see to it that one run at a time writes there", self.url
-                    )
-        return _conditional[asked]
+            if store not in _conditional:
+                _conditional[store] = self._is_s3 and self._probe_conditional_put()
+                if not _conditional[store]:
+                    log.warning("%s ignores conditional writes. Make sure only one run at a time writes to it.", self.url)
+        return _conditional[store]
 
-    def _keeps_conditions(self) -> bool:
-        """Put an object that must not be there, twice: a store that takes the second one ignores the condition."""
+    def _probe_conditional_put(self) -> bool:
+        """Create the same object twice with `If-None-Match`; a store that accepts the second PUT ignores the condition."""
         probe = RemoteLocation(f"{self.url}{PROBE_INFIX}{secrets.token_hex(6)}", self.options)
         try:
             return probe._put_if({"IfNoneMatch": "*"}, b"1") and not probe._put_if({"IfNoneMatch": "*"}, b"2")
@@ -196,10 +194,10 @@ class RemoteLocation:
             probe.delete()
 
     def _put_if(self, condition: dict[str, str], data: bytes) -> bool:
-        """One conditional PUT; False when the condition does not hold (412) or another such PUT wins (409).
+        """Make one conditional PUT; False if the condition does not hold (412) or a concurrent conditional PUT wins (409).
 
-        When the answer to a PUT is lost, the next attempt finds the condition broken, by ourselves. So what stands there
-        decides: nobody else writes these bytes.
+        If the answer to a successful PUT is lost, the retry fails its condition because of the first attempt. Therefore the
+        stored content decides: no other process writes these bytes.
         """
         bucket, key = self._bucket_and_key
 
@@ -230,10 +228,10 @@ class RemoteLocation:
     def walk(self) -> Iterator[pa.RecordBatch]:
         """Every object below this folder; on S3 page by page, several folders at once."""
         root = self._folder_key
-        fast = self._fast(root)
-        if fast is not None:
+        bucket = self._obstore_bucket(root)
+        if bucket is not None:
             with as_oserror(self.url):
-                pages = fast.walk(root, self._ask)
+                pages = bucket.walk(root, self._ask)
                 yield from (_below(to_batch(page), root) for page in pages if page)
             return
         found = self._ask(lambda: self._fs.find(self._path, detail=True))
@@ -253,7 +251,7 @@ class RemoteLocation:
                 yield ObjectInfo(f"{self.url}/{key}", key, size, _remote_version(found), _written(found))
 
     def uploads(self) -> Iterator[Upload]:
-        """What S3 lists of them; no other protocol tells."""
+        """Unfinished multipart uploads that S3 lists below this folder; none for other protocols."""
         if not self._is_s3:
             return
         bucket, root = self._bucket_and_key[0], self._folder_key
@@ -269,18 +267,18 @@ class RemoteLocation:
             page = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
 
     def abort(self, upload: Upload) -> None:
-        """Let the store forget its parts."""
+        """Abort a multipart upload, so that the store deletes its parts."""
         bucket, key = self._bucket_and_key[0], self._folder_key + upload.key
         with contextlib.suppress(FileNotFoundError):
             self._ask(lambda: self._fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.number))
 
     def delete(self) -> None:
-        """Remove this object or all below it."""
+        """Remove this object, or everything below this folder."""
         with contextlib.suppress(FileNotFoundError):
             self._ask(lambda: self._fs.rm(self._path, recursive=True))
 
     def exists(self) -> bool:
-        """Whether there is an object here, or anything below."""
+        """Whether this object exists, or any object below this folder."""
         if self._is_s3 and self._anything_below():
             return True
         return bool(self._ask(lambda: self._fs.exists(self._path)))
@@ -292,7 +290,7 @@ class RemoteLocation:
             return False
 
     def lacks_bucket(self) -> str | None:
-        """The name of this place's bucket, if it does not exist."""
+        """The name of this location's bucket if the bucket does not exist, else None."""
         name, _ = self._bucket_and_key
         return None if not self._is_s3 or self._ask(lambda: self._fs.exists(name)) else name
 
@@ -309,17 +307,17 @@ _conditional_lock = threading.RLock()
 
 
 def _s3_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
-    """One attempt a call and short timeouts for s3fs: patience is `patiently`'s, and two layers of it would multiply."""
+    """One attempt per call and short timeouts for s3fs; only `with_retries` retries, since two layers would multiply waits."""
     config = {"retries": {"total_max_attempts": 1}, "connect_timeout": s3.CONNECT_SECONDS, "read_timeout": s3.REQUEST_SECONDS}
     return {"config_kwargs": {**config, **options.get("config_kwargs", {})}}
 
 
-#: A part that starts with a dot and is neither `.` nor `..`, which in a bucket are names as good as others; a folder's marker.
+#: Keys with a part that starts with a dot (`.` and `..` are ordinary names in a bucket), and keys of folder markers.
 _HIDDEN = r"(^|/)\.([^./]|\.[^/])|/$|^$"
 
 
 def _below(listed: pa.RecordBatch, root: str) -> pa.RecordBatch:
-    """A listing with keys relative to `root`, without what is hidden and without markers of folders."""
+    """A listing with keys relative to `root`, without hidden objects and folder markers."""
     keys = pc.utf8_slice_codeunits(listed["key"], len(root))
     hidden = pc.match_substring_regex(keys, _HIDDEN)
     return listed.set_column(0, LISTED.field("key"), keys).filter(pc.invert(hidden))
@@ -330,7 +328,7 @@ def _written(found: Mapping[str, Any]) -> float:
 
 
 def _seconds(when: Any) -> float:
-    """A time as a store tells it, in seconds since the epoch; 0 where it does not."""
+    """A store's timestamp in seconds since the epoch; 0 if there is none."""
     return float(when.timestamp()) if hasattr(when, "timestamp") else float(when or 0)
 
 

@@ -1,4 +1,4 @@
-"""A URL or path -> its storage location; and copies of remote folders on this machine."""
+"""A URL or path -> its storage location; a remote folder -> a copy on this machine."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ T = TypeVar("T")
 
 
 def resolve(url: str, options: Mapping[str, Any] | None = None) -> Location:
-    """The place a URL or path names.
+    """Return the location of a URL or path.
 
     Args:
         url: a local path, `file://…`, or any URL fsspec knows (`s3://bucket/prefix`).
-        options: fsspec's `storage_options` (endpoint, region); never secrets, which come from the environment.
+        options: fsspec's `storage_options` (endpoint, region). Secrets are not allowed; they come from the environment.
 
     Raises:
-        ConfigError: a URL of an unknown protocol, or one with a password in it.
+        ConfigError: the protocol is unknown, or the URL contains a credential.
     """
     if "://" not in url:
         return LocalLocation(Path(os.path.abspath(os.path.expanduser(url))))
@@ -38,43 +38,44 @@ def resolve(url: str, options: Mapping[str, Any] | None = None) -> Location:
     if parts.scheme == "file":
         return LocalLocation(Path(os.path.abspath(url.removeprefix("file://"))))
     if parts.password or (parts.username and parts.scheme in ("s3", "s3a", "gs", "az")):
-        raise ConfigError(f"The {parts.scheme}:// URL carries a credential; take it out and set it in the environment instead.")
+        raise ConfigError(f"The {parts.scheme}:// URL contains a credential; remove it and set it in the environment instead.")
     if parts.scheme not in fsspec.available_protocols():
-        raise ConfigError(f"No storage speaks {parts.scheme}:// here ({url}); use a path, s3:// or another fsspec protocol.")
+        raise ConfigError(f"Unknown protocol {parts.scheme}:// in {url}; use a path, s3:// or another fsspec protocol.")
     try:
         fsspec.get_filesystem_class(parts.scheme)
     except ImportError as error:
-        raise ConfigError(f"{parts.scheme}:// needs another package: {error}.") from None
+        raise ConfigError(f"{parts.scheme}:// needs an additional package: {error}.") from None
     return RemoteLocation(url.rstrip("/"), dict(options or {}))
 
 
 def require_folder(location: Location) -> None:
-    """Raises StoreError where there is nothing at `place`, with the one sentence a person needs."""
+    """Raise StoreError if nothing exists at `location`, with a message that says what is missing."""
     try:
         found = location.exists()
     except PermissionError as error:
-        raise StoreError(f"The store {location.url} may not be read: {error}.") from None
+        raise StoreError(f"No permission to read the store {location.url}: {error}.") from None
     if not found:
         bucket = location.lacks_bucket() if isinstance(location, RemoteLocation) else None
-        missing = f"there is no bucket {bucket!r}" if bucket else "there is nothing under this name"
+        missing = f"there is no bucket {bucket!r}" if bucket else "nothing is stored under this name"
         raise StoreError(f"The store {location.url} does not exist: {missing}.")
 
 
 def local_copy(location: Location, names: Mapping[str, str], cache: Path) -> Path:
-    """A folder on this machine that holds the files `names` (name -> sha256) of `place`.
+    """Return a folder on this machine that contains the files `names` (name -> sha256) of `location`.
 
-    A local place is used where it lies. A remote one is downloaded once a machine into `cache`, whose name its caller
-    chose from the contents: a second worker finds it finished or makes its own and loses the rename.
+    A local folder is used in place. A remote folder is downloaded once for each machine into `cache`, whose name the caller
+    derives from the contents. A second worker finds the finished copy, or downloads its own copy and discards it if the other
+    worker renames first.
 
     Raises:
-        ConfigError: others may write where the caches are, and so into what is about to be loaded.
+        ConfigError: other users can write to the folder of the caches, and could replace the files that are about to be loaded.
     """
     if isinstance(location, LocalLocation):
         return location.path
     cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = cache.parent.stat()
     if found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise ConfigError(f"{cache.parent} can be written by others: remove it, or let TMPDIR name another folder.")
+        raise ConfigError(f"Other users can write to {cache.parent}; remove it, or set TMPDIR to another folder.")
     if cache.is_dir():
         return cache
     with tempfile.TemporaryDirectory(dir=cache.parent, prefix=".download-") as temporary:

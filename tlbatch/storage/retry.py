@@ -1,4 +1,7 @@
-"""Retries of storage requests: which errors are transient, and how long they are retried."""
+"""A storage request -> its answer, with retries: which errors are transient, and how long they are retried.
+
+Network errors are retried for up to 60 s and are never recorded as bad images.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +28,15 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: How long a store that does not answer is waited for.
+#: How long a request is retried while its error is transient.
 RETRY_SECONDS = 60.0
 
 
 def with_retries(call: Callable[[], T]) -> T:
-    """Call until the store answers, for at most `PATIENCE_SECONDS`; what another attempt would not mend is raised at once.
+    """Call until the store answers, for at most `RETRY_SECONDS`; a permanent error is raised at once.
 
-    Waits are drawn between nothing and twice the last one's limit ("full jitter"), so that many do not come back as one.
+    Each wait is random, between 0 and a limit that doubles with each attempt ("full jitter"), so that many clients do not
+    retry at the same moment.
     """
     retrying = Retrying(
         stop=stop_any(stop_after_delay(RETRY_SECONDS), stop_when_event_set(_give_up)),
@@ -50,7 +54,7 @@ _give_up = threading.Event()
 
 @contextmanager
 def no_retries() -> Iterator[None]:
-    """One attempt at everything while the block runs, in this process: to clean up after a store that failed, or Ctrl-C."""
+    """Make one attempt per request in this process while the block runs, for cleaning up after a store error or Ctrl-C."""
     _give_up.set()
     try:
         yield
@@ -59,12 +63,12 @@ def no_retries() -> Iterator[None]:
 
 
 def _log_wait(state: RetryCallState) -> None:
-    level = logging.WARNING if (state.seconds_since_start or 0) > _QUIET_SECONDS else logging.INFO
+    level = logging.WARNING if (state.seconds_since_start or 0) > _WARN_AFTER_SECONDS else logging.INFO
     if state.outcome is not None:
-        log.log(level, "waiting for the store: %s", state.outcome.exception())
+        log.log(level, "retrying a storage request: %s", state.outcome.exception())
 
 
-_QUIET_SECONDS = 5.0
+_WARN_AFTER_SECONDS = 5.0
 
 
 _PERMANENT = (
@@ -79,5 +83,5 @@ _PERMANENT = (
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether what a store answered may be gone with the next attempt."""
+    """Whether a retry may succeed: an OSError that does not belong to the permanent kinds."""
     return isinstance(error, OSError) and not isinstance(error, _PERMANENT)

@@ -1,8 +1,8 @@
-"""The two things an S3 store is asked millions of times, through obstore: to give an object, and to list.
+"""A key of an S3 bucket -> its bytes, and a prefix -> its listing: the two most frequent requests, through obstore.
 
-s3fs, which does the rest, spends milliseconds of Python on each request; obstore spends a tenth of that and gives Python's
-lock back meanwhile (`benchmarks/stores.py`). Addresses and credentials come from s3fs, so that there is one chain for them.
-Nothing here retries, `storage` and `reader` do.
+All other requests go through s3fs, which spends milliseconds of Python time on each. obstore spends a tenth of that and
+releases Python's lock meanwhile (`benchmarks/stores.py`). Endpoint and credentials come from s3fs, so that both use the same
+chain. Nothing here retries; `storage/retry.py` and `images/reader.py` do.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from typing import Any
 
 from fsspec.asyn import sync
 
-#: Seconds of silence after which a request is given up and its connection with it: the next attempt gets a fresh one.
+#: Timeouts in seconds without data, and for connecting. The connection is closed as well, so that a retry opens a new one.
 REQUEST_SECONDS, CONNECT_SECONDS = 20.0, 5.0
 _WHOLE_SECONDS = 1800.0
 
-#: Options of s3fs that obstore understands as well. With any other one, all goes through s3fs.
+#: Options of s3fs that obstore supports as well. With any other option, all requests go through s3fs.
 _OPTIONS = frozenset({"anon", "endpoint_url", "profile", "client_kwargs"})
 _CLIENT_OPTIONS = frozenset({"endpoint_url", "region_name"})
 
-#: How long obstore keeps credentials before it asks s3fs's chain again, which renews those that run out.
+#: How long obstore keeps credentials before it asks s3fs's chain again, which renews expiring credentials.
 _CREDENTIALS_SECONDS = 300
 
-#: Folders listed at once; how many of them are looked for first, and how deep.
+#: Folders listed concurrently, also the number at which the search for folders stops; and the most levels of that search.
 _LISTERS, _LEVELS = 16, 4
-#: Objects of a page, and pages that wait for whoever reads the listing: until then they are Python objects, which are large.
+#: Objects of a page, and pages in the queue to the consumer. Queued pages are Python objects, which take much memory.
 _LISTED_AT_ONCE, _PAGES_WAITING = 2_000, 8
 
-#: What obstore says of a listing with a key that it cannot name, or of which it cannot read the XML.
+#: Parts of obstore's error messages for a listing with a key that it cannot represent, or with XML that it cannot parse.
 _ODD_KEYS = ("parsing Path", 'ath "', "invalid list response")
 
 #: (key, size, etag) of one object.
@@ -44,19 +44,19 @@ Ask = Callable[[Callable[[], Any]], Any]
 
 
 def serves(options: Mapping[str, Any]) -> bool:
-    """Whether these options of s3fs can be told to obstore."""
+    """Whether obstore supports these options of s3fs."""
     return options.keys() <= _OPTIONS and options.get("client_kwargs", {}).keys() <= _CLIENT_OPTIONS
 
 
 def can_name(key: str) -> bool:
-    """Whether obstore can name this key: it knows paths, S3 knows strings."""
+    """Whether obstore can represent this key: its keys are paths, S3's keys are strings."""
     parts = key.removesuffix("/").split("/")
     return key == "" or all(part not in ("", ".", "..") and part.isprintable() for part in parts)
 
 
 @lru_cache(maxsize=64)
 def bucket(filesystem: Any, name: str) -> Bucket:
-    """The bucket `name`, with the address and the credentials of an s3fs; made once a process."""
+    """The bucket `name` with the endpoint and credentials of an s3fs filesystem, created once per process."""
     return Bucket(filesystem, name)
 
 
@@ -74,14 +74,14 @@ class Bucket:
         settings |= {"skip_signature": True} if filesystem.anon else {"credential_provider": _credentials_of(filesystem)}
         self._filesystem = filesystem
         self._name = name
-        # Behind TLS no bit is flipped on the way.
+        # TLS detects bits that are flipped in transit.
         self._checksums = Checksums() if endpoint.startswith("http://") else None
         self._store = S3Store(
             name,
             region=_region(filesystem, name) if aws else client.meta.region_name or "us-east-1",
             client_options={
                 "allow_http": endpoint.startswith("http://"),
-                "read_timeout": f"{REQUEST_SECONDS:.0f}s",  # of silence; a slow body may take its time
+                "read_timeout": f"{REQUEST_SECONDS:.0f}s",  # without data; a slow body may take longer in total
                 "timeout": f"{_WHOLE_SECONDS:.0f}s",
                 "connect_timeout": f"{CONNECT_SECONDS:.0f}s",
             },
@@ -90,7 +90,7 @@ class Bucket:
         )
 
     def get(self, key: str, start: int = 0, end: int | None = None, etag: str | None = None) -> bytes:
-        """The bytes of an object, or those from `start` to `end`; with `etag`, of no other version."""
+        """The bytes of an object, or its bytes from `start` to `end`; with `etag`, only of this version."""
         import obstore
 
         options: dict[str, Any] = {}
@@ -107,11 +107,11 @@ class Bucket:
         return data
 
     def walk(self, root: str, ask: Ask) -> Iterator[Sequence[Listed]]:
-        """Every object below a prefix, page by page, several folders at once.
+        """Every object below a prefix, page by page; several folders are listed concurrently.
 
         Args:
-            root: the prefix, with its slash at the end; empty for the whole bucket.
-            ask: calls a function until the store answers.
+            root: the prefix with its trailing slash; empty for the whole bucket.
+            ask: calls a function with retries.
         """
         folders, loose = self._folders(root, ask)
         yield loose
@@ -124,7 +124,7 @@ class Bucket:
                 while not given_up.is_set() and (page := ask(walk.next_page)):
                     pages.put(page)
                 pages.put(None)
-            except BaseException as error:  # it is raised again where the pages are read
+            except BaseException as error:  # raised again by the consumer of the pages
                 pages.put(error)
 
         with ThreadPoolExecutor(_LISTERS, thread_name_prefix="tlbatch-list") as pool:
@@ -142,21 +142,21 @@ class Bucket:
             finally:
                 given_up.set()
                 pool.shutdown(wait=False, cancel_futures=True)
-                while not all(future.done() for future in listing):  # some may be waiting for room
+                while not all(future.done() for future in listing):  # some may be waiting for room in the queue
                     with contextlib.suppress(queue.Empty):
                         pages.get(timeout=0.1)
 
     def _folders(self, root: str, ask: Ask) -> tuple[list[str], list[Listed]]:
-        """Folders that can be listed side by side, and the objects above them, found level by level."""
+        """Folders that can be listed concurrently, and the objects above them, found level by level."""
         folders, loose = [root], list[Listed]()
         for _ in range(_LEVELS):
             if len(folders) >= _LISTERS:
                 break
             below = []
             for folder in folders:
-                names, objects, whole = ask(partial(self._level, folder))
-                if not whole:
-                    below.append(folder)  # too much in it to look at first: it is listed as one
+                names, objects, complete = ask(partial(self._level, folder))
+                if not complete:
+                    below.append(folder)  # its first level does not fit on one page: it is listed as one folder
                     continue
                 below += names
                 loose += objects
@@ -172,35 +172,35 @@ class Bucket:
 
 
 class Checksums:
-    """Whether bytes are as the store sent them. Most etags are an MD5 of them; where one differs, they are asked for again.
+    """Compares the bytes of objects with their etags, which are usually MD5 digests; on a mismatch the object is read again.
 
-    The same bytes twice mean that this store's etags are something else, and nothing more is concluded from them.
+    The same bytes twice mean that this store's etags are not MD5 digests. From then on, nothing is compared.
     """
 
     def __init__(self) -> None:
         self._etags_are_md5 = True
-        self._doubted: dict[str, str] = {}
+        self._mismatched: dict[str, str] = {}
 
     def require(self, key: str, data: bytes, etag: str) -> None:
-        """Raises OSError for bytes that differ from their etag, the first time."""
+        """Raise OSError if the bytes differ from their etag, unless the same bytes were read before."""
         if not self._etags_are_md5 or len(etag) != _MD5_DIGITS or not set(etag) <= _HEX:
             return
         found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        doubted = self._doubted.pop(key, None)
+        previous = self._mismatched.pop(key, None)
         if found == etag:
             return
-        if found == doubted:
+        if found == previous:
             self._etags_are_md5 = False
             return
-        self._doubted[key] = found
-        raise OSError(f"{key} came with bytes that differ from its etag {etag}")
+        self._mismatched[key] = found
+        raise OSError(f"the bytes of {key} differ from its etag {etag}")
 
 
 _MD5_DIGITS, _HEX = 32, frozenset("0123456789abcdef")
 
 
 class _Walk:
-    """One folder's listing: pages in the order of the keys. After a failure the next page goes on where the last one ended."""
+    """One folder's listing, pages in the order of the keys; after an error, the next call continues after the last page."""
 
     def __init__(self, filesystem: Any, name: str, store: Any, folder: str) -> None:
         self._filesystem = filesystem
@@ -212,7 +212,7 @@ class _Walk:
         self._odd_keys = not can_name(folder)
 
     def next_page(self) -> Sequence[Listed]:
-        """The next objects; empty at the end."""
+        """The next page of objects; empty at the end."""
         page = self._from_s3fs() if self._odd_keys else self._from_obstore()
         if page:
             self._after = page[-1][0]
@@ -229,11 +229,11 @@ class _Walk:
             self._stream = None
             if not any(word in str(error) for word in _ODD_KEYS):
                 raise
-            self._odd_keys = True  # a key that is no path stands in this folder, or one that XML cannot hold
+            self._odd_keys = True  # this folder has a key that is not a path, or that XML cannot represent
             return self._from_s3fs()
         if any(one["size"] == 0 or "\ufffd" in one["path"] for one in page):
-            # Some may be markers of folders, whose slash obstore takes away; some servers write this for what XML cannot hold,
-            # and s3fs has keys written otherwise.
+            # Empty objects may be folder markers, whose trailing slash obstore removes. Some servers write U+FFFD for what XML
+            # cannot represent; s3fs requests keys in another encoding.
             self._stream = None
             return self._from_s3fs()
         return [(one["path"], one["size"], (one["e_tag"] or "").strip('"')) for one in page]
@@ -248,13 +248,13 @@ def _plain(answer: Mapping[str, Any]) -> list[Listed]:
 
 
 def _region(filesystem: Any, name: str) -> str:
-    """Where a bucket of AWS lies: obstore does not follow Amazon's redirections, s3fs does."""
+    """The region of an AWS bucket, which obstore needs: unlike s3fs, it does not follow AWS's redirects."""
     answer = filesystem.call_s3("head_bucket", Bucket=name)
     return str(answer.get("BucketRegion") or filesystem.s3.meta.region_name)
 
 
 def _credentials_of(filesystem: Any) -> Callable[[], Any]:
-    """s3fs's own credentials for obstore: environment, profile, role of the machine, whatever botocore finds."""
+    """A credential provider for obstore that uses s3fs's chain: environment, profile, instance role, or what botocore finds."""
 
     async def ask() -> Any:
         found = await filesystem.session.get_credentials()

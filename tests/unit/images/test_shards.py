@@ -203,10 +203,12 @@ def test_a_page_that_lies_about_its_size_costs_no_memory(tmp_path):
     rest = re.compile(rb"[\x80-\xff]*[\x00-\x7f]").match(data, header.end())
     (tmp_path / "shard").write_bytes(data[: header.end()] + b"\xfe\xff\xff\xff\x0f" + data[rest.end() :])
     code = (
-        "import io, sys\n" + PEAK + "from tlbatch import shards\n"
-        "list(shards.read_members('parquet', io.BytesIO(open(sys.argv[2], 'rb').read()), shards.Wanted('s', None, 99)))\n"
+        "import io, sys\n"
+        + PEAK
+        + "from tlbatch.images.members import read_members\nfrom tlbatch.images.shards import ShardOptions\n"
+        "list(read_members('parquet', io.BytesIO(open(sys.argv[2], 'rb').read()), ShardOptions('s', None, 99)))\n"
         "before = peak()\n"
-        "(only,) = shards.read_members('parquet', open(sys.argv[1], 'rb'), shards.Wanted('s', None, 99))\n"
+        "(only,) = read_members('parquet', open(sys.argv[1], 'rb'), ShardOptions('s', None, 99))\n"
         "assert only.data.kind == 'truncated', only\n"
         "print(peak() - before)\n"
     )

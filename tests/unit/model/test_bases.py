@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from support.paths import ROOT
+from support.weights import save_notop
 
 from tlbatch.errors import ConfigError, WeightsError
 from tlbatch.model import bases
@@ -105,17 +106,6 @@ def test_weights_with_names_of_another_time_are_taken_in_order(tmp_path):
     file = tmp_path / "vgg16_notop.h5"
     save_notop(vgg, file, lambda weight: f"{weight.path.split('/')[-2]}_{'W' if weight.name == 'kernel' else 'b'}_1:0")
     assert weights_digest(build_network(BASES["VGG16"], SMALL, file.read_bytes())) == weights_digest(vgg)
-
-
-def save_notop(network, file, name_of):
-    with h5py.File(file, "w") as out:
-        out.attrs["layer_names"] = [layer.name.encode() for layer in network.layers]
-        for layer in network.layers:
-            group = out.create_group(layer.name)
-            names = [name_of(weight).encode() for weight in layer.weights]
-            group.attrs["weight_names"] = names
-            for name, weight in zip(names, layer.weights, strict=True):
-                group.create_dataset(name.decode(), data=np.asarray(weight))
 
 
 @pytest.mark.parametrize("name", ["ResNet50", "InceptionV3"])

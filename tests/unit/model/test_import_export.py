@@ -16,6 +16,7 @@ from PIL import Image
 from support.command import run_cli
 
 import tlbatch
+from tlbatch.commands import import_export
 from tlbatch.errors import BundleError, ConfigError, LabelsError, WeightsError
 from tlbatch.images.labels import read_classes
 from tlbatch.model.bases import build_network, find_base
@@ -236,7 +237,7 @@ def test_mistakes_are_sentences_and_write_nothing(tmp_path, settings, error, sen
 def test_a_bundle_that_is_there_stays_if_the_new_one_is_no_good(tmp_path, monkeypatch):
 
     before = imported(tmp_path, stacked())
-    monkeypatch.setattr(importing, "_distance", lambda bundle: 0.5)
+    monkeypatch.setattr(import_export, "_distance", lambda bundle: 0.5)
     with pytest.raises(BundleError, match=r"off by 0.5; nothing was written"):
         imported(tmp_path, sequential())
     assert load_bundle(before["bundle"]).digest == before["digest"]

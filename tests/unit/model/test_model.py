@@ -259,7 +259,7 @@ def test_a_cache_that_others_can_write_is_not_used(bundle_url, monkeypatch, tmp_
     folder = load_bundle("memory://cached/bundle").folder
     assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
     folder.parent.chmod(0o777)
-    with pytest.raises(ConfigError, match="can be written by others: remove it, or let TMPDIR name another folder"):
+    with pytest.raises(ConfigError, match=r"Other users can write to .*; remove it, or set TMPDIR to another folder"):
         load_bundle("memory://cached/bundle").require_whole()
 
 

@@ -1,4 +1,4 @@
-"""What a night has to do: a listing and a table sorted into new, changed, retry, stale, deleted and unchanged."""
+"""What an incremental run has to do: a listing and a table sorted into new, changed, retry, stale, deleted and unchanged."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tables import publish_run
 
 from tlbatch import schema
 from tlbatch.errors import CountsError
-from tlbatch.output import publish
-from tlbatch.output.commit import Promise
+from tlbatch.output.commit import RunInput
 from tlbatch.output.diff import KINDS, StalenessRule, diff_with_table
-from tlbatch.output.run import begin_run, read_named_runs, read_pointer
+from tlbatch.output.run import begin_run, read_output, read_pointer, read_table_runs
 from tlbatch.output.snapshot import snapshot
 from tlbatch.storage.resolve import resolve
 
@@ -27,7 +27,7 @@ def manifest(**versions: str | None) -> pa.Table:
     return pa.Table.from_pylist(sorted(rows, key=lambda row: row["key"]), schema.MANIFEST_SCHEMA)
 
 
-def publish_run(output, name: str, rows: pa.Table, *, bundle="b1", failed=(), removed=(), on=None) -> None:
+def publish_table(output, name: str, rows: pa.Table, *, bundle="b1", failed=(), removed=(), on=None) -> None:
     """A published run, with its manifest and errors and nothing else; it adds to what is published unless told otherwise."""
     on = read_pointer(output) if on is None else on
     gone = pa.Table.from_pylist([{"uri": f"/s/{key}", "key": key} for key in removed], schema.REMOVED_SCHEMA)
@@ -38,18 +38,17 @@ def publish_run(output, name: str, rows: pa.Table, *, bundle="b1", failed=(), re
     run.location.join("errors", "part-00000.parquet").write(schema.to_parquet(table))
     report = {"listed": 0, "predicted": 0, "failed": 0, "failed_by_kind": {}, "labels": {}, "files": {}}
     report |= {"manifest_sha256": run.facts["manifest_sha256"], "failed_transient": sum(kind for _, kind in failed)}
-    publish.publish_run(output, run, report, lambda: None)
+    publish_run(output, run, report)
 
 
-def night(output, listed: pa.Table, origin=BUNDLE, stale="redo") -> Promise:
-    published = read_pointer(output)
-    return diff_with_table(Promise(listed, 0, 0.0), published, read_named_runs(output, published), origin, stale)
+def increment(output, listed: pa.Table, rule=BUNDLE, stale="redo") -> RunInput:
+    return diff_with_table(RunInput(listed, 0, 0.0), read_output(output), rule, stale)
 
 
 def test_each_object_is_one_of_six_things(tmp_path):
     output = resolve(str(tmp_path))
-    publish_run(output, "n0", manifest(a="1", b="1", c="1", d="1", e="1"), failed=[("c", True), ("d", False)])
-    found = night(output, manifest(a="1", b="2", c="1", d="1", f="1"))
+    publish_table(output, "n0", manifest(a="1", b="1", c="1", d="1", e="1"), failed=[("c", True), ("d", False)])
+    found = increment(output, manifest(a="1", b="2", c="1", d="1", f="1"))
     assert found.counts == {"new": 1, "changed": 1, "retry": 1, "stale": 0, "unchanged": 2, "deleted": 1}
     assert found.manifest["key"].to_pylist() == ["b", "c", "f"]
     assert found.removed.to_pylist() == [{"uri": "/s/e", "key": "e"}]
@@ -58,24 +57,24 @@ def test_each_object_is_one_of_six_things(tmp_path):
 
 def test_what_another_bundle_predicted_is_stale_whatever_becomes_of_it(tmp_path):
     output = resolve(str(tmp_path))
-    publish_run(output, "n0", manifest(a="1", b="1"))
-    publish_run(output, "n1", manifest(c="1"), bundle="b2")
+    publish_table(output, "n0", manifest(a="1", b="1"))
+    publish_table(output, "n1", manifest(c="1"), bundle="b2")
     listed = manifest(a="1", b="1", c="1")
     for policy, todo in (("keep", []), ("redo", ["c"]), ("rescore", ["c"])):
-        found = night(output, listed, stale=policy)
+        found = increment(output, listed, stale=policy)
         assert found.counts["stale"] == 1
         assert found.manifest["key"].to_pylist() == todo
-    assert night(output, listed, StalenessRule("base", "base")).nothing_to_do, "its features are not stale"
-    assert night(output, listed, StalenessRule("bundle", "b3")).on == (), "nothing of the old table is left"
+    assert increment(output, listed, StalenessRule("base", "base")).nothing_to_do, "its features are not stale"
+    assert increment(output, listed, StalenessRule("bundle", "b3")).on == (), "nothing of the old table is left"
 
 
 def test_the_newest_run_that_has_an_object_counts(tmp_path):
     output = resolve(str(tmp_path))
-    publish_run(output, "n0", manifest(a="1", b="1", c="1"), failed=[("a", True)])
-    publish_run(output, "n1", manifest(a="2"), removed=["b"])
-    assert night(output, manifest(a="2", c="1")).nothing_to_do
-    assert night(output, manifest(a="1", c="1")).counts["changed"] == 1
-    assert night(output, manifest(a="2", b="1", c="1")).counts["new"] == 1, "it was deleted and is there again"
+    publish_table(output, "n0", manifest(a="1", b="1", c="1"), failed=[("a", True)])
+    publish_table(output, "n1", manifest(a="2"), removed=["b"])
+    assert increment(output, manifest(a="2", c="1")).nothing_to_do
+    assert increment(output, manifest(a="1", c="1")).counts["changed"] == 1
+    assert increment(output, manifest(a="2", b="1", c="1")).counts["new"] == 1, "it was deleted and is there again"
 
 
 def test_an_object_that_was_listed_under_two_keys_is_done_as_a_whole(tmp_path):
@@ -84,20 +83,20 @@ def test_an_object_that_was_listed_under_two_keys_is_done_as_a_whole(tmp_path):
     two = pa.Table.from_pylist(
         [{"uri": "/s/a", "key": key, "size": 1, "etag": "1", "format": "image"} for key in ("x", "y")], schema.MANIFEST_SCHEMA
     )
-    publish_run(output, "n0", pa.concat_tables([manifest(b="1"), two]))
-    less = night(output, pa.concat_tables([manifest(b="1"), two.slice(0, 1)]))
+    publish_table(output, "n0", pa.concat_tables([manifest(b="1"), two]))
+    less = increment(output, pa.concat_tables([manifest(b="1"), two.slice(0, 1)]))
     assert (less.manifest["key"].to_pylist(), less.removed.num_rows) == (["x"], 0)
     third = pa.Table.from_pylist(
         [{"uri": "/s/a", "key": "z", "size": 1, "etag": "1", "format": "image"}], schema.MANIFEST_SCHEMA
     )
-    assert night(output, pa.concat_tables([manifest(b="1"), two, third])).manifest["key"].to_pylist() == ["x", "y", "z"]
+    assert increment(output, pa.concat_tables([manifest(b="1"), two, third])).manifest["key"].to_pylist() == ["x", "y", "z"]
 
 
 def test_without_sizes_and_etags_nothing_is_known_to_have_changed(tmp_path):
     output = resolve(str(tmp_path))
     listed = manifest(a=None, b=None)
-    publish_run(output, "n0", listed)
-    assert night(output, listed).nothing_to_do
+    publish_table(output, "n0", listed)
+    assert increment(output, listed).nothing_to_do
 
 
 STORES = st.lists(st.dictionaries(st.sampled_from("abcdef"), st.sampled_from("123"), min_size=1), min_size=1, max_size=6)
@@ -107,30 +106,30 @@ STORES = st.lists(st.dictionaries(st.sampled_from("abcdef"), st.sampled_from("12
 @given(stores=STORES)
 def test_after_any_nights_the_table_is_the_store(tmp_path_factory, stores):
     """What the runs promise, without what newer ones hide, is what the last listing held; no night does more than it must."""
-    output = resolve(str(tmp_path_factory.mktemp("nights")))
+    output = resolve(str(tmp_path_factory.mktemp("runs")))
     before: dict[str, str] = {}
     for number, store in enumerate(stores):
-        found = night(output, manifest(**store))
+        found = increment(output, manifest(**store))
         assert set(found.manifest["key"].to_pylist()) == {key for key, version in store.items() if before.get(key) != version}
         assert sum(found.counts[kind] for kind in KINDS if kind != "deleted") == len(store)
         if not found.nothing_to_do:
-            publish_run(output, f"n{number}", found.manifest, removed=found.removed["key"].to_pylist(), on=found.on)
-        seen = snapshot(read_named_runs(output, read_pointer(output)))
-        table = pa.concat_tables(layer.visible(layer.run.manifest) for layer in seen).sort_by("key")
+            publish_table(output, f"n{number}", found.manifest, removed=found.removed["key"].to_pylist(), on=found.on)
+        runs = snapshot(read_table_runs(output))
+        table = pa.concat_tables(one.current_rows(one.run.manifest) for one in runs).sort_by("key")
         assert table.equals(manifest(**store))
         before = store
 
 
 def test_a_table_that_changed_meanwhile_is_not_added_to(tmp_path):
     output = resolve(str(tmp_path))
-    publish_run(output, "n0", manifest(a="1"))
+    publish_table(output, "n0", manifest(a="1"))
     on = read_pointer(output)
-    publish_run(output, "n1", manifest(b="1"))
+    publish_table(output, "n1", manifest(b="1"))
     facts = {"spec": {"images": "/s"}, "bundle": "b1", "base": "base"}
     run = begin_run(output, "late", manifest(c="1"), facts, on=on)
     before = json.loads(output.join("latest.json").read())
     report = {"listed": 0, "predicted": 0, "failed": 0, "failed_by_kind": {}, "labels": {}, "files": {}, "manifest_sha256": ""}
     with pytest.raises(CountsError, match="no longer the one that run late adds to"):
-        publish.publish_run(output, run, report, lambda: None)
+        publish_run(output, run, report)
     assert json.loads(output.join("latest.json").read()) == before
     assert [entry["run_id"] for entry in before["runs"]] == ["n0", "n1"]

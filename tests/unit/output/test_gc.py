@@ -52,7 +52,7 @@ def test_all_that_dead_runs_leave_is_found_and_nothing_else(output):
     published.location.join("predictions", "part-00000.parquet").write(b"x")
     now = run_called(output, "now", 3.0)
     stage_part(now.staged, outcome([2, 3]))
-    lost = stage_part(now.staged, outcome([4]))
+    lost = stage_part(now.staged, outcome([4]))["part"].removesuffix(".parquet")
     next(path for path in now.staged.path.glob(f"{lost}*.json")).unlink()
     output.join("runs", "never", "manifest.parquet").write(b"x")
     now.location.join(".report.json.abc.tmp").write(b"half")

@@ -52,7 +52,7 @@ def test_a_lease_that_expired_just_now_is_watched_before_it_is_taken(output, mon
         if renewed:
             output.join(schema.LEASE).write(_lease_of("elsewhere", 1, expires=101.0))
 
-    monkeypatch.setattr("tlbatch.lease.time", SimpleNamespace(**{**vars(time), "sleep": watch}))
+    monkeypatch.setattr("tlbatch.output.lease.time", SimpleNamespace(**{**vars(time), "sleep": watch}))
     if renewed:
         with pytest.raises(LeaseHeldError, match="by a clock that is behind"), Lease(output, "heir", clock=lambda: 160.0):
             pass

@@ -1,8 +1,8 @@
-"""The protocol of `docs/protocol.md`, held by a model: drivers that die, sleep over their lease and wake up, at every step.
+"""The protocol of `docs/protocol.md` under a model: drivers that die, sleep past their lease and wake up, at every step.
 
-Drivers run the real `commit.carry_out` on a real folder, in threads that stop before each thing they do to it. Hypothesis
-says who goes on, who dies, when a minute passes unnoticed, and when the store changes. What a reader sees is looked at after
-every step. `make chaos` tries many more than `make test`; `TLBATCH_EXAMPLES` is how many.
+Drivers run the real `commit.run_to_publication` on a real folder, in threads that stop before each thing they do to it.
+Hypothesis chooses which one continues, which one dies, when a minute passes unnoticed, and when the store changes. After every
+step a reader looks at the table. `make chaos` tries many more examples than `make test`; `TLBATCH_EXAMPLES` is how many.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 import types
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,12 +27,13 @@ from support.tables import manifest, outcome
 
 from tlbatch import schema
 from tlbatch.errors import CountsError, LeaseHeldError, OutputError
-from tlbatch.output import commit, lease, publish
-from tlbatch.output.commit import Order, Promise
+from tlbatch.output import commit, lease, parts, publish, receipts
+from tlbatch.output import run as runs_module
+from tlbatch.output.commit import Promotion, RunInput, RunSpec, Target, WorkStats
 from tlbatch.output.gc import gc
 from tlbatch.output.parts import stage_part
 from tlbatch.output.publish import counts_digest
-from tlbatch.output.run import Published, Run, read_pointer
+from tlbatch.output.run import OutputState, Run, read_pointer
 from tlbatch.output.verify import verify
 from tlbatch.schema import from_parquet, sha256, unseal
 from tlbatch.storage.local import LocalLocation
@@ -48,13 +50,39 @@ class Killed(BaseException):
     """SIGKILL: nothing this driver does from now on has an effect."""
 
 
+SPEC = RunSpec(spec={"images": "/store", "engine": "openvino"}, bundle="b" * 64, base="base", predictions=True, features=None)
+
+
+class Listed:
+    """The work of one driver: a store that was listed when its command began, and parts of two rows."""
+
+    def __init__(self, outputs: "Outputs", unlucky: int | None) -> None:
+        self._outputs, self._unlucky = outputs, unlucky
+        self._published, self._objects = read_pointer(outputs.output), outputs.objects
+
+    def plan(self, state: OutputState) -> RunInput:
+        """The store, listed again if another run was published since."""
+        if list(state.pointer) != self._published:
+            self._objects = self._outputs.objects
+        return RunInput(manifest(self._objects), 0, 0.0)
+
+    def process(self, runs: Sequence[Run], rows: pa.Table) -> WorkStats:
+        """Stage parts."""
+        stage(runs, rows, self._unlucky)
+        return WorkStats()
+
+    def promotion_check(self, run: Run, state: OutputState) -> Promotion:
+        """There is no condition."""
+        return Promotion()
+
+
 class Driver(threading.Thread):
     """One command, in a thread that stops before each thing it does to the output."""
 
-    def __init__(self, path: Path, order: Order, run_id: str) -> None:
+    def __init__(self, path: Path, work: "Listed", run_id: str) -> None:
         super().__init__(daemon=True)
         self._turn, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
-        self._output, self._order, self._run_id = Stepped(path, self), order, run_id
+        self._target, self._run_id = Target(Stepped(path, self), SPEC, work), run_id
         self.inside = False
         self.next = ""
         self.killed = False
@@ -65,7 +93,7 @@ class Driver(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.ended_with = commit.carry_out(self._output, self._order, self._run_id)
+            (self.ended_with,) = commit.run_to_publication([self._target], self._run_id, began=time.monotonic())
         except BaseException as error:
             self.ended_with = error
         self.over = True
@@ -130,7 +158,7 @@ for _name in ("read", "write", "create", "swap", "remove", "delete", "names", "e
     setattr(Stepped, _name, _stepping(_name))
 
 
-class Nights(RuleBasedStateMachine):
+class Outputs(RuleBasedStateMachine):
     """An output, the store it is of, and whoever is at work on it."""
 
     def __init__(self) -> None:
@@ -143,14 +171,14 @@ class Nights(RuleBasedStateMachine):
         # Python 3.11 lets one Run at a time read its manifest, and one of these may be asleep at it.
         self._patch.setattr(Run.__dict__["manifest"], "lock", contextlib.nullcontext(), raising=False)
         self._patch.setattr(os, "fsync", lambda _: None)  # nothing here is about a loss of power
-        for room in (ledger, publish):
-            self._patch.setattr(room, "PARTS_AT_ONCE", 1)
+        for room in (runs_module, receipts, publish):
+            self._patch.setattr(room, "READS_AT_ONCE", 1)
         self._patch.setattr(publish, "ROWS_PER_FILE", ROWS_PER_FILE)
         # Of two parts that hold the same object the later one would win, if there were no plan.
         names = iter(range(10**9, 0, -1))
         descending = types.SimpleNamespace(uuid4=lambda: types.SimpleNamespace(hex=f"{next(names):012d}"))
-        self._patch.setattr(writer, "uuid", descending)
-        self._folder = tempfile.mkdtemp(prefix="tlbatch-nights-")
+        self._patch.setattr(parts, "uuid", descending)
+        self._folder = tempfile.mkdtemp(prefix="tlbatch-outputs-")
         self.output = LocalLocation(Path(self._folder, "out"))
         self.drivers: list[Driver] = []
         self.begun = 0
@@ -170,23 +198,8 @@ class Nights(RuleBasedStateMachine):
         """Somebody, or the schedule, runs the command. What is not `steady` has bad luck with one image."""
         self.begun += 1
         begun = self.begun
-        listed = {"published": read_pointer(self.output), "objects": self.objects}
-
-        def listing(published: Published) -> Promise:
-            if published != listed["published"]:
-                listed["objects"] = self.objects
-            return Promise(manifest(listed["objects"]), 0, 0.0)
-
-        order = Order(
-            spec={"images": "/store", "engine": "openvino"},
-            bundle="b" * 64,
-            base="base",
-            predictions=True,
-            features=None,
-            listing=listing,
-            work=functools.partial(stage, unlucky=None if steady else begun % self.objects),
-        )
-        self.drivers.append(Driver(self.output.path, order, f"run-{begun:03d}"))
+        work = Listed(self, None if steady else begun % self.objects)
+        self.drivers.append(Driver(self.output.path, work, f"run-{begun:03d}"))
 
     @rule(data=st.data(), steps=st.integers(1, 25))
     @precondition(lambda self: self.at_work())
@@ -272,7 +285,7 @@ class Nights(RuleBasedStateMachine):
         assert verify(self.output.url)["ok"], verify(self.output.url)["differences"]
 
 
-def stage(runs: list[Run], left: pa.Table, unlucky: int | None) -> None:
+def stage(runs: Sequence[Run], left: pa.Table, unlucky: int | None) -> None:
     """The work of a driver's actors: parts of two rows. An unlucky image is a row in errors, and fails for now only."""
     rows = left["row"].to_pylist()
     for start in range(0, len(rows), ROWS_PER_PART):
@@ -291,7 +304,7 @@ def keys_of(run: Path) -> list[str]:
 @pytest.fixture
 def night():
     """An evening on which somebody has just run the command; whatever follows, the next command must be right."""
-    night = Nights()
+    night = Outputs()
     night.first_command()
     yield night
     night.teardown()
@@ -334,8 +347,8 @@ def test_a_run_whose_manifest_was_tidied_away_never_began(night):
     assert isinstance(sleeper.ended_with, FileNotFoundError)
 
 
-TestNights = Nights.TestCase
-TestNights.settings = settings(
+TestOutputs = Outputs.TestCase
+TestOutputs.settings = settings(
     max_examples=EXAMPLES,
     stateful_step_count=30,
     deadline=None,

@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.tables import begin, outcome
+from support.tables import begin, outcome, publish_run
 
 from tlbatch import schema
 from tlbatch.errors import CountsError
 from tlbatch.output import publish
 from tlbatch.output.parts import stage_part
-from tlbatch.output.publish import TableSpec, clean_up, publish_run, write_files
+from tlbatch.output.publish import TableSpec, mark_complete, remove_staged, write_files
 from tlbatch.output.receipts import freeze_part_plan, read_receipts
 from tlbatch.output.run import begin_run, read_pointer
 from tlbatch.output.table import read_predictions
@@ -122,7 +122,8 @@ def test_the_flip_is_the_last_word(run, tmp_path):
     publish_run(output, run, REPORT, lambda: held.append(read_pointer(output)))
     assert held == [[]], "the lease is asked for before the flip"
     assert [entry["run_id"] for entry in read_pointer(output)] == [run.run_id]
-    clean_up(run)
+    remove_staged(run)
+    mark_complete(run)
     assert run.finished()
     assert not run.staged.exists()
     assert len(read_predictions(output.url)) == 100

@@ -8,7 +8,7 @@ from tlbatch import schema
 from tlbatch.errors import CountsError, OutputError
 from tlbatch.output.parts import stage_part
 from tlbatch.output.receipts import Receipts, count_staged, read_receipts
-from tlbatch.output.run import new_run_id, read_runs, read_unfinished_run, require_output, require_same
+from tlbatch.output.run import new_run_id, read_output, read_runs, require_output, require_same
 from tlbatch.schema import seal, unseal
 from tlbatch.storage.resolve import resolve
 
@@ -79,20 +79,20 @@ def test_a_changed_manifest_is_not_trusted(output):
 
 def test_an_unfinished_run_of_another_spec_is_refused_with_the_fields_that_differ(output):
     run = begin(output)
-    assert read_unfinished_run(output).run_id == run.run_id
+    assert read_output(output).unfinished.run_id == run.run_id
     require_same(run, SPEC, "b" * 64)
     with pytest.raises(OutputError, match=r"is unfinished and bundle was \"b+….* and is \"c+….*, top_k was 5 and is 3"):
         require_same(run, {**SPEC, "top_k": 3}, "c" * 64)
 
 
 def test_an_output_of_another_store_or_of_anything_else_is_refused(output, tmp_path):
-    require_output(output, "/store")
+    require_output(read_output(output), "/store")
     begin(output)
-    require_output(output, "/store")
+    require_output(read_output(output), "/store")
     with pytest.raises(OutputError, match="belongs to another run: it holds the table of /store, not of /other"):
-        require_output(output, "/other")
+        require_output(read_output(output), "/other")
     with pytest.raises(OutputError, match="is not empty and holds no tlbatch runs"):
-        require_output(resolve(str(tmp_path)), "/store")
+        require_output(read_output(resolve(str(tmp_path))), "/store")
 
 
 def test_run_ids_sort_by_time():

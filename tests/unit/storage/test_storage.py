@@ -166,7 +166,7 @@ def test_a_credential_in_a_url_is_refused_without_repeating_it(url):
 
 
 def test_an_unknown_protocol_is_named():
-    with pytest.raises(ConfigError, match="No storage speaks nonsense://"):
+    with pytest.raises(ConfigError, match="Unknown protocol nonsense://"):
         resolve("nonsense://x")
 
 
