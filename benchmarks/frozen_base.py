@@ -130,7 +130,6 @@ def store_features(root: Path, output: Path, rows: int) -> None:
     from tlbatch.model.bundle import load_bundle
     from tlbatch.output.features import find_features, matrix
     from tlbatch.output.parts import stage_part
-    from tlbatch.storage.resolve import resolve
 
     values = matrix(next(find_features(str(root / "features")).runs[0].vectors())["features"])
     listed = root / f"list-{rows}.csv"
@@ -151,7 +150,7 @@ def store_features(root: Path, output: Path, rows: int) -> None:
             filled = {field.name: columns.get(field.name, pa.nulls(count, field.type)) for field in wanted}
             stage_part(runs[0].staged, pa.table(filled, schema=wanted))
 
-    publish_generated(OutputTable(config, bundle, resolve(str(output))), stage)
+    publish_generated(OutputTable.of(config, bundle), stage)
 
 
 def together(root: Path, options: argparse.Namespace) -> None:

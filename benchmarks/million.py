@@ -30,7 +30,6 @@ from tlbatch.config import RunConfig
 from tlbatch.model.bundle import load_bundle
 from tlbatch.output.parts import stage_part
 from tlbatch.output.run import Run
-from tlbatch.storage.resolve import resolve
 
 TLBATCH = str(Path(sys.executable).parent / "tlbatch")
 ROWS_PER_PART = 512
@@ -69,7 +68,7 @@ def _measure(folder: Path, bundle: str, rows: int) -> None:
     labels.write_text("uri,label\n" + "".join(truth))
     output = folder / "out"
     config = RunConfig(images=str(store), bundle=bundle, output=str(output))
-    table = OutputTable(config, load_bundle(bundle), resolve(str(output)))
+    table = OutputTable.of(config, load_bundle(bundle))
     began = time.monotonic()
     publish_generated(table, _stage)
     print(f"| {rows:,} | (staged and published here) | {time.monotonic() - began:.1f} | |", flush=True)

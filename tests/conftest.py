@@ -7,13 +7,14 @@ import http.server
 import json
 import os
 import shutil
-import sys
 import threading
+import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from support.faulty_proxy import FaultyS3
+from support.paths import GOLDEN, PHOTOS
 from support.pictures import write_store
 from support.s3_server import S3Server, environment
 
@@ -21,10 +22,6 @@ from support.s3_server import S3Server, environment
 os.environ.update({name: value for name, value in environment("").items() if name != "AWS_ENDPOINT_URL"})
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-
-ROOT = Path(__file__).parent.parent
-PHOTOS = ROOT.parent / "shared" / "photos"
-TLBATCH = str(Path(sys.executable).parent / "tlbatch")
 
 
 @pytest.fixture(scope="session")
@@ -134,3 +131,18 @@ def keras_model(bundle_url: str):
     import keras
 
     return keras.saving.load_model(Path(bundle_url, "model.keras"), compile=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two exact bundles of one small base (`support/tiny.py`), by name, out of the golden outputs: no training, no Keras."""
+    folder = tmp_path_factory.mktemp("tiny")
+    with zipfile.ZipFile(GOLDEN / "before.zip") as archive:
+        archive.extractall(folder, [name for name in archive.namelist() if name.startswith("bundles/")])
+    return {name: str(folder / "bundles" / name) for name in ("a", "b")}
+
+
+@pytest.fixture(scope="session")
+def tiny_url(tiny_bundles: dict[str, str]) -> str:
+    """A bundle for tests of bookkeeping: it tells the three colors apart, and loads at once."""
+    return tiny_bundles["a"]

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import textwrap
+import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -47,12 +49,37 @@ def _settings_of(kind: Callable[P, C]) -> Callable[[Callable[[C], R]], Callable[
             return work(cast("C", load(cast("type[BaseModel]", kind), settings)))
 
         shown: Any = verb
-        shown.__signature__ = inspect.signature(kind).replace(return_annotation=work.__annotations__["return"])
+        shown.__signature__ = _signature(cast("type[BaseModel]", kind), work.__annotations__["return"])
         shown.__doc__ = _documented(work, cast("type[BaseModel]", kind))
         del shown.__wrapped__  # or `inspect` would show the inner function
         return verb
 
     return decorate
+
+
+def _signature(kind: type[BaseModel], returns: Any) -> inspect.Signature:
+    """A keyword for each field, the required ones first; types without the limits that the configuration checks."""
+    fields = sorted(kind.model_fields.items(), key=lambda item: not item[1].is_required())
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.is_required() else field.default,
+            annotation=_without_limits(field.annotation),
+        )
+        for name, field in fields
+    ]
+    return inspect.Signature(parameters, return_annotation=returns)
+
+
+def _without_limits(annotation: Any) -> Any:
+    """A type without `Annotated`, at any depth."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _without_limits(arguments[0])
+    if origin in (Union, types.UnionType):
+        return functools.reduce(operator.or_, map(_without_limits, arguments))
+    return annotation
 
 
 def _documented(work: Callable[..., Any], kind: type[BaseModel]) -> str:

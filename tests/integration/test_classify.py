@@ -145,7 +145,7 @@ except ConfigError as error:
     assert done.returncode == 0, done.stderr
     assert published_bytes(tmp_path / "placed") == published_bytes(tmp_path / "auto") == published_bytes(reference)
     assert "openvino" in done.stdout.splitlines()
-    assert "a GPU is reserved, but TensorFlow sees none there" in done.stdout
+    assert "a GPU is reserved, but TensorFlow does not see it" in done.stdout
     assert "there are GPUs, but TensorFlow does not see them" in done.stderr
     placed = json.loads((tmp_path / "placed" / "runs" / RUN_ID / "run.json").read_text())
     assert placed["resources"]["num_gpus"] == 0.5
@@ -312,7 +312,7 @@ def test_what_the_next_run_may_do_better_is_done_again(tmp_path, bundle_url, mon
 
 @pytest.mark.parametrize("settings", [{"num_cpus": 64}, {"num_gpus": 1}])
 def test_an_actor_no_machine_can_hold_is_said_at_once(store, bundle_url, tmp_path, settings):
-    with pytest.raises(ConfigError, match=r"one actor asks for .*, and no machine has them"):
+    with pytest.raises(ConfigError, match=r"one actor needs .*, but no machine has them"):
         classify(store, bundle_url, tmp_path / "out", **settings)
 
 
@@ -362,7 +362,7 @@ def test_a_disk_that_is_full_is_a_sentence_and_the_run_continues(staged, referen
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalLocation, "write", full)
-        with pytest.raises(StoreUnavailableError, match=r"No space left on device.*The table is as it was"):
+        with pytest.raises(StoreUnavailableError, match=r"No space left on device.*The table is unchanged"):
             classify(store, bundle_url, staged)
     assert not (staged / "latest.json").exists()
     classify(store, bundle_url, staged)

@@ -203,7 +203,7 @@ def test_features_of_a_run_that_is_kept_back_are_not_the_tables(two_runs, publis
 
 
 def test_a_condition_on_features_that_are_not_there_does_not_hold(published, store, bundle_url):
-    with pytest.raises(NotPromotedError, match="psi_features cannot be told, as one of the runs has no features"):
+    with pytest.raises(NotPromotedError, match="psi_features is unknown, because one of the runs has no features"):
         tlbatch.classify(images=str(store), bundle=bundle_url, output=str(published), top_k=1, promote_if="psi_features<0.1")
 
 

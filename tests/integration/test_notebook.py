@@ -27,7 +27,7 @@ def told(bundle_url, tmp_path_factory):
 
 def test_a_run_is_a_report_that_shows_itself(told):
     assert (told.verdict, told.result["listed"]) == ("good", 9)
-    assert "nothing odd" in told.sentence
+    assert "nothing unusual" in told.sentence
     shown = told._repr_html_()
     assert shown.startswith('<iframe title="tlbatch" srcdoc="&lt;!doctype html&gt;')
     assert 'sandbox="allow-scripts"' in shown
@@ -59,7 +59,7 @@ def test_a_report_can_be_had_again_with_the_truth(told, tmp_path):
     table[["key", "label"]].to_csv(tmp_path / "labels.csv", index=False)
     again = tlbatch.load_report(told.output, labels=str(tmp_path / "labels.csv"))
     assert again.result == told.result
-    assert "100.00 % of 68 labelled images are right" in again._repr_html_()
+    assert "100.00 % of 68 labelled images are predicted correctly" in again._repr_html_()
 
 
 def test_the_table_comes_in_three_forms_which_are_equal(told):

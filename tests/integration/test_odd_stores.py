@@ -158,10 +158,10 @@ def test_a_list_may_tell_sizes_and_versions_and_relative_paths(store, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("list.csv", "url,key\na,b\n", "has no column uri; it has url, key"),
-        ("list.csv", "uri,key\na\n", "is no CSV"),
-        ("list.txt", "\n\n", "holds no image"),
-        ("list.parquet", "PAR1 torn", "cannot be understood"),
+        ("list.csv", "url,key\na,b\n", "has no column uri; its columns are url, key"),
+        ("list.csv", "uri,key\na\n", "is not a CSV file"),
+        ("list.txt", "\n\n", "contains no images"),
+        ("list.parquet", "PAR1 torn", "cannot be parsed"),
         ("list.csv", "uri,key\n,a\n", "1 rows without a uri"),
     ],
 )

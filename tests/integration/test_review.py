@@ -21,7 +21,7 @@ from tlbatch.errors import ErrorKind, Failure, OutputError
 from tlbatch.images.decode import thumbnail
 from tlbatch.images.labels import read_all_labels
 from tlbatch.report.html import Thumbnail
-from tlbatch.report.sheet import make_sheet
+from tlbatch.report.sheet import make_labelling_page
 from tlbatch.storage.resolve import resolve
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -132,7 +132,7 @@ def test_labels_that_somebody_filled_in_are_not_overwritten(reviewed, tmp_path):
     path = Path(tlbatch.review(**settings)["labels"])
     tlbatch.review(**settings)
     path.write_text(path.read_text().replace(",,", ",red,", 1))
-    with pytest.raises(OutputError, match="has labels that somebody has filled in"):
+    with pytest.raises(OutputError, match="contains labels and would be overwritten"):
         tlbatch.review(**settings)
 
 
@@ -154,12 +154,12 @@ def test_pictures_that_are_gone_are_said_to_be(reviewed, bundle_url, tmp_path):
     (store / "red" / "0000.jpg").unlink()
     result = tlbatch.review(output=str(tmp_path / "out"), budget=9, to=str(tmp_path / "r"))
     assert result["unreadable"] == 1
-    assert "cannot be shown any more" in Path(result["sheet"]).read_text()
+    assert "no longer readable" in Path(result["sheet"]).read_text()
 
 
 def test_names_from_a_store_are_text_in_the_sheet():
     evil = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>.jpg"
-    page = make_sheet("t", [Thumbnail(evil, evil, 0.5, "uncertain", None)], [evil]).decode()
+    page = make_labelling_page("t", [Thumbnail(evil, evil, 0.5, "uncertain", None)], [evil]).decode()
     assert "<img src=x" not in page
     assert page.count("<script>") == page.count("</script>") == 1
     assert "default-src &#39;none&#39;" in page
@@ -168,7 +168,9 @@ def test_names_from_a_store_are_text_in_the_sheet():
 def test_what_is_filled_in_on_the_sheet_is_saved_as_a_labels_file(tmp_path, browser):
     """In a real browser, by the page's own button."""
     evil = 'comma, "quote"\r\n</script>.jpg'
-    sheet = make_sheet("t", [Thumbnail(key, "cat", 0.5, "uncertain", None) for key in ("a.jpg", evil, "c.jpg")], ["cat", "dog"])
+    sheet = make_labelling_page(
+        "t", [Thumbnail(key, "cat", 0.5, "uncertain", None) for key in ("a.jpg", evil, "c.jpg")], ["cat", "dog"]
+    )
     (tmp_path / "sheet.html").write_bytes(sheet)
     page = browser.new_page()
     page.goto((tmp_path / "sheet.html").as_uri())

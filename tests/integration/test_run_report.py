@@ -50,8 +50,8 @@ def classified(bundle_url, tmp_path_factory) -> tuple[Path, Path, Path]:
     (store / "green" / "new.jpg").write_bytes(encoded(noisy(COLORS["green"], 777)))
     tlbatch.classify(**settings, incremental=True)
     table = tlbatch.read_predictions(str(folder / "out"))
-    truth = [label if number % 10 else "blue" for number, label in enumerate(table["label"])]
-    pd.DataFrame({"key": table["key"], "label": truth}).to_csv(folder / "labels.csv", index=False)
+    labels = [label if number % 10 else "blue" for number, label in enumerate(table["label"])]
+    pd.DataFrame({"key": table["key"], "label": labels}).to_csv(folder / "labels.csv", index=False)
     return store, folder / "out", folder / "labels.csv"
 
 
@@ -80,7 +80,7 @@ def test_the_page_says_what_a_person_wants_to_know(classified, page_file):
     assert page.count("data:image/jpeg;base64,") > 40
 
 
-def test_a_survey_counts_what_the_table_holds_and_shows_the_extremes(classified):
+def test_a_summary_counts_what_the_table_holds_and_shows_the_extremes(classified):
     _, output, _ = classified
     table = tlbatch.read_predictions(str(output))
     found = summarize(read_table_runs(resolve(str(output))), predictions=True, threshold=0.9)
@@ -170,20 +170,20 @@ def test_filters_work_by_click_and_by_keyboard(page_file, browser):
     page.locator("#filters select").select_option("green")
     assert set(shown.evaluate_all("all => all.map(one => one.dataset.label)")) == {"green"}
     assert page.locator(".gallery .group:visible").count() == 1
-    assert page.locator("#filters output").inner_text() == f"{shown.count()} pictures"
+    assert page.locator("#filters output").inner_text() == f"{shown.count()} images"
     assert said == []
     page.close()
 
 
 def test_a_cell_of_the_matrix_opens_its_pictures_by_click_and_by_keyboard(page_file, browser):
     page, _, said = opened(browser, page_file)
-    cell = page.get_by_role("button", name="images of blue, taken for red")
+    cell = page.get_by_role("button", name="images of blue, predicted as red")
     pictures = page.locator(".cell:visible figure")
     assert pictures.count() == 0
     cell.click()
     assert cell.get_attribute("aria-expanded") == "true"
     assert pictures.count() == int(cell.inner_text()) == 2
-    other = page.get_by_role("button", name="images of green, taken for green")
+    other = page.get_by_role("button", name="images of green, predicted as green")
     other.focus()
     page.keyboard.press("Enter")
     assert cell.get_attribute("aria-expanded") == "false"
@@ -200,7 +200,7 @@ def test_nothing_serious_stands_in_the_way_of_anybody(page_file, browser, scheme
     from axe_playwright_python.sync_playwright import Axe
 
     page, _, _ = opened(browser, page_file, viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=True)
-    page.get_by_role("button", name="images of blue, taken for red").click()
+    page.get_by_role("button", name="images of blue, predicted as red").click()
     found = Axe().run(page).response["violations"]
     assert [(one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in ("serious", "critical")] == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -223,7 +223,7 @@ def test_the_command_writes_it_and_says_where(bundle_url, store, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     result = json.loads(done.stdout)
     assert result["report"] == f"{result['output']}/runs/{result['run_id']}/report.html"
-    assert "there is no run before" in Path(result["report"]).read_text()
+    assert "there is no previous run" in Path(result["report"]).read_text()
     assert tlbatch.verify(str(tmp_path / "out"))["ok"]
     assert tlbatch.gc(str(tmp_path / "out"), older_than=0)["leftovers"] == []
     again = run_cli("report", tmp_path / "out")
@@ -239,19 +239,19 @@ def test_a_page_that_cannot_be_written_does_not_fail_the_night(caplog):
 
 def test_a_run_of_features_has_a_page_without_labels(bundle_url, store, tmp_path):
     tlbatch.extract(images=str(store), bundle=bundle_url, output=str(tmp_path / "out"))
-    told = write_report(ReportConfig(output=str(tmp_path / "out")))
-    page = Path(told["report"]).read_text()
-    assert told["verdict"] == "good"
-    assert "Pictures worth a look" not in page
+    written = write_report(ReportConfig(output=str(tmp_path / "out")))
+    page = Path(written["report"]).read_text()
+    assert written["verdict"] == "good"
+    assert "Sample images" not in page
     assert "Seconds in each stage" in page
 
 
 def test_of_an_older_run_it_tells_what_was_then(classified):
     _, output, _ = classified
     first = read_table_runs(resolve(str(output)))[0]
-    told = write_report(ReportConfig(output=first.location.url))
-    assert told["run_id"] == first.run_id
-    assert "<dt>predicted</dt><dd>66</dd>" in Path(told["report"]).read_text()
+    written = write_report(ReportConfig(output=first.location.url))
+    assert written["run_id"] == first.run_id
+    assert "<dt>predicted</dt><dd>66</dd>" in Path(written["report"]).read_text()
 
 
 def test_where_there_is_nothing_to_tell_of_it_is_one_sentence(tmp_path, classified):
@@ -266,7 +266,7 @@ def test_a_run_that_has_not_ended_has_no_report(classified, tmp_path):
     shutil.copytree(classified[1], tmp_path / "out")
     run = read_table_runs(resolve(str(tmp_path / "out")))[0]
     run.location.join(schema.REPORT).delete()
-    with pytest.raises(OutputError, match="has not ended"):
+    with pytest.raises(OutputError, match="is not complete"):
         write_report(ReportConfig(output=run.location.url))
 
 
@@ -276,10 +276,10 @@ def test_what_has_moved_since_the_run_before_stands_on_top(bundle_url, tmp_path)
     tlbatch.classify(**settings)
     shutil.rmtree(store / "red")
     tlbatch.classify(**settings)
-    told = write_report(ReportConfig(output=str(tmp_path / "out")))
-    assert told["verdict"] == "doubtful"
-    assert "the labels have moved: red was 33.3% of the images and is 0.0%" in told["sentence"]
-    assert told["sentence"] in Path(told["report"]).read_text()
+    written = write_report(ReportConfig(output=str(tmp_path / "out")))
+    assert written["verdict"] == "doubtful"
+    assert "the labels have shifted: red was 33.3% of the images and is now 0.0%" in written["sentence"]
+    assert written["sentence"] in Path(written["report"]).read_text()
 
 
 def test_the_progress_file_keeps_a_history_that_does_not_grow_for_ever(bundle_url, store, tmp_path):
@@ -327,9 +327,9 @@ def test_without_the_images_all_else_is_told(classified, bundle_url, tmp_path):
     shutil.copytree(classified[0], tmp_path / "store")
     tlbatch.classify(images=str(tmp_path / "store"), bundle=bundle_url, output=str(tmp_path / "out"), max_failed_ratio=1.0)
     shutil.rmtree(tmp_path / "store")
-    told = write_report(ReportConfig(output=str(tmp_path / "out")))
-    page = Path(told["report"]).read_text()
-    assert page.count("cannot be shown any more") > 20
+    written = write_report(ReportConfig(output=str(tmp_path / "out")))
+    page = Path(written["report"]).read_text()
+    assert page.count("no longer readable") > 20
     assert "Seconds in each stage" in page
 
 
@@ -359,14 +359,14 @@ def test_where_an_image_has_several_labels_each_is_counted_and_the_truth_is_a_ta
     found = summarize(read_table_runs(resolve(str(tmp_path / "out"))), predictions=True)
     given = tlbatch.read_predictions(str(tmp_path / "out"))["top_labels"].explode().value_counts()
     assert dict(found.labels) == given.to_dict()
-    told = write_report(ReportConfig(output=str(tmp_path / "out"), labels=str(tmp_path / "labels.csv")))
-    page = Path(told["report"]).read_text()
+    written = write_report(ReportConfig(output=str(tmp_path / "out"), labels=str(tmp_path / "labels.csv")))
+    page = Path(written["report"]).read_text()
     assert "An image may have several labels" in page
     assert "1 missing" in page
 
 
 def test_a_labels_file_of_images_that_all_failed_is_measured_as_nothing(classified, tmp_path):
     (tmp_path / "labels.csv").write_text("key,label\nred/cut.jpg,red\n,blue\n")
-    told = write_report(ReportConfig(output=str(classified[1]), labels=str(tmp_path / "labels.csv")))
-    assert "1 failed" in Path(told["report"]).read_text()
+    written = write_report(ReportConfig(output=str(classified[1]), labels=str(tmp_path / "labels.csv")))
+    assert "1 failed" in Path(written["report"]).read_text()
     assert tlbatch.evaluate(str(classified[1]), str(tmp_path / "labels.csv"))["failed"] == 1

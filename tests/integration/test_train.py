@@ -64,7 +64,7 @@ def test_training_from_a_labels_file_with_images_that_cannot_be_read(tmp_path, w
     assert result["labels"] == ["00", "01", "02"]  # text, not numbers
     assert result["failed"] == 1
     assert sum(result["images"].values()) == 18
-    assert "red/broken.jpg cannot be trained on: truncated" in caplog.text
+    assert "red/broken.jpg cannot be used for training: truncated" in caplog.text
     assert "1 labels belong to no image" in caplog.text
 
 
@@ -81,7 +81,7 @@ def test_one_cannot_train_on_nothing_but_broken_images(tmp_path, weights, ray_he
         (tmp_path / "s" / label).mkdir(parents=True)
         for number in range(3):
             (tmp_path / "s" / label / f"{number}.jpg").write_bytes(b"no image")
-    with pytest.raises(LabelsError, match="None of the labelled images"):
+    with pytest.raises(LabelsError, match="No labelled image of"):
         tlbatch.train(images=str(tmp_path / "s"), size=64, weights=weights, bundle=str(tmp_path / "b"))
     assert not (tmp_path / "b").exists()
 
@@ -122,13 +122,13 @@ def write_csv(path: Path, text: str) -> str:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("name,label\na,b\n", "has no column key (or uri); it has name, label"),
-        ("key,class\na,b\n", "has no column label; it has key, class"),
+        ("name,label\na,b\n", "has no column key (or uri); its columns are name, label"),
+        ("key,class\na,b\n", "has no column label; its columns are key, class"),
         ("key,label\n", "has no row with a label"),
         ("key,label\na,x\na,y\n", "gives 'a' two labels"),
         ('key,label\n"a,b\nc,d\n', "neither CSV nor Parquet"),
         ("key,label\nnope.jpg,x\n", "No label of"),
-        ("key,label\nred/0000.jpg,x\nred/0001.jpg,x\nred/0002.jpg,x\n", "There is only the class 'x'"),
+        ("key,label\nred/0000.jpg,x\nred/0001.jpg,x\nred/0002.jpg,x\n", "has only the class 'x'"),
         ("key,label\nred/0000.jpg,x\nred/0001.jpg,x\nred/0002.jpg,x\nblue/0000.jpg,y\n", "The class 'y' has 1 image;"),
     ],
 )
@@ -148,7 +148,7 @@ def test_labels_may_be_parquet_and_may_name_uris(tmp_path, store):
     assert labels.column == "uri"
     assert labels.pairs == ((str(store / "red" / "0000.jpg"), "3"),)
     assert labels.of_split("test").pairs == labels.pairs
-    with pytest.raises(LabelsError, match="no image of split 'train'; it has test"):
+    with pytest.raises(LabelsError, match="no images of split 'train'; its splits are test"):
         labels.of_split("train")
 
 
@@ -157,7 +157,7 @@ def test_labels_may_be_parquet_and_may_name_uris(tmp_path, store):
     [
         ({"base": "MobileNetV9"}, "there is no 'MobileNetV9' in keras.applications"),
         ({"weights": "/nowhere.h5"}, "weights: there is no file /nowhere.h5"),
-        ({"weights": "best"}, "neither imagenet nor random nor a .h5"),
+        ({"weights": "best"}, "weights: write imagenet, random, or a .h5"),
         ({"images": "/nowhere"}, "The store /nowhere does not exist"),
         ({"labels": "/nowhere.csv"}, "There is no labels file at /nowhere.csv"),
     ],
@@ -174,12 +174,12 @@ def test_other_mistakes_are_sentences_too(tmp_path, store, weights, settings, se
 def test_a_folder_without_classes_says_what_it_wants(tmp_path, weights):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "1.jpg").write_bytes(encoded(noisy((1, 2, 3), 0)))
-    with pytest.raises(LabelsError, match="has no folder a class, and no labels file was given"):
+    with pytest.raises(LabelsError, match="has no folders named after classes, and no labels file was given"):
         tlbatch.train(images=str(tmp_path / "s"), weights=weights, bundle=str(tmp_path / "bundle"))
 
 
 def test_a_folder_that_is_no_bundle_is_not_overwritten(tmp_path, store, weights):
     (tmp_path / "precious").write_bytes(b"x")
-    with pytest.raises(TlbatchError, match="holds more than a bundle"):
+    with pytest.raises(TlbatchError, match="contains files that do not belong to a bundle"):
         tlbatch.train(images=str(store), weights=weights, bundle=str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]

@@ -27,11 +27,10 @@ from PIL import Image
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support.paths import ROOT
+from support.paths import GOLDEN
 from support.s3_server import S3Server, environment, filesystem
 from support.shards import parquet_of, tar_of
 
-GOLDEN = ROOT / "tests" / "golden"
 BUCKET = "golden"
 #: Where a run of `compact`, which has no setting for it, gets its name.
 COMPACT_RUN_ID = "tlbatch.commands.compact.new_run_id"

@@ -12,7 +12,8 @@ from importlib.metadata import version
 
 import pyarrow.parquet as pq
 import pytest
-from support.golden import BUCKET, GOLDEN, Bucket, continued
+from support.golden import BUCKET, Bucket, continued
+from support.paths import GOLDEN
 
 import tlbatch
 from tlbatch.schema import unseal

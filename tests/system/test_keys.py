@@ -125,7 +125,7 @@ def test_a_run_over_members_and_objects(bucket, bundle_url, ray_here, tmp_path):
 
 
 def test_a_run_over_files_of_a_disk(bundle_url, ray_here, tmp_path):
-    """What a disk allows: any byte but `/` and NUL. A name that is no text is passed over, and said."""
+    """What a disk allows: any byte but `/` and NUL. A name that is not valid UTF-8 is skipped and counted."""
     kept = [name for name in ODD.values() if not {"", ".", ".."} & set(name.split("/"))]
     for number, name in enumerate(kept):
         path = tmp_path / "store" / name

@@ -403,7 +403,7 @@ def test_what_max_images_leaves_out_is_not_deleted():
 
 
 def test_a_plan_is_of_one_bundle(tmp_path):
-    with pytest.raises(ConfigError, match="plan for one of them at a time"):
+    with pytest.raises(ConfigError, match="give one bundle at a time"):
         tlbatch.plan(images="/a", bundle=["/b", "/c"], output="/o")
 
 

@@ -168,7 +168,7 @@ def test_status_of_a_run_at_work_as_another_process_sees_it(bundle_url, tmp_path
         stdout, stderr = watcher.communicate(timeout=240)
         assert watcher.returncode == 0, stderr
         assert json.loads(stdout)["lease"] is None
-        assert "At work: run" in said or "unfinished" in said
+        assert "Active: run" in said or "unfinished" in said
     finally:
         classify.send_signal(signal.SIGCONT)
         assert classify.wait(120) == 0

@@ -107,7 +107,7 @@ def test_a_store_that_may_be_listed_and_not_read_ends_the_run(s3_server, bundle_
         **environment(s3_server.endpoint, LISTER),
     )
     assert done.returncode == 4, done.stderr
-    assert "the store lists its images and refuses to give them" in done.stderr
+    assert "the store lists its images, but none of them can be read" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
@@ -286,7 +286,7 @@ def test_a_store_that_is_down_ends_the_run_and_not_its_images(bucket, s3_server,
     fill(bucket, 1)
     row = list_store(bucket, Selection()).manifest.to_pylist()[0]
     reader = Reader(options("http://127.0.0.1:9"), patience=Patience(deadline=1.0))
-    with pytest.raises(StoreUnavailableError, match="the store gave no answer for 1 s"):
+    with pytest.raises(StoreUnavailableError, match="the store did not answer for 1 s"):
         reader.image(row)
 
 
@@ -385,7 +385,7 @@ def test_a_store_that_stays_away_ends_the_run_and_the_same_command_completes_it(
     _, stderr = process.communicate(timeout=200)
     assert process.returncode == 4, stderr
     assert time.monotonic() - stopped < 120, "a minute of patience, and a minute to end"
-    assert "The table is as it was; once this is mended, run the same command again." in stderr.splitlines()[-1]
+    assert "The table is unchanged. Solve the problem, then run the same command again." in stderr.splitlines()[-1]
     s3_server.start()
     done = subprocess.run(
         command, env={**os.environ, **environment(s3_server.endpoint)}, capture_output=True, text=True, check=False, timeout=200

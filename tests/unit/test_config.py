@@ -50,7 +50,7 @@ def test_a_mistake_gets_one_sentence(flags, assignments, sentence):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "sentence"), [("- a\n- b", "found a list"), ("a: [", "is no YAML")])
+@pytest.mark.parametrize(("text", "sentence"), [("- a\n- b", "found a list"), ("a: [", "is not YAML")])
 def test_a_broken_file_is_named(tmp_path, text, sentence):
     file = tmp_path / "broken.yaml"
     file.write_text(text)

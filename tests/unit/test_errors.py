@@ -12,10 +12,15 @@ def test_every_exception_is_in_the_one_tree_and_in_its_drawing():
     found = [item for _, item in inspect.getmembers(errors, inspect.isclass) if issubclass(item, Exception)]
     ours = [item for item in found if issubclass(item, TlbatchError)]
     assert all(item.__name__ in errors.__doc__ for item in ours)
-    # The others are a store's answers, for which Python has no OSError.
+    # The others are storage errors for which Python has no OSError class.
     others = {item.__name__ for item in found if item not in ours}
     assert others == {"ThrottledError", "RefusedError", "ChangedError", "CredentialsError"}
     assert all(issubclass(item, OSError) for item in found if item not in ours)
+
+
+def test_the_earlier_name_of_counts_error_is_an_alias():
+    assert errors.BooksError is errors.CountsError
+    assert "`BooksError` is an alias" in errors.__doc__
 
 
 @pytest.mark.parametrize(("kind", "code"), [(TlbatchError, 1), (errors.CountsError, 1), (UsageError, 2), (UnfinishedError, 4)])

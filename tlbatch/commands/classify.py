@@ -11,26 +11,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tlbatch import schema
 from tlbatch.commands.list_images import ListedStore
 from tlbatch.config import RunConfig, Spec
 from tlbatch.errors import BundleError, OutputError
-from tlbatch.execution.executor import map_file_tasks, run_actors
+from tlbatch.execution.classify_rows import classify_rows
+from tlbatch.execution.executor import map_file_tasks
 from tlbatch.execution.ray_errors import errors_say_how_to_continue
-from tlbatch.execution.records import ClassifyJob
 from tlbatch.execution.rescorer import RescoreJob, rescore_matches, sources_of
-from tlbatch.execution.resources import has_usable_gpus, read_cluster
+from tlbatch.execution.resources import has_usable_gpus
 from tlbatch.execution.session import ray_session
-from tlbatch.execution.sizing import ExecutionPlan, cut_blocks, parallelism_of, plan_for, work_of
 from tlbatch.images.listing import Listing
 from tlbatch.model.bundle import Bundle, load_bundle
 from tlbatch.model.engines import choose, gpus_of_this_process
@@ -48,26 +46,31 @@ from tlbatch.storage.resolve import require_folder, resolve
 
 @dataclass(frozen=True)
 class OutputTable:
-    """One table that a pass over the store fills: its configuration, its bundle and its output."""
+    """One table that a pass over the store fills.
+
+    Attributes:
+        config: its configuration.
+        bundle: the bundle that predicts.
+        output: where it is published.
+        engine: the engine that `auto` stands for; another engine would give other last digits.
+        spec: what the command wants in the output.
+    """
 
     config: RunConfig
     bundle: Bundle
     output: Location
+    engine: str
+    spec: RunSpec
 
-    @property
-    def engine(self) -> str:
-        """The engine that `auto` stands for; another engine would give other last digits."""
-        return choose(self.bundle, self.config.engine, gpu=bool(self.config.num_gpus))
-
-    @property
-    def spec(self) -> RunSpec:
-        """What the command wants. The spec holds the store's full address; the bundle's digest stands for its location."""
-        config, bundle = self.config, self.bundle
+    @classmethod
+    def of(cls, config: RunConfig, bundle: Bundle) -> Self:
+        """The table of a configuration. Its spec has the store's full address; the bundle's digest stands for its location."""
+        engine = choose(bundle, config.engine, gpu=bool(config.num_gpus))
         spec = config.spec.model_dump(mode="json", exclude={"bundle"})
         if spec["max_side"] == Spec.model_fields["max_side"].default:
             del spec["max_side"]  # runs that began before this limit existed can be continued
-        return RunSpec(
-            spec={**spec, "images": resolve(config.images).url, "engine": self.engine, "gpu": bool(config.num_gpus)},
+        wanted = RunSpec(
+            spec={**spec, "images": resolve(config.images).url, "engine": engine, "gpu": bool(config.num_gpus)},
             bundle=bundle.digest,
             base=bundle.base_digest,
             predictions=config.predictions,
@@ -79,6 +82,7 @@ class OutputTable:
             },
             incremental=config.incremental,
         )
+        return cls(config, bundle, resolve(config.output, config.storage_options), engine, wanted)
 
 
 @dataclass(frozen=True)
@@ -100,35 +104,22 @@ class ClassifyWork:
     def process(self, runs: Sequence[Run], rows: pa.Table) -> WorkStats:
         """Rescore what has stored features, if that is wanted, and classify the rest; `runs` are of tables that lack rows."""
         config = self.table.config
-        self.start_ray()
         with heartbeat(runs[0], self.watch):
+            self.start_ray()
             if config.incremental and config.stale == "rescore":
                 rows = self._rescore(runs, rows)
-            return self._classify(runs, rows) if rows.num_rows else WorkStats()
+            if not rows.num_rows:
+                return WorkStats()
+            pinned = {table.output.url: table.bundle.pinned for table in self.tables}
+            bundles = [pinned[run.location.url.removesuffix(f"/{schema.RUNS}/{run.run_id}")] for run in runs]
+            stats = classify_rows(config, self.table.engine, bundles, runs, rows)
+        return stats._replace(list_seconds=self.store.seconds)
 
     def promotion_check(self, run: Run, state: OutputState) -> Promotion:
         """Compare a complete run with the table, as `promote_if` says."""
         if self.table.config.promote_if is None:
             return Promotion()
         return check_promotion(state, run, parse_conditions(self.table.config.promote_if))
-
-    def _classify(self, runs: Sequence[Run], rows: pa.Table) -> WorkStats:
-        config = self.table.config
-        work = work_of(rows, config.rows_per_task)
-        plan = plan_for(config, int(work.sum()), read_cluster())
-        job = self._job(runs, plan, rows)
-        quarantine = runs[0].location.join(schema.STAGED, schema.SUSPECTS)
-        quarantine.delete()  # the marks of an earlier command, whose workers are gone
-        run_actors(runs, cut_blocks(rows, work, plan.rows_per_task), plan.pools, replace(job, quarantine_url=quarantine.url))
-        return WorkStats(parallelism_of(job, plan, rows), bool(config.num_gpus), self.store.seconds)
-
-    def _job(self, runs: Sequence[Run], plan: ExecutionPlan, rows: pa.Table) -> ClassifyJob:
-        """What the actors of a pass must know: the first run's bundle, and the heads of the others."""
-        of_output = {table.output.url: table.bundle.pinned for table in self.tables}
-        urls = [of_output[run.location.url.removesuffix(f"/{schema.RUNS}/{run.run_id}")] for run in runs]
-        job = job_of(self.table.config, urls[0], self.table.engine, plan, rows)
-        features_dtype = self.table.config.features_dtype if runs[0].facts["spec"]["features"] else None
-        return replace(job, head_urls=tuple(urls[1:]), features_dtype=features_dtype)
 
     def _rescore(self, runs: Sequence[Run], rows: pa.Table) -> pa.Table:
         """Predict from stored features what has some; returns the rows that have none."""
@@ -176,10 +167,7 @@ def classify(config: RunConfig, watch: Watcher | None = None, listing: Listing |
         if config.num_gpus is None:
             auto = config.engine != "openvino" and has_usable_gpus(start_ray, config.address, gpus_of_this_process)
             config = config.model_copy(update={"num_gpus": float(auto)})
-        tables = [
-            OutputTable(one, bundle, resolve(one.output, config.storage_options))
-            for one, bundle in zip(config.tables.values(), bundles, strict=True)
-        ]
+        tables = [OutputTable.of(one, bundle) for one, bundle in zip(config.tables.values(), bundles, strict=True)]
         root = resolve(config.output, config.storage_options)
         reports, continued = _publish(tables, ListedStore(config, root, watch, listing), start_ray, watch)
         if config.incremental and continued:
@@ -294,25 +282,3 @@ def without_matches(rows: pa.Table, matches: Sequence[FeatureMatch]) -> pa.Table
     """The manifest rows that have no stored features."""
     done = np.concatenate([np.array([-1]), *(one.target for one in matches)])
     return rows.filter(pa.array(~np.isin(rows["row"].to_numpy(), done)))
-
-
-def job_of(config: RunConfig, bundle_url: str, engine: str, plan: ExecutionPlan, rows: pa.Table) -> ClassifyJob:
-    """What actors must know to classify `rows`, without a quarantine."""
-    options: dict[str, Any] = {"max_bytes": config.max_bytes, "max_pixels": config.max_pixels, "max_side": config.max_side}
-    return ClassifyJob(
-        bundle_url=bundle_url,
-        head_urls=(),
-        storage_options=config.storage_options,
-        engine=engine,
-        decode_threads=plan.decode_threads,
-        predict_threads=plan.predict_threads,
-        gpu=bool(config.num_gpus),
-        batch_size=config.batch_size,
-        remote=bool(pc.any(pc.match_substring(rows["uri"], "://")).as_py()),
-        image_field=config.image_field,
-        top_k=config.top_k,
-        predictions=config.predictions,
-        features_dtype=config.features_dtype if config.features else None,
-        quarantine_url="",
-        **options,
-    )

@@ -1,4 +1,4 @@
-"""A store and a base -> the features of its images: of a bundle's base, or of one that is named and frozen first."""
+"""A store and a base -> the features of its images. The base is that of a bundle, or a named base that is frozen first."""
 
 from __future__ import annotations
 
@@ -26,13 +26,21 @@ from tlbatch.storage.resolve import resolve
 
 
 def extract(config: ExtractConfig, watch: Watcher | None = None) -> ReportDocument:
-    """Write the features of every image of a store, of a bundle's base or of a base that is named.
+    """Write the features of every image of a store, from a bundle's base or from a named base.
 
-    A named base is saved as a bundle without a head in the output's folder `base`, where all workers reach it and a second
-    command finds it.
+    A named base is saved as a bundle without a head in the folder `base` of the output, where all workers can read it and the
+    next command finds it.
+
+    Args:
+        config: the store, the base, the output and the resources.
+        watch: called every few seconds with the counts.
 
     Returns:
-        The run's report, as `pipeline.run` gives it.
+        The run's report, as `classify` returns it.
+
+    Raises:
+        OutputError: the output belongs to another base.
+        WeightsError: the weights cannot be used.
     """
     settings = {name: getattr(config, name) for name in RunConfig.model_fields}
     if config.bundle:
@@ -45,60 +53,68 @@ def extract(config: ExtractConfig, watch: Watcher | None = None) -> ReportDocume
     size = config.size or base.size
     listing = None
     if not location.join(bundles.BUNDLE).exists():
-        reading = read_weights(config)
+        weights = read_weights(config)
         listing = list_images(config, output, watch)
-        frozen = freeze_named(config, reading)
+        frozen = freeze_named(config, weights)
         save_bundle(location, frozen, None, probe_pixels(config, size, listing.manifest))
-    _require_same_base(bundles.load_bundle(location.url, config.storage_options), base, size, _told(config.weights))
+    _require_same_base(bundles.load_bundle(location.url, config.storage_options), base, size, _without_query(config.weights))
     return classify(RunConfig(**{**settings, "bundle": location.url}), watch, listing)
 
 
 def freeze_named(config: TrainConfig | ExtractConfig, weights: str | bytes) -> Frozen:
-    """The base that a configuration names, with weights that `read_weights` gave."""
+    """Freeze the base that a configuration names.
+
+    Args:
+        config: the base, its size and the source of its weights.
+        weights: the result of `read_weights`.
+    """
     base = find_base(config.base)
-    return freeze(base, config.size or base.size, _told(config.weights), weights)
+    return freeze(base, config.size or base.size, _without_query(config.weights), weights)
 
 
-def _told(weights: str) -> str:
-    """Where weights came from as the bundle tells it: without the query of a URL, which may be a signature."""
+def _without_query(weights: str) -> str:
+    """The source of weights as the bundle records it: without the query of a URL, which may be a signature."""
     return weights.split("?", maxsplit=1)[0] if "://" in weights else weights
 
 
 def _require_same_base(bundle: bundles.Bundle, base: Base, size: int, weights: str) -> None:
     facts = bundle.facts["base"]
-    was, asked = (facts["name"], bundle.size[0], facts["weights"]), (base.name, size, weights)
-    if was != asked:
+    old, new = (facts["name"], bundle.size[0], facts["weights"]), (base.name, size, weights)
+    if old != new:
         raise OutputError(
-            f"The output belongs to another base: it was begun with {was[0]} at {was[1]} pixels, weights {was[2]}, and "
-            f"{asked[0]} at {asked[1]} pixels, weights {asked[2]}, is asked for; choose another --output."
+            f"The output belongs to another base: it was begun with {old[0]} at {old[1]} pixels, weights {old[2]}; this "
+            f"command has {new[0]} at {new[1]} pixels, weights {new[2]}. Choose another --output."
         )
 
 
 def read_weights(config: TrainConfig | ExtractConfig) -> str | bytes:
-    """What `build_network` takes as weights: a word, or the bytes of a file.
+    """Read the weights of a base.
+
+    Returns:
+        `imagenet` or `random`, or the bytes of a weights file, as `build_network` takes them.
 
     Raises:
-        WeightsError: there is no such file, or it is of another kind.
+        WeightsError: the file does not exist, may not be read, or has another suffix.
     """
     if config.weights in ("imagenet", "random"):
         return config.weights
     if not config.weights.endswith((".h5", ".keras")):
-        raise WeightsError(f"weights: {config.weights!r} is neither imagenet nor random nor a .h5, .weights.h5 or .keras file.")
+        raise WeightsError(f"weights: write imagenet, random, or a .h5, .weights.h5 or .keras file; found {config.weights!r}.")
     location = resolve(config.weights, config.storage_options)
     try:
         return location.read()
     except (FileNotFoundError, IsADirectoryError):
         raise WeightsError(f"weights: there is no file {location.url}.") from None
     except PermissionError as error:
-        raise WeightsError(f"weights: {location.url} may not be read: {error}.") from None
+        raise WeightsError(f"weights: no permission to read {location.url}: {error}.") from None
 
 
 def probe_pixels(config: TrainConfig | ExtractConfig, size: int, manifest: pa.Table) -> np.ndarray:
-    """A few labelled images as pixels, for the bundle's self-test; noise stands in where none of them can be read."""
+    """Pixels for the bundle's self-test: up to 16 images of the store that can be read, and two images of noise."""
     chosen: list[np.ndarray] = []
     manifest = manifest.filter(pa.compute.equal(manifest["format"], IMAGE))
-    places = np.unique(np.linspace(0, manifest.num_rows - 1, min(16, manifest.num_rows)).astype(int))
-    for row in manifest.take(places).to_pylist():
+    rows = np.unique(np.linspace(0, manifest.num_rows - 1, min(16, manifest.num_rows)).astype(int))
+    for row in manifest.take(rows).to_pylist():
         with contextlib.suppress(OSError):
             data = resolve(row["uri"], config.storage_options).read()
             pixels = decode.decode(data, (size, size), max_pixels=config.max_pixels, max_side=config.max_side)

@@ -1,4 +1,4 @@
-"""A Keras model file <-> a bundle: `import` takes a classifier trained elsewhere, `export` gives a plain Keras model back."""
+"""A Keras model file <-> a bundle: `import` reads a classifier trained elsewhere, `export` writes a plain Keras model."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from tlbatch.report.model_card import make_model_card
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import resolve
 
-#: What `--scale` says -> what the bundle calls it.
+#: Value of `--scale` -> name of the scaling in the bundle.
 SCALINGS = {"[-1,1]": "tf", "[0,1]": "unit", "raw": "inside", "caffe": "caffe", "torch": "torch"}
 
 
 def import_model(config: ImportConfig) -> dict[str, Any]:
-    """Make a bundle of a Keras classifier and check that it gives the classifier's scores.
+    """Make a bundle from a Keras classifier and check that both give the same scores.
 
     Args:
-        config: the model, its labels, its scaling, and where the bundle goes.
+        config: the model, its labels, its scaling, and the folder for the bundle.
 
     Returns:
-        `bundle` (its URL), `digest`, `labels`, `size`, `features_length`, `multi_label`; `split`, whether the graph showed
-        where the head begins; `off`, how far the CPU engine's scores are from the model's; `seconds`.
+        `bundle` (its URL), `digest`, `labels`, `size`, `features_length`, `multi_label`; `split`, whether the graph shows where
+        the head begins; `off`, the largest difference between the scores of the CPU engine and of the model; `seconds`.
 
     Raises:
-        UsageError: the model could run code, is no classifier of RGB images, or does not fit its labels; nothing was written.
+        UsageError: the model could run code, does not classify RGB images, or does not fit its labels; nothing was written.
     """
     began = time.monotonic()
     location = resolve(config.bundle, config.storage_options)
@@ -52,13 +52,13 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
     card = make_model_card(f"{', '.join(labels[:4])}{' …' if len(labels) > 4 else ''}: imported", facts, None)
     trained = Trained(imported.head, tuple(labels), {}, facts, label_thresholds=thresholds)
     with tempfile.TemporaryDirectory() as folder:
-        tried = save_bundle(resolve(folder), frozen, trained, probe_pixels(frozen.size), {bundles.CARD: card})
-        off = _distance(tried)
+        trial = save_bundle(resolve(folder), frozen, trained, probe_pixels(frozen.size), {bundles.CARD: card})
+        off = _distance(trial)
         if off > TOLERANCE:
             raise BundleError(
-                f"The model {config.model} gives other scores as a bundle: off by {off:.2g}; nothing was written."
+                f"The bundle's scores differ from those of the model {config.model}: off by {off:.2g}; nothing was written."
             )
-        made = copy_bundle(tried, location)
+        made = copy_bundle(trial, location)
     return {
         "bundle": made.location.url,
         "digest": made.digest,
@@ -73,32 +73,36 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
 
 
 def _require_scale(model: Any, scale: str) -> None:
-    """A model that takes whole numbers, as one that `export` wrote, scales them itself."""
+    """Raise ConfigError if a model takes integers, such as a model that `export` wrote, and the scale is not `raw`."""
     if "int" in str(model.inputs[0].dtype) and scale != "raw":
         raise ConfigError(f"scale: the model takes {model.inputs[0].dtype}, so it scales its pixels itself; give --scale raw.")
 
 
 def _distance(bundle: Bundle) -> float:
-    """How far the scores of the CPU's engine are from Keras's, on the bundle's probes."""
+    """The largest difference between the scores of the CPU engine and of Keras on the bundle's probes."""
     probes = bundle.probes()
     scores = load_engine(bundle, "openvino").predict(probes["pixels"]).scores
     return float(np.abs(probes["scores"] - scores).max())
 
 
 def export_model(config: ExportConfig) -> dict[str, Any]:
-    """Write a bundle's model as a plain Keras model, from uint8 pixels to scores.
+    """Write a bundle's model as a plain Keras model that takes uint8 pixels and returns scores.
+
+    Args:
+        config: the bundle, and the file to write.
 
     Returns:
-        `model`, the file; `labels`, in the order of its scores.
+        `model`, the URL of the file; `labels`, in the order of its scores.
 
     Raises:
         BundleError: the bundle is damaged or has no head.
+        WeightsError: the name of the file does not end in .keras.
     """
     bundle = load_bundle(config.bundle, config.storage_options)
     if not bundle.labels:
-        raise BundleError(f"The bundle {bundle.location.url} has no head, so there is no classifier to export.")
+        raise BundleError(f"The bundle {bundle.location.url} has no head, so it cannot be exported as a classifier.")
     if not config.model.endswith(".keras"):
-        raise WeightsError(f"model: {config.model!r} does not end in .keras.")
+        raise WeightsError(f"model: write a file name that ends in .keras; found {config.model!r}.")
     target = resolve(config.model, config.storage_options)
     target.write(saved(plain_model(load_safely(bundle.folder / bundles.MODEL))))
     return {"model": target.url, "labels": bundle.labels}
@@ -110,7 +114,7 @@ def _load(location: Location) -> Any:
     except (FileNotFoundError, IsADirectoryError):
         raise WeightsError(f"model: there is no file {location.url}.") from None
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.keras" if data.startswith(b"PK") else "model.h5")  # Keras goes by the name
+        path = Path(folder, "model.keras" if data.startswith(b"PK") else "model.h5")  # Keras selects its reader by the name
         path.write_bytes(data)
         try:
             return load_safely(path)

@@ -1,7 +1,8 @@
-"""A published table -> the few pictures worth a person's look: a contact sheet, and a labels file to fill in.
+"""A published table -> the images that a person should label: a labelling page, and a labels file to fill in.
 
-The least certain ones teach a head most, what is new or changed since the run before may be something else, and a few by
-chance show what nobody doubted. Near-duplicates appear once.
+Three kinds of images are chosen: the least certain ones, which improve a head most; images that are new or changed since the
+previous run, which may differ from the training images; and random ones, which show errors with high scores. Of several
+near-duplicates one is chosen.
 """
 
 from __future__ import annotations
@@ -22,64 +23,66 @@ from tlbatch.output.features import FeatureTable, find_features, look_up, matrix
 from tlbatch.output.run import read_output, read_table_runs
 from tlbatch.output.table import read_predictions, read_table
 from tlbatch.report.html import Thumbnail
-from tlbatch.report.sheet import make_sheet
+from tlbatch.report.sheet import make_labelling_page
 from tlbatch.report.thumbnails import load_thumbnails
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import resolve
 
 LABELS, SHEET = "labels.csv", "sheet.html"
 
-#: Pixels of a picture's longer side.
+#: Pixels of the longer side of a thumbnail.
 _SIDE = 224
-#: Shares of the budget for what is new or changed, and for chance; the least certain have the rest, and what these leave.
+#: Shares of the budget for new or changed images and for random ones. The least certain images get the rest.
 _CHANGED_SHARE, _CONTROL_SHARE = 0.2, 0.1
-#: Of so many times what is wanted of each kind the features are compared.
+#: Candidates per image to choose, for each kind; only the features of candidates are compared.
 _CANDIDATES = 5
 _COLUMNS = ("uri", "key", "etag", "label", "score", "top_scores")
 
 
 def review(config: ReviewConfig) -> dict[str, Any]:
-    """Choose images to look at and write the contact sheet and the labels file.
+    """Choose images to label, and write the labelling page and the labels file.
 
     Args:
-        config: the output, how many, what is labelled already, and where the two files go.
+        config: the output, the number of images, the images that are labelled already, and the folder for the two files.
 
     Returns:
-        `labels` and `sheet`, the two files; `images`, how many were chosen; `why`, how many for which reason;
-        `near_duplicates` that were left out, None where there are no features to tell; `unreadable` pictures.
+        `labels` and `sheet`, the URLs of the labels file and of the labelling page; `images`, the number of chosen images;
+        `why`, their number per reason; `near_duplicates`, how many were left out, None without features; `unreadable`, how many
+        of the chosen images cannot be read.
 
     Raises:
-        OutputError: nothing is published, or a labels file is there in which somebody has written.
+        OutputError: nothing is published, or the folder has a labels file with labels in it.
     """
     options = config.storage_options
     target = resolve(config.to, options)
-    _require_unwritten(target.join(LABELS))
+    _require_not_filled_in(target.join(LABELS))
     table = read_predictions(config.output, _COLUMNS, storage_options=options)
     if config.labels:
         labelled = read_all_labels([resolve(url, options) for url in config.labels], many=True)
         table = table[~table[labelled.column].isin({name for name, _ in labelled.pairs})].reset_index(drop=True)
     source = _features(config.output, options)
     chosen, duplicates = _choose(config, table, source)
-    shots = _shots(config, chosen)
+    thumbnails = _thumbnails(config, chosen)
     target.join(LABELS).write(_labels_file(chosen))
     known = sorted(table["label"].unique())
-    target.join(SHEET).write(make_sheet(f"{len(chosen)} images to review", shots, known))
+    target.join(SHEET).write(make_labelling_page(f"{len(chosen)} images to review", thumbnails, known))
     return {
         "labels": target.join(LABELS).url,
         "sheet": target.join(SHEET).url,
         "images": len(chosen),
         "why": {str(why): int(count) for why, count in chosen["why"].value_counts().items()},
         "near_duplicates": duplicates,
-        "unreadable": sum(shot.data is None for shot in shots),
+        "unreadable": sum(thumbnail.data is None for thumbnail in thumbnails),
     }
 
 
-def _require_unwritten(location: Location) -> None:
+def _require_not_filled_in(location: Location) -> None:
+    """Raise OutputError if a labels file contains labels."""
     if not location.exists():
         return
     rows = list(csv.DictReader(io.StringIO(location.read().decode())))
     if any(row.get("label") for row in rows):
-        raise OutputError(f"{location.url} has labels that somebody has filled in; choose another folder with --to.")
+        raise OutputError(f"{location.url} contains labels and would be overwritten; choose another folder with --to.")
 
 
 def _features(output: str, options: Mapping[str, Any]) -> FeatureTable | None:
@@ -90,7 +93,7 @@ def _features(output: str, options: Mapping[str, Any]) -> FeatureTable | None:
 
 
 def _choose(config: ReviewConfig, table: pd.DataFrame, source: FeatureTable | None) -> tuple[pd.DataFrame, int | None]:
-    """The rows to look at, each with `why`, and how many near-duplicates were passed over."""
+    """The chosen rows with a column `why`, and how many near-duplicates were left out (None without features)."""
     changed = _changed(config, table)
     random = np.random.default_rng(config.seed)
     shares = {"changed": int(_CHANGED_SHARE * config.budget), "control": int(_CONTROL_SHARE * config.budget)}
@@ -111,11 +114,11 @@ def _choose(config: ReviewConfig, table: pd.DataFrame, source: FeatureTable | No
 
 
 class ReviewSelection:
-    """Rows that were chosen, and why; a row that looks like one of them is passed over.
+    """The chosen rows and the reason for each. A near-duplicate of a chosen row is not chosen.
 
     Args:
-        vectors: features by row, of unit length.
-        near: from which cosine on two images are the same picture.
+        vectors: features by row, scaled to unit length.
+        near: cosine from which two images count as near-duplicates.
     """
 
     def __init__(self, vectors: Mapping[int, np.ndarray], near: float) -> None:
@@ -125,7 +128,7 @@ class ReviewSelection:
         self._seen: list[np.ndarray] = []
 
     def take(self, why: str, order: Sequence[int] | np.ndarray, most: int) -> None:
-        """Take up to `most` more rows in this order."""
+        """Choose up to `most` further rows in this order."""
         for row in map(int, order):
             if most <= 0:
                 return
@@ -142,9 +145,9 @@ class ReviewSelection:
 
 
 def _margins(table: pd.DataFrame) -> np.ndarray:
-    """How far the best label is ahead of the second best: the smaller, the less certain.
+    """(n,) differences between the best and the second-best score; a smaller one means less certain.
 
-    Where the table does not tell the second best, how far the best score is from a toss-up.
+    If the table has only one score for some image, the distance of the best score from 0.5.
     """
     if (table["top_scores"].str.len() < 2).any():
         return (table["score"] - 0.5).abs().to_numpy()
@@ -152,7 +155,7 @@ def _margins(table: pd.DataFrame) -> np.ndarray:
 
 
 def _changed(config: ReviewConfig, table: pd.DataFrame) -> np.ndarray:
-    """Which images are new, or another version, since the published run before; all False where there is none."""
+    """(n,) whether an image is new or changed since the previous published run; all False if there is no such run."""
     state = read_output(resolve(config.output, config.storage_options))
     before = state.previous(state.newest) if state.newest else None
     if before is None:
@@ -163,7 +166,7 @@ def _changed(config: ReviewConfig, table: pd.DataFrame) -> np.ndarray:
 
 
 def _vectors(table: pd.DataFrame, source: FeatureTable, rows: np.ndarray) -> dict[int, np.ndarray]:
-    """Features of some rows: around their mean, because those of one store are all alike, and of unit length."""
+    """Features by row, scaled to unit length. The mean is subtracted first, because all images of a store are similar."""
     wanted = {(table["uri"].iloc[row], table["key"].iloc[row]): int(row) for row in rows}
     found = look_up(source, "key", pa.array([key for _, key in wanted], pa.string()))
     values = matrix(found["features"]).astype(np.float32)
@@ -173,13 +176,13 @@ def _vectors(table: pd.DataFrame, source: FeatureTable, rows: np.ndarray) -> dic
     return {wanted[name]: vector for name, vector in zip(names, values, strict=True) if name in wanted}
 
 
-def _shots(config: ReviewConfig, chosen: pd.DataFrame) -> list[Thumbnail]:
-    """What the sheet shows of each chosen image."""
+def _thumbnails(config: ReviewConfig, chosen: pd.DataFrame) -> list[Thumbnail]:
+    """The chosen images for the labelling page."""
     runs = read_table_runs(resolve(config.output, config.storage_options))
     names = list(zip(chosen["uri"], chosen["key"], strict=True))
-    small = load_thumbnails(runs, names, config.storage_options, side=_SIDE)
+    pictures = load_thumbnails(runs, names, config.storage_options, side=_SIDE)
     rows = zip(names, *(chosen[name] for name in ("label", "score", "why")), strict=True)
-    return [Thumbnail(name[1], label, score, why, small.get(name)) for name, label, score, why in rows]
+    return [Thumbnail(name[1], label, score, why, pictures.get(name)) for name, label, score, why in rows]
 
 
 def _labels_file(chosen: pd.DataFrame) -> bytes:

@@ -1,7 +1,7 @@
-"""A command -> what makes it run every night: a line for cron, units for systemd, manifests for KubeRay. Nothing is installed.
+"""A command -> what runs it on a schedule: a line for cron, units for systemd, or manifests for KubeRay. Nothing is installed.
 
-Two nights never overlap, because the output's lease lets one in; a night that fails leaves its exit code, `status` and, with
-`notify`, a message.
+Two runs never overlap, because a run needs the lease of its output. A failed run can be found by its exit code, by `status`
+and, with `notify`, by its message.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from pydantic import BaseModel
 from tlbatch.config import ScheduleConfig
 from tlbatch.errors import ConfigError
 
-#: The five fields of cron: name, least and greatest value.
+#: The five fields of cron syntax: name, smallest and largest value.
 _FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day of month", 1, 31), ("month", 1, 12), ("day of week", 0, 7))
 _WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _RAY = "2.60.0"
-#: CPUs of a worker for KubeRay, all of them one actor's.
+#: CPUs of a KubeRay worker. One actor uses all of them.
 _WORKER_CPUS = 4
-#: What a job can run that takes all it needs from its configuration.
+#: Commands that can run as a job, because their configuration contains everything they need.
 JOBS = ("train", "classify", "extract", "rescore")
-#: Again after five minutes, four times at most, where the same command would continue; any other exit code stands.
-_PATIENT = "for try in 1 2 3 4; do {command}; code=$?; [ $code -eq 4 ] || exit $code; sleep 300; done; exit $code"
+#: Runs the command up to four times, five minutes apart, as long as it exits with 4 (the same command continues).
+_RETRY_LOOP = "for try in 1 2 3 4; do {command}; code=$?; [ $code -eq 4 ] || exit $code; sleep 300; done; exit $code"
 
 
 def schedule(config: ScheduleConfig, words: Sequence[str], settings: BaseModel) -> str:
-    """What to install, with comments that say how, and how to remove it.
+    """The text to install, with comments that explain how to install and remove it.
 
     Args:
-        config: for what, when, under which name.
-        words: the command as it would be typed after `tlbatch`.
-        settings: its configuration, already checked.
+        config: the target, the time and the name.
+        words: the words of the command after `tlbatch`.
+        settings: the configuration of the command, already checked.
 
     Raises:
-        ConfigError: the time cannot be understood, or by the target not expressed.
+        ConfigError: the time is not in cron syntax, or the target cannot express it.
     """
     fields = parse_cron(config.at) if config.at != "now" else []
     if not fields and config.target != "kuberay":
-        raise ConfigError(f"at: `now` is for kuberay, where it makes a RayJob; for {config.target} run the command.")
+        raise ConfigError(f"at: `now` is for kuberay only; with {config.target}, run the command itself to run it now.")
     name = config.name or _name(words, settings)
     if config.target == "cron":
         return _cron(config.at, name, words)
@@ -54,38 +54,40 @@ def schedule(config: ScheduleConfig, words: Sequence[str], settings: BaseModel) 
 
 
 def _name(words: Sequence[str], settings: BaseModel) -> str:
-    where = str(getattr(settings, "output", None) or getattr(settings, "bundle", "")).rstrip("/").rsplit("/", 1)[-1]
+    folder = str(getattr(settings, "output", None) or getattr(settings, "bundle", "")).rstrip("/").rsplit("/", 1)[-1]
     verb = next(word for word in words if not word.startswith("-") and word != "submit")
-    return re.sub(r"[^a-z0-9]+", "-", f"tlbatch {verb} {where}".lower()).strip("-")[:52]
+    return re.sub(r"[^a-z0-9]+", "-", f"tlbatch {verb} {folder}".lower()).strip("-")[:52]
 
 
 def parse_cron(at: str) -> list[str]:
-    """The five fields of a cron expression.
+    """The five fields of a time in cron syntax.
 
     Raises:
-        ConfigError: it is none; names the field.
+        ConfigError: a field is wrong or missing.
     """
     fields = at.split()
     if len(fields) != len(_FIELDS):
-        raise ConfigError(f'at: write five fields as cron has them, "0 2 * * *" for two in the night; found {at!r}.')
+        raise ConfigError(f'at: write five fields in cron syntax, such as "0 2 * * *" for 2:00 every night; found {at!r}.')
     for text, (name, least, most) in zip(fields, _FIELDS, strict=True):
         for part in text.split(","):
             match = re.fullmatch(r"(?:\*|(\d+)(?:-(\d+))?)(?:/([1-9]\d*))?", part)
             values = [int(value) for value in match.groups()[:2] if value] if match else [-1]
             if any(not least <= value <= most for value in values) or values != sorted(values):
-                raise ConfigError(f"at: the {name} is {least} to {most}, with *, lists, ranges and steps; found {part!r}.")
+                raise ConfigError(f"at: the {name} must be {least} to {most}, *, a list, a range or a step; found {part!r}.")
     return fields
 
 
 def on_calendar(fields: Sequence[str]) -> str:
-    """The same times as systemd writes them.
+    """The same times in systemd's calendar syntax.
 
     Raises:
-        ConfigError: cron takes either of two restricted days, systemd only both.
+        ConfigError: both day fields are restricted. cron then runs if either matches, systemd only if both match.
     """
     minute, hour, day, month, weekday = fields
     if "*" not in (day, weekday):
-        raise ConfigError("at: with a day of the month and one of the week, cron means either; systemd cannot say that.")
+        raise ConfigError(
+            "at: with a day of the month and a day of the week, cron runs on either; systemd cannot. Give only one."
+        )
     date = f"*-{_systemd_field(month, 1)}-{_systemd_field(day, 1)}"
     time = f"{_systemd_field(hour, 0)}:{_systemd_field(minute, 0)}:00"
     if weekday == "*":
@@ -94,15 +96,15 @@ def on_calendar(fields: Sequence[str]) -> str:
 
 
 def _systemd_field(text: str, least: int) -> str:
-    """Lists, ranges and steps; of `*` every so many counts from the field's least value."""
+    """A field with lists, ranges and steps. A step of `*` starts at the field's smallest value."""
     return ",".join(re.sub(r"^\*/", f"{least}/", part).replace("-", "..") for part in text.split(","))
 
 
 def _weekday(part: str) -> str:
     first, _, last = part.partition("-")
     if not first.isdigit() or "/" in part:
-        raise ConfigError(f"at: systemd knows no steps of weekdays; found {part!r}.")
-    days = range(int(first), int(last or first) + 1)  # named one by one: cron's week begins on Sunday, systemd's on Monday
+        raise ConfigError(f"at: systemd does not support steps of weekdays; list the days instead; found {part!r}.")
+    days = range(int(first), int(last or first) + 1)  # listed one by one: cron's week starts on Sunday, systemd's on Monday
     return ",".join(dict.fromkeys(_WEEKDAYS[day] for day in days))
 
 
@@ -111,13 +113,13 @@ def _command(words: Sequence[str]) -> list[str]:
 
 
 def _cron(at: str, name: str, words: Sequence[str]) -> str:
-    # cron ends a command at a bare % and gives it the home folder and /bin/sh.
+    # cron ends a command at an unescaped % and runs it with /bin/sh in the home folder.
     command = shlex.join(_command(words)).replace("%", r"\%")
     folder = shlex.quote(str(Path.cwd())).replace("%", r"\%")
     return f"""\
-# To install: tlbatch schedule ... | crontab -   replaces your crontab; add the line to `crontab -e` to keep what is there.
-# To remove: take the line with {name} out of `crontab -e`.
-# What a night says goes to {name}.log; times are those of this machine's clock.
+# To install: add the line to `crontab -e`. (`tlbatch schedule ... | crontab -` replaces your whole crontab.)
+# To remove: delete the line with {name} in `crontab -e`.
+# The output of the command is appended to {name}.log. Times are in this machine's time zone.
 {at} cd {folder} && {command} >> {name}.log 2>&1 # {name}
 """
 
@@ -125,12 +127,12 @@ def _cron(at: str, name: str, words: Sequence[str]) -> str:
 def _systemd(calendar: str, name: str, words: Sequence[str]) -> str:
     command = " ".join(_systemd_word(word) for word in _command(words))
     return f"""\
-# To install, as the user it is to run as (`loginctl enable-linger` lets it run while nobody is logged in):
+# To install, as the user who runs the command (`loginctl enable-linger` lets it run while this user is not logged in):
 #   save the two parts as ~/.config/systemd/user/{name}.service and {name}.timer, then
 #   systemctl --user daemon-reload && systemctl --user enable --now {name}.timer
 # To remove:
 #   systemctl --user disable --now {name}.timer && rm ~/.config/systemd/user/{name}.service ~/.config/systemd/user/{name}.timer
-# What a night says: journalctl --user -u {name}
+# The output of the command: journalctl --user -u {name}
 
 # --- {name}.service
 [Unit]
@@ -143,13 +145,13 @@ StartLimitIntervalSec=0
 Type=exec
 WorkingDirectory={str(Path.cwd()).replace("%", "%%")}
 ExecStart={command}
-# 4: interrupted, or the store did not answer; the same command continues.
+# Exit code 4: interrupted, or the store did not answer. The same command continues.
 RestartForceExitStatus=4
 RestartSec=15min
 
 # --- {name}.timer
 [Unit]
-Description=tlbatch {words[0]}, every night
+Description=tlbatch {words[0]}, on a schedule
 
 [Timer]
 OnCalendar={calendar}
@@ -161,14 +163,16 @@ WantedBy=timers.target
 
 
 def _systemd_word(word: str) -> str:
-    """A word of ExecStart: % and $ mean something there."""
+    """A word of ExecStart, with the special characters %, $, backslash and quote escaped."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{escaped}"' if re.search(r"[^\w@%+=:,./-]", word) else escaped
 
 
 def _kuberay(config: ScheduleConfig, name: str, words: Sequence[str], settings: BaseModel) -> str:
     if not config.image:
-        raise ConfigError("image is missing: give --image, one with tlbatch and Ray in it; docs/operations.md says how.")
+        raise ConfigError(
+            f"image is missing: give --image, a container image with tlbatch, Ray {_RAY} and the other dependencies of tlbatch."
+        )
     if words[0] not in JOBS:
         raise ConfigError(f"{words[0]}: KubeRay starts a cluster for a job; schedule one of {', '.join(JOBS)}.")
     given = {"num_cpus": _WORKER_CPUS, **settings.model_dump(mode="json", exclude_unset=True)}
@@ -178,20 +182,21 @@ def _kuberay(config: ScheduleConfig, name: str, words: Sequence[str], settings: 
         "metadata": {"name": name},
         "data": {"job.yaml": yaml.safe_dump(given, sort_keys=False)},
     }
-    job = _ray_job(config, name, _PATIENT.format(command=f"tlbatch {words[0]} --config /etc/tlbatch/job.yaml"))
+    job = _ray_job(config, name, _RETRY_LOOP.format(command=f"tlbatch {words[0]} --config /etc/tlbatch/job.yaml"))
     kind, spec = ("RayJob", job) if config.at == "now" else ("RayCronJob", {"schedule": config.at, "jobTemplate": job})
-    wanted = {"apiVersion": "ray.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec}
-    body = yaml.dump_all([files, wanted], Dumper=_Readable, sort_keys=False)
+    resource = {"apiVersion": "ray.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+    body = yaml.dump_all([files, resource], Dumper=_Readable, sort_keys=False)
     return f"""\
 # To install: kubectl apply -f THIS_FILE   (KubeRay 1.6 or newer, with the feature gate RayCronJob for a schedule)
 # To remove: kubectl delete -f THIS_FILE
-# The cluster is started for the job and removed after it: that is what costs. The service account `tlbatch` must be allowed
-# to read the images and the bundle, and to write the output. Times are UTC.
+# The job starts its own cluster, which is removed after the job: only this cluster costs money. The image must contain tlbatch,
+# Ray {_RAY} and the other dependencies of tlbatch. The service account `tlbatch` must be allowed to read the images and the
+# bundle, and to write the output. Times are UTC.
 {body}"""
 
 
 class _Readable(yaml.SafeDumper):
-    """Text of several lines stays text of several lines."""
+    """Writes multi-line strings as YAML block scalars."""
 
 
 _Readable.add_representer(
@@ -200,7 +205,7 @@ _Readable.add_representer(
 
 
 def _ray_job(config: ScheduleConfig, name: str, entrypoint: str) -> dict[str, Any]:
-    """A job that brings its cluster: a head that runs no actor, and workers from none to as many as are allowed."""
+    """A job with its own cluster: a head without actors, and workers from zero up to the configured maximum."""
     groups = [_group("cpu", config.max_workers, {"cpu": str(_WORKER_CPUS), "memory": "8Gi"}, config.image)]
     if config.max_gpu_workers:
         amounts = {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1"}

@@ -1,4 +1,4 @@
-"""Labelled images, or their stored features -> a bundle."""
+"""Labelled images, or their stored features -> a bundle with a trained head."""
 
 from __future__ import annotations
 
@@ -57,16 +57,16 @@ def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
     """Train a head on a frozen base and save both as a bundle.
 
     Args:
-        config: the images or their features, their labels, the base and how to train.
-        watch: called every few seconds with the counts of images whose features are known.
+        config: the images or their features, their labels, the base and the training settings.
+        watch: called every few seconds with the counts of images whose features are extracted.
 
     Returns:
-        `bundle` (its URL), `digest`, `base`, `labels`, `images` in each part, `failed` labelled images, `accuracy` and
-        `metrics` on the test part, `calibration`, `epochs`, `images_read`, `seconds`.
+        `bundle` (its URL), `digest`, `base`, `labels`, `images` per part, `failed` labelled images, `accuracy` and `metrics` on
+        the test part, `calibration`, `epochs`, `images_read`, `seconds`.
 
     Raises:
         UsageError: base, weights, labels, images or features cannot be used; nothing was written.
-        UnfinishedError: it was interrupted; the same command starts it anew.
+        UnfinishedError: the command was interrupted; the same command starts again from the beginning.
     """
     began = time.monotonic()
     find_base(config.base)
@@ -81,15 +81,15 @@ def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
     )
     made = _from_features(config, how) if config.features else _from_images(config, how, location, watch)
     features, parts = made.features, made.parts
-    reading = calibrate(made.head, parts["validation"], parts["test"], config.precision)
-    metrics = _measure(made.head, parts["test"], features.labels, reading)
+    calibration = calibrate(made.head, parts["validation"], parts["test"], config.precision)
+    metrics = _measure(made.head, parts["test"], features.labels, calibration)
     training = {
         **asdict(how),
         "images": {name: len(part.classes) for name, part in parts.items()},
         "failed": features.failed,
         "epochs": len(made.history["loss"]),
         "validation_accuracy": made.history["val_accuracy"][int(np.argmin(made.history["val_loss"]))],
-        **reading.facts,
+        **calibration.facts,
         "history": made.history,
     }
     base = made.frozen.base
@@ -97,7 +97,7 @@ def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
         f"{', '.join(features.labels[:4])}{' …' if len(features.labels) > 4 else ''}: {base.name} at {made.frozen.size} pixels"
     )
     extra = {bundles.CARD: make_model_card(title, training, metrics), bundles.SPLIT: made.split}
-    trained = Trained(made.head, features.labels, metrics, training, reading.abstain_threshold, reading.label_thresholds)
+    trained = Trained(made.head, features.labels, metrics, training, *_thresholds(calibration))
     saved = save_bundle(location, made.frozen, trained, features.probes, extra)
     return {
         "bundle": saved.location.url,
@@ -109,7 +109,7 @@ def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
         "images_read": features.images_read,
         "accuracy": metrics["accuracy"],
         "metrics": metrics,
-        "calibration": dict(reading.facts),
+        "calibration": dict(calibration.facts),
         "epochs": training["epochs"],
         "seconds": round(time.monotonic() - began, 3),
     }
@@ -117,7 +117,7 @@ def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Made:
-    """A base, the features it gave, how they were split, and the head trained on them."""
+    """A base, the features it computed, their split into parts, and the head trained on them."""
 
     frozen: Frozen
     features: TrainingSet
@@ -128,9 +128,9 @@ class _Made:
 
 
 def _from_images(config: TrainConfig, how: HeadTraining, location: Location, watch: Watcher | None) -> _Made:
-    """Run the base over the labelled images and train on what it gives.
+    """Run the base over the labelled images and train a head on the features.
 
-    Ray must start and end in this thread, and takes seconds for either; Keras works beside it.
+    Ray must start and stop in this thread and takes seconds for each. Keras runs in another thread meanwhile.
     """
     weights = read_weights(config)
     labelled = find_labelled(config, watch)
@@ -146,7 +146,7 @@ def _from_images(config: TrainConfig, how: HeadTraining, location: Location, wat
 
 
 def _from_features(config: TrainConfig, how: HeadTraining) -> _Made:
-    """Look up the features of the labelled images and train on them. Nothing is distributed: a head is small."""
+    """Look up the features of the labelled images and train a head on them, in this process, because a head is small."""
     source = find_features(config.features or "", config.storage_options)
     frozen, base = _base_of(config, source)
     features = _looked_up(config, source, base)
@@ -155,7 +155,7 @@ def _from_features(config: TrainConfig, how: HeadTraining) -> _Made:
 
 
 def _base_of(config: TrainConfig, source: FeatureTable) -> tuple[Frozen, bundles.Bundle]:
-    """The base that gave the features: the one the run worked with. One that the configuration names must be the same."""
+    """The base of the run that extracted the features. If the configuration names a base, it must be the same one."""
     if config.model_fields_set & {"base", "size", "weights"}:
         named = freeze_named(config, read_weights(config))
         source.require_base(named.digest, f"{named.base.name} at {named.size} pixels with weights {named.weights}")
@@ -167,7 +167,7 @@ def _base_of(config: TrainConfig, source: FeatureTable) -> tuple[Frozen, bundles
 def _extract(
     config: TrainConfig, frozen: Frozen, labelled: LabelledImages, location: Location, watch: Watcher | None
 ) -> TrainingSet:
-    """Run the base once over the labelled images, as actors on the cluster, in a folder inside the bundle's place."""
+    """Run the base over the labelled images, as actors on the cluster, in a work folder inside the bundle's folder."""
     with _work_folder(location) as work:
         probes = probe_pixels(config, frozen.size, labelled.listing.manifest)
         save_bundle(work.join("base"), frozen, None, probes)
@@ -191,8 +191,7 @@ def _extract(
         table = read_run_table(output.join(schema.RUNS, report["run_id"]), "features", ["key", "features"])
         _report_failed(output, labelled, config)
     table = table.filter(pa.compute.is_in(table["key"], pa.array(labelled.labels_of, pa.string())))
-    read = report["listed"]
-    return assemble(config, table, labelled, failed=report["failed"], images_read=read, probes=probes)
+    return assemble(config, table, labelled, failed=report["failed"], images_read=report["listed"], probes=probes)
 
 
 def _looked_up(config: TrainConfig, source: FeatureTable, base: bundles.Bundle) -> TrainingSet:
@@ -204,10 +203,10 @@ def _looked_up(config: TrainConfig, source: FeatureTable, base: bundles.Bundle) 
     names = table[labels.column].to_pylist()
     missing = len(labels_of) - len(set(names))
     if missing:
-        log.warning("%d labelled images have no features in %s", missing, where)
+        log.warning("%d labelled images have no features in %s and are left out", missing, where)
     by_key = {key: labels_of[name] for key, name in zip(table["key"].to_pylist(), names, strict=True)}
-    everything = {label for those in labels_of.values() for label in those}
-    require_enough(by_key.values(), labels.source, many=config.multi_label, wanted=everything)
+    all_labels = {label for of_image in labels_of.values() for label in of_image}
+    require_enough(by_key.values(), labels.source, many=config.multi_label, wanted=all_labels)
     parts = parts_of(labels, set(names))
     split_of = parts and {key: parts[name] for key, name in zip(by_key, names, strict=True)}
     listing = Listing(manifest, 0, 0.0)
@@ -217,7 +216,7 @@ def _looked_up(config: TrainConfig, source: FeatureTable, base: bundles.Bundle) 
 
 @contextlib.contextmanager
 def _work_folder(location: Location) -> Iterator[Location]:
-    """A folder that all workers reach, gone afterwards; with nothing else written, the bundle's folder goes with it."""
+    """A folder that all workers can read, deleted afterwards. If the bundle's folder is empty then, it is deleted too."""
     work = location.join(_WORK)
     work.delete()
     try:
@@ -231,17 +230,21 @@ def _work_folder(location: Location) -> Iterator[Location]:
 def _report_failed(output: Location, labelled: LabelledImages, config: TrainConfig) -> None:
     errors = read_errors(output.url, storage_options=config.storage_options)
     for row in errors.head(_MOST_WARNINGS).itertuples():
-        log.warning("%s cannot be trained on: %s, %s", row.key, row.kind, row.message)
+        log.warning("%s cannot be used for training: %s, %s", row.key, row.kind, row.message)
     if len(errors) > _MOST_WARNINGS:
-        log.warning("%d more labelled images cannot be trained on", len(errors) - _MOST_WARNINGS)
+        log.warning("%d more labelled images cannot be used for training", len(errors) - _MOST_WARNINGS)
     if len(errors) == labelled.listing.manifest.num_rows:
-        raise LabelsError(f"None of the labelled images of {config.images} can be read; the first: {errors['message'][0]}.")
+        raise LabelsError(f"No labelled image of {config.images} can be read; the first error: {errors['message'][0]}.")
 
 
-def _measure(head: keras.Model, test: DataSplit, labels: Sequence[str], reading: Calibration) -> dict[str, Any]:
-    scores, truth = scores_of(head, test), label_names(test.classes, labels)
-    if reading.label_thresholds is not None:
-        given = (scores >= np.asarray(reading.label_thresholds, np.float32)).astype(np.float32)
-        return measure_many(truth, label_names(given, labels), labels)
+def _thresholds(calibration: Calibration) -> tuple[float | None, tuple[float, ...] | None]:
+    return calibration.abstain_threshold, calibration.label_thresholds
+
+
+def _measure(head: keras.Model, test: DataSplit, labels: Sequence[str], calibration: Calibration) -> dict[str, Any]:
+    scores, actual = scores_of(head, test), label_names(test.classes, labels)
+    if calibration.label_thresholds is not None:
+        predicted = (scores >= np.asarray(calibration.label_thresholds, np.float32)).astype(np.float32)
+        return measure_many(actual, label_names(predicted, labels), labels)
     best = [labels[number] for number in scores.argmax(axis=1)]
-    return measure([label for (label,) in truth], best, labels)
+    return measure([label for (label,) in actual], best, labels)

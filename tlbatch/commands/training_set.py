@@ -1,4 +1,4 @@
-"""A listing or stored features, and labels -> features and classes, split into train, validation and test."""
+"""Labels, and a listing or stored features -> features and classes, split into train, validation and test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -24,19 +23,22 @@ from tlbatch.output.progress import Watcher
 from tlbatch.schema import IMAGE
 from tlbatch.storage.resolve import resolve
 
-if TYPE_CHECKING:
-    pass
-
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-#: Of each class one image at least is trained on, one ends training and one is measured on.
+#: Fewest images of a class: one each for training, early stopping and testing.
 _FEWEST = len(SPLITS)
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """What is read of a store, and the labels of its images by key."""
+    """The images or shards to read, and the labels of the images by key.
+
+    Attributes:
+        listing: the images or shards.
+        labels_of: key -> labels.
+        split_of: key -> part; None if the labels do not give the parts.
+    """
 
     listing: Listing
     labels_of: Mapping[str, tuple[str, ...]]
@@ -44,12 +46,21 @@ class LabelledImages:
 
 
 def labels_by_name(config: TrainConfig, keys: Sequence[str], where: str) -> tuple[Labels, dict[str, tuple[str, ...]]]:
-    """The labels, and those of each name; from files, or from the folders of the keys."""
+    """Read the labels files, or take the labels from the folders in the keys.
+
+    Args:
+        config: its `labels` are the files; if it has none, the folders are used.
+        keys: keys of the store, for labels from folders.
+        where: the store, for messages.
+
+    Returns:
+        The labels, and the same as name -> labels.
+    """
     if not config.labels:
         labels = labels_from_folders(list(keys), where)
     else:
-        places = [resolve(url, config.storage_options) for url in config.labels]
-        labels = read_all_labels(places, many=config.multi_label)
+        files = [resolve(url, config.storage_options) for url in config.labels]
+        labels = read_all_labels(files, many=config.multi_label)
     found: dict[str, tuple[str, ...]] = {}
     for name, label in dict.fromkeys(labels.pairs):
         found[name] = (*found.get(name, ()), *(() if config.multi_label and label == NO_LABEL else (label,)))
@@ -57,26 +68,26 @@ def labels_by_name(config: TrainConfig, keys: Sequence[str], where: str) -> tupl
 
 
 def find_labelled(config: TrainConfig, watch: Watcher | None) -> LabelledImages:
-    """Join the store's listing with the labels.
+    """Join the listing of the store with the labels.
 
     Raises:
-        LabelsError: nothing fits together, or a class has too few images to be split.
+        LabelsError: no label belongs to an image, or a class has too few images to be split.
     """
     store = resolve(config.images, config.storage_options)
     listing = list_images(config, resolve(config.bundle, config.storage_options), watch)
     if not config.labels and IMAGE not in listing.manifest["format"].to_pylist():
-        raise LabelsError(f"labels: {store.url} holds its images in shards, which have no class folders; give --labels.")
+        raise LabelsError(f"labels: {store.url} contains shards, which have no class folders; give --labels.")
     labels, labels_of = labels_by_name(config, listing.manifest["key"].to_pylist(), store.url)
     is_shard = pa.compute.not_equal(listing.manifest["format"], IMAGE)
     if pa.compute.any(is_shard).as_py():
-        # Whose images a shard holds is known once it is read, so all of it is read.
+        # The listing does not show which images a shard contains, so all shards are read.
         if labels.column != "key":
-            raise LabelsError(f"The labels file {labels.source} names uris; images in shards are told apart by their key.")
+            raise LabelsError(f"The labels file {labels.source} has a column uri; images in shards need a column key.")
         return LabelledImages(listing, labels_of, parts_of(labels, labels_of))
     chosen = listing.manifest.filter(pa.compute.is_in(listing.manifest[labels.column], pa.array(labels_of, pa.string())))
     require_some(chosen, labels, store.url, listing.manifest)
     if chosen.num_rows < len(labels_of):
-        log.warning("%d labels belong to no image of %s", len(labels_of) - chosen.num_rows, store.url)
+        log.warning("%d labels belong to no image of %s and are left out", len(labels_of) - chosen.num_rows, store.url)
     names = chosen[labels.column].to_pylist()
     by_key = {key: labels_of[name] for key, name in zip(chosen["key"].to_pylist(), names, strict=True)}
     require_enough(by_key.values(), labels.source, many=config.multi_label)
@@ -85,51 +96,72 @@ def find_labelled(config: TrainConfig, watch: Watcher | None) -> LabelledImages:
     return LabelledImages(replace(listing, manifest=chosen), by_key, split_of)
 
 
-def require_some(chosen: pa.Table, labels: Labels, where: str, there: pa.Table) -> None:
-    """Raises LabelsError if no label belongs to an image."""
+def require_some(chosen: pa.Table, labels: Labels, where: str, manifest: pa.Table) -> None:
+    """Raise LabelsError if no label belongs to an image."""
     if not chosen.num_rows:
         raise LabelsError(
-            f"No label of {labels.source} belongs to an image of {where}: its first {labels.column} is "
-            f"{labels.pairs[0][0]!r}, the store's {there[labels.column][0].as_py()!r}."
+            f"No label of {labels.source} belongs to an image of {where}: the first {labels.column} is {labels.pairs[0][0]!r} "
+            f"in the labels and {manifest[labels.column][0].as_py()!r} in the store."
         )
 
 
-def parts_of(labels: Labels, there: Collection[str]) -> dict[str, str] | None:
-    """Name -> part, where the labels file has a column split: its author knows what must not be trained on.
+def parts_of(labels: Labels, names: Collection[str]) -> dict[str, str] | None:
+    """The parts that the labels file gives in its column split: name -> part. None if it has no such column.
 
     Args:
-        labels: of the file.
-        there: the names that the store has, as far as that is known.
+        labels: the labels.
+        names: the names that the store is known to have.
+
+    Raises:
+        LabelsError: a part is unknown or has no image.
     """
     if labels.splits is None:
         return None
     by_name = {name: part or "train" for (name, _), part in zip(labels.pairs, labels.splits, strict=True)}
-    strange = sorted(set(by_name.values()) - set(SPLITS))
-    if strange:
-        raise LabelsError(f"The labels file {labels.source} has the split {strange[0]!r}; write train, validation or test.")
-    missing = sorted(set(SPLITS) - {by_name[name] for name in there})
+    unknown = sorted(set(by_name.values()) - set(SPLITS))
+    if unknown:
+        raise LabelsError(f"The labels file {labels.source} has the split {unknown[0]!r}; write train, validation or test.")
+    missing = sorted(set(SPLITS) - {by_name[name] for name in names})
     if missing:
         raise LabelsError(f"The labels file {labels.source} has a column split and no image of {missing[0]!r} in the store.")
     return by_name
 
 
 def require_enough(labels: Iterable[tuple[str, ...]], source: str, *, many: bool, wanted: Collection[str] = ()) -> None:
-    """Raises LabelsError where a class has too few images; `wanted` are classes that must be there though no image is."""
-    images = Counter(label for those in labels for label in those)
+    """Raise LabelsError if there are too few classes, or a class has too few images.
+
+    Args:
+        labels: the labels of each image.
+        source: where they come from, for messages.
+        many: whether an image may have any number of labels.
+        wanted: classes that must have images even if none of `labels` names them.
+    """
+    images = Counter(label for of_image in labels for label in of_image)
     images.update(dict.fromkeys(wanted, 0))
     if len(images) < (1 if many else 2):
-        raise LabelsError(f"There is only the class {next(iter(images), '')!r} in {source}; a head tells at least two apart.")
+        raise LabelsError(f"{source} has only the class {next(iter(images), '')!r}; label images of at least two classes.")
     label, fewest = min(images.items(), key=lambda item: (item[1], item[0]))
     if fewest < _FEWEST:
         raise LabelsError(
-            f"The class {label!r} has {fewest} image{'' if fewest == 1 else 's'}; give it at least {_FEWEST}: one to train on, "
-            "one to end training, one to measure on."
+            f"The class {label!r} has {fewest} image{'' if fewest == 1 else 's'}; label at least {_FEWEST}: one each for "
+            "training, early stopping and testing."
         )
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Features (n, F) and classes (as in `Part`) of the images that have some, in manifest order."""
+    """The labelled images that have features, in the order of the manifest.
+
+    Attributes:
+        keys: n keys.
+        values: (n, F) features.
+        classes: (n,) class numbers; with several labels per image (n, C), 1 where an image has a label.
+        labels: the C classes.
+        split_of: key -> part; None if the labels do not give the parts.
+        failed: labelled images without features.
+        images_read: images that were read.
+        probes: pixels for the bundle's self-test.
+    """
 
     keys: tuple[str, ...]
     values: np.ndarray
@@ -144,19 +176,19 @@ class TrainingSet:
 def assemble(
     config: TrainConfig, table: pa.Table, labelled: LabelledImages, *, failed: int, images_read: int, probes: np.ndarray
 ) -> TrainingSet:
-    """Features as Arrow has them, and labels by key, as what a head is trained on."""
+    """Join an Arrow table of features with the labels of its keys."""
     if not table.num_rows:
         raise LabelsError(f"No label belongs to an image of {config.images or config.features} that can be read.")
     keys = table["key"].to_pylist()
     given = [labelled.labels_of[key] for key in keys]
-    everything = {label for those in labelled.labels_of.values() for label in those}
-    require_enough(given, config.images or str(config.features), many=config.multi_label, wanted=everything)
-    labels = tuple(sorted(everything))
+    all_labels = {label for of_image in labelled.labels_of.values() for label in of_image}
+    require_enough(given, config.images or str(config.features), many=config.multi_label, wanted=all_labels)
+    labels = tuple(sorted(all_labels))
     number = {label: index for index, label in enumerate(labels)}
     if config.multi_label:
         classes = np.zeros((len(keys), len(labels)), np.float32)
-        for row, those in enumerate(given):
-            classes[row, [number[label] for label in those]] = 1
+        for row, of_image in enumerate(given):
+            classes[row, [number[label] for label in of_image]] = 1
     else:
         classes = np.array([number[label] for (label,) in given], np.int64)
     values = matrix(table["features"]).astype(np.float32)
@@ -164,10 +196,13 @@ def assemble(
 
 
 def split_set(features: TrainingSet, config: TrainConfig) -> tuple[dict[str, DataSplit], bytes]:
-    """Stratified parts, and the CSV that records which image is in which.
+    """Split stratified by class, unless the labels give the parts.
 
-    Each class is shuffled and cut by itself, so that the smallest of three images still has one in each part; scikit-learn's
-    stratified split refuses a test part smaller than the number of classes.
+    Each class is shuffled and split separately, so that a class of three images has one image in each part. scikit-learn's
+    stratified split is not used, because it refuses a test part smaller than the number of classes.
+
+    Returns:
+        The parts by name, and a CSV file with the part of each image.
     """
     if features.split_of is not None:
         part_of = np.array([SPLITS.index(features.split_of[key]) for key in features.keys])
@@ -194,7 +229,7 @@ def label_names(classes: np.ndarray, labels: Sequence[str]) -> list[tuple[str, .
 
 
 def _strata(classes: np.ndarray) -> np.ndarray:
-    """(n,) groups to cut by: an image's class; of several labels the rarest, small groups and images without one together."""
+    """(n,) groups for the split: an image's class, or its rarest label. Small groups and unlabelled images form one group."""
     if classes.ndim == 1:
         return classes
     rarity = np.argsort(classes.sum(axis=0), kind="stable")
@@ -205,7 +240,14 @@ def _strata(classes: np.ndarray) -> np.ndarray:
 
 
 def split_classes(classes: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
-    """(n,) part numbers, in the order of `SPLITS`, for (n,) class numbers of at least three images each."""
+    """(n,) part numbers, in the order of `SPLITS`.
+
+    Args:
+        classes: (n,) class numbers; each class has at least three images.
+        validation: share of each class for validation.
+        test: share of each class for testing.
+        seed: seed of the shuffling.
+    """
     random = np.random.default_rng(seed)
     part_of = np.zeros(len(classes), np.int64)
     for label in np.unique(classes):

@@ -1,4 +1,4 @@
-"""Manifest rows -> attempts: images read and decoded ahead of the model by threads."""
+"""Manifest rows -> attempts: threads read and decode images in advance of the model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from typing import Any, NamedTuple
 
 from tlbatch.errors import Failure
 from tlbatch.execution.isolation import Quarantine, Watchdog
-from tlbatch.execution.records import (
-    Attempt,
-    ClassifyJob,
-)
+from tlbatch.execution.records import Attempt, ClassifyJob
 from tlbatch.images import decode
 from tlbatch.images.reader import Reader
 from tlbatch.images.shards import Member
@@ -23,7 +20,7 @@ from tlbatch.model.bundle import Bundle
 from tlbatch.schema import IMAGE
 from tlbatch.storage.resolve import resolve
 
-#: Bytes an actor holds of images that wait to be decoded.
+#: The most bytes of images that an actor holds until they are decoded.
 _MAX_PREFETCH_BYTES = 256 * 1024 * 1024
 
 
@@ -35,48 +32,58 @@ class Fetched(NamedTuple):
 
 
 class Decoder:
-    """Manifest rows -> attempts, none lost whatever the images are. Several threads may call it at once."""
+    """Manifest rows -> attempts, one for each image, whatever the images contain. Several threads may call it at once.
 
-    def __init__(self, job: ClassifyJob, bundle: Bundle, ahead: int, switch: Watchdog) -> None:
+    Args:
+        job: the actor's job.
+        bundle: its input size is the size of the pixels.
+        prefetch: the fewest images that are read and decoded in advance.
+        watchdog: watches each decoding step.
+    """
+
+    def __init__(self, job: ClassifyJob, bundle: Bundle, prefetch: int, watchdog: Watchdog) -> None:
         self._quarantine = Quarantine(resolve(job.quarantine_url, job.storage_options))
         self._size, self._limits = bundle.size, {"max_pixels": job.max_pixels, "max_side": job.max_side}
-        self._switch = switch
+        self._watchdog = watchdog
         requests = job.requests
-        self._depth = max(ahead, requests)
+        self._prefetch = max(prefetch, requests)
         self._reader = Reader(job.storage_options, requests=requests, image_field=job.image_field, max_bytes=job.max_bytes)
-        # A remote store is waited for, by many threads.
-        self._fetchers = ThreadPoolExecutor(requests, thread_name_prefix="tlbatch-fetch") if job.remote else None
+        # Requests to a remote store mostly wait, so they have many threads of their own. A thread starts when it is needed.
+        self._fetchers = ThreadPoolExecutor(requests, thread_name_prefix="tlbatch-fetch")
         self._decoders = ThreadPoolExecutor(job.decode_threads, thread_name_prefix="tlbatch-decode")
 
     def attempts(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Attempt]:
-        """The images of the rows, in order; while the caller works on one, the next ones are read and decoded."""
-        return _prefetch(self._decoders, self._work(rows), self._depth)
+        """The images of the rows, in order; while the caller processes one, the next ones are read and decoded."""
+        return _run_ahead(self._decoders, self._work(rows), self._prefetch)
 
-    def alone(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Attempt]:
-        """The same, one by one, each marked while this worker is alone with it."""
+    def attempts_isolated(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Attempt]:
+        """The images of the rows, one at a time, each marked in the quarantine while it is processed."""
         for row in rows:
             if row["format"] == IMAGE:
                 work = partial(self._fetch_and_decode, row, partial(self._fetch, row))
-                yield self._alone(row, 0, row["key"], work)
+                yield self._isolated(row, 0, row["key"], work)
             else:
-                yield from self._members_alone(row)
+                yield from self._members_isolated(row)
 
     def _work(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, Callable[[], Attempt]]]:
-        """What decoding threads do, with the bytes it holds: images, loose or out of shards that are read here."""
+        """The tasks of the decoding threads, each with the bytes it holds.
+
+        The decoding thread reads a local image itself. The members of a shard are read here.
+        """
         for row in rows:
             if row["format"] == IMAGE:
                 fetch: Callable[[], Fetched] = partial(self._fetch, row)
-                if self._fetchers is not None:
+                if "://" in row["uri"]:
                     fetch = self._fetchers.submit(fetch).result
                 yield row["size"] or 0, partial(self._fetch_and_decode, row, fetch)
                 continue
             began = time.perf_counter()
             for member in self._reader.members(row):
-                read = Fetched(member, time.perf_counter() - began)
-                yield 0 if isinstance(member.data, Failure) else len(member.data), partial(self._decode, row, read)
+                fetched = Fetched(member, time.perf_counter() - began)
+                yield 0 if isinstance(member.data, Failure) else len(member.data), partial(self._decode, row, fetched)
                 began = time.perf_counter()
 
-    def _members_alone(self, row: Mapping[str, Any]) -> Iterator[Attempt]:
+    def _members_isolated(self, row: Mapping[str, Any]) -> Iterator[Attempt]:
         members = self._reader.members(row)
         for index in itertools.count():
             failure = self._quarantine.failure_of(row["row"], index)
@@ -87,9 +94,9 @@ class Decoder:
                 member = next(members, None)
             if member is None:
                 return
-            yield self._alone(row, index, member.key, partial(self._decode, row, Fetched(member, 0.0)))
+            yield self._isolated(row, index, member.key, partial(self._decode, row, Fetched(member, 0.0)))
 
-    def _alone(self, row: Mapping[str, Any], index: int, key: str, work: Callable[[], Attempt]) -> Attempt:
+    def _isolated(self, row: Mapping[str, Any], index: int, key: str, work: Callable[[], Attempt]) -> Attempt:
         failure = self._quarantine.failure_of(row["row"], index)
         if failure is not None:
             return Attempt(row, index, key, failure)
@@ -109,21 +116,21 @@ class Decoder:
         if isinstance(data, Failure):
             return Attempt(row, index, key, data, fetched.seconds)
         began = time.perf_counter()
-        with self._switch.watching():
+        with self._watchdog.watching():
             pixels = decode.decode(data, self._size, **self._limits)
         return Attempt(row, index, key, pixels, fetched.seconds, time.perf_counter() - began)
 
 
-def _prefetch(pool: ThreadPoolExecutor, work: Iterable[tuple[int, Callable[[], Attempt]]], depth: int) -> Iterator[Attempt]:
-    """What each piece of work gives, in order; `depth` of them are under way, fewer of large ones, while the caller works."""
-    waiting: deque[tuple[int, Future[Attempt]]] = deque()
-    held = 0
-    for size, one in work:
-        waiting.append((size, pool.submit(one)))
-        held += size
-        while len(waiting) >= depth or (held > _MAX_PREFETCH_BYTES and len(waiting) > 1):
-            size_done, first = waiting.popleft()
-            held -= size_done
+def _run_ahead(pool: ThreadPoolExecutor, tasks: Iterable[tuple[int, Callable[[], Attempt]]], depth: int) -> Iterator[Attempt]:
+    """The results of tasks, in order. `depth` tasks, fewer if they are large, run in advance of the caller."""
+    running: deque[tuple[int, Future[Attempt]]] = deque()
+    bytes_held = 0
+    for size, task in tasks:
+        running.append((size, pool.submit(task)))
+        bytes_held += size
+        while len(running) >= depth or (bytes_held > _MAX_PREFETCH_BYTES and len(running) > 1):
+            size_done, first = running.popleft()
+            bytes_held -= size_done
             yield first.result()
-    while waiting:
-        yield waiting.popleft()[1].result()
+    while running:
+        yield running.popleft()[1].result()

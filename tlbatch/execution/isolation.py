@@ -1,8 +1,8 @@
-"""Images that kill or hang their worker -> rows with kind `worker_lost`, while the rest of the run goes on.
+"""Images that kill or hang their worker -> rows with kind `worker_lost`, while the rest of the run continues.
 
-Ray starts a dead worker again and gives it the same block, without end. So a worker that was started again takes its first
-blocks image by image and leaves a mark while it is alone with one; an image that was alone with two workers when they died
-is not tried a third time. A worker that hangs is made to die.
+Ray restarts a dead worker and gives it the same block, without limit. So a restarted worker processes its first blocks in
+isolation mode: image by image, with a mark in the store for the image that it works on. An image that two workers marked before
+they died is not tried a third time. A watchdog ends a worker that hangs.
 """
 
 from __future__ import annotations
@@ -21,28 +21,32 @@ import pyarrow as pa
 from tlbatch.errors import ErrorKind, Failure
 from tlbatch.storage.location import Location
 
-#: Deaths beside one image that condemn it: one may be the machine's.
+#: Deaths of a worker alone with an image after which the image is not tried again. One death may be the machine's fault.
 MAX_DEATHS = 2
+
+#: Blocks that a restarted worker processes in isolation mode: those it had when it died, and some more.
+_ISOLATED_BLOCKS = 8
 
 
 class Quarantine:
-    """The marks of one run: a file for each image that some worker was, or is, alone with."""
+    """The marks of a run: one file for each time that a worker is, or was when it died, alone with an image."""
 
     def __init__(self, location: Location) -> None:
         self._location = location
 
     def failure_of(self, row: int, index: int) -> Failure | None:
-        """The failure of an image that was alone with too many workers when they died; None where it may be tried."""
-        marks = [name for name in self._location.names() if name.startswith(_name(row, index))]
+        """The failure of an image that `MAX_DEATHS` workers were alone with when they died; None if it may be tried."""
+        marks = [name for name in self._location.names() if name.startswith(_mark_prefix(row, index))]
         if len(marks) < MAX_DEATHS:
             return None
         stage = Counter(self._location.join(name).read().decode() for name in marks).most_common(1)[0][0]
-        return Failure(stage, ErrorKind.WORKER_LOST, f"{len(marks)} workers died or hung while alone with it", len(marks))
+        message = f"{len(marks)} workers died or hung while they processed this image alone"
+        return Failure(stage, ErrorKind.WORKER_LOST, message, len(marks))
 
     @contextlib.contextmanager
     def isolated(self, row: int, index: int, stage: str) -> Iterator[None]:
-        """Mark the image while the block runs. An exception is no death."""
-        mark = self._location.join(_name(row, index) + uuid.uuid4().hex[:12])
+        """Mark the image while the block runs. An exception removes the mark, because it is not a death."""
+        mark = self._location.join(_mark_prefix(row, index) + uuid.uuid4().hex[:12])
         mark.write(stage.encode())
         try:
             yield
@@ -50,59 +54,55 @@ class Quarantine:
             mark.delete()
 
 
-def _name(row: int, index: int) -> str:
-    """How the marks of one image begin: its row in the manifest and its place in its shard."""
+def _mark_prefix(row: int, index: int) -> str:
+    """The beginning of the names of an image's marks: its row in the manifest and its index in the shard."""
     return f"{row:012d}-{index:08d}."
 
 
 class Watchdog:
-    """Ends the process when one piece of work takes too long, even if it never gives Python its lock back.
+    """Ends the process if a step takes too long, even if the step never releases Python's lock.
 
-    A thread winds up a timer of `faulthandler`, which needs no lock, as long as nothing under way is older than `patience`
-    seconds. Work that hangs in C with the lock stops the thread, work that hangs without it stops the winding: either way the
-    timer runs out and the process dies with all its tracebacks in its log.
+    A thread restarts a timer of `faulthandler`, which needs no lock, as long as no running step is older than `limit` seconds.
+    A step that hangs in C with the lock stops the thread. A step that hangs without the lock makes the thread stop
+    restarting the timer. In both cases the timer expires, and the process exits after all tracebacks were written to its log.
     """
 
-    def __init__(self, patience: float, period: float = 5.0) -> None:
-        self._patience = patience
+    def __init__(self, limit: float, period: float = 5.0) -> None:
+        self._limit = limit
         self._period = period
-        self._under_way: dict[int, float] = {}
+        self._started: dict[int, float] = {}
         self._numbers = itertools.count()
-        threading.Thread(target=self._wind, name="tlbatch-switch", daemon=True).start()
+        threading.Thread(target=self._restart_timer, name="tlbatch-watchdog", daemon=True).start()
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Count the block as one piece of work."""
+        """Watch the block as one step."""
         number = next(self._numbers)
-        self._under_way[number] = time.monotonic()
+        self._started[number] = time.monotonic()
         try:
             yield
         finally:
-            del self._under_way[number]
+            del self._started[number]
 
-    def _wind(self) -> None:
+    def _restart_timer(self) -> None:
         while True:
-            oldest = min(self._under_way.copy().values(), default=time.monotonic())
-            if time.monotonic() - oldest < self._patience:
+            oldest = min(self._started.copy().values(), default=time.monotonic())
+            if time.monotonic() - oldest < self._limit:
                 faulthandler.dump_traceback_later(3 * self._period, exit=True)
             time.sleep(self._period)
 
 
-#: Blocks that a worker which was started again takes image by image: those it had been given when it died, and some.
-_ISOLATED_BLOCKS = 8
-
-
 class IsolationMode:
-    """Whether a block is taken image by image: a worker died over one of the first, and nobody knows of which image."""
+    """Decides whether a worker processes a block image by image: after a restart, because one of the first images killed it."""
 
     def __init__(self, *, after_a_death: bool) -> None:
-        self._calls = _ISOLATED_BLOCKS if after_a_death else 0
+        self._blocks_left = _ISOLATED_BLOCKS if after_a_death else 0
         self._lock = threading.Lock()
 
-    def work(self, carefully: Callable[[], pa.Table], freely: Callable[[], pa.Table]) -> pa.Table:
-        """Do one block's work in one of two ways; the careful one by one thread at a time."""
+    def run(self, *, isolated: Callable[[], pa.Table], normal: Callable[[], pa.Table]) -> pa.Table:
+        """Process one block: with `isolated` in isolation mode, in one thread at a time, otherwise with `normal`."""
         with self._lock:
-            if self._calls:
-                self._calls -= 1
-                return carefully()
-        return freely()
+            if self._blocks_left:
+                self._blocks_left -= 1
+                return isolated()
+        return normal()

@@ -1,14 +1,17 @@
-"""Ray on this machine alone: on the loopback, and without the processes that a run does not need.
+"""Ray on this machine only: on the loopback interface, and without the processes that a run does not need.
 
-`ray.init` starts what a cluster's first machine has: beside what runs tasks a server for the dashboard, an autoscaler and a
-reader of log files, each a Python that imports for a second, while the first image waits. It asks for its processes once a
-second, too. Here it takes three seconds less to start and to end (2 cores, Ray 2.60). Ray has no setting for it, so while it
-starts, three names in it stand for others.
+`ray.init` starts everything that the head of a cluster needs. Besides the processes that run tasks, these are a server for the
+dashboard, an autoscaler and a reader of log files. Each is a Python process that imports for a second while the first image
+waits. `ray.init` also polls for its processes only once a second. Without all this, Ray takes three seconds less to start and
+to end (2 cores, Ray 2.60). Ray has no setting for it, so three of its private names are replaced while it starts. If a private
+name is missing, a plain `ray.init` starts everything.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
 import secrets
 import tempfile
@@ -18,76 +21,102 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import node, ray_constants, utils
+
+log = logging.getLogger(__name__)
 
 _SYSTEM = {
-    # The object store is there milliseconds after Ray first asks for it; by default Ray asks again after a second.
+    # The object store exists milliseconds after Ray first asks for it; by default Ray asks again after a second.
     "raylet_client_connect_timeout_milliseconds": 20,
     "raylet_client_num_connect_attempts": 500,
-    # Every process would count what it does for a dashboard.
+    # Otherwise every process counts its work for a dashboard.
     "enable_metrics_collection": False,
 }
 _POLL_SECONDS, _POLL_FOR_SECONDS = 0.02, 10.0
 
 
 def start_local_ray(*, log_to_driver: bool = False, **options: Any) -> None:
-    """`ray.init` on this machine, with the options given; its processes end with `ray.shutdown`, or with this one.
+    """`ray.init` on this machine. Its processes end with `ray.shutdown`, or with this process.
 
     Args:
-        log_to_driver: whether what workers print is read from their log files and shown here.
-        options: others of `ray.init`.
+        log_to_driver: whether the output of workers is read from their log files and printed here.
+        options: other options of `ray.init`.
     """
     _keep_token_private()
-    _Node.reads_logs = options["log_to_driver"] = log_to_driver
-    with _as_small_as_can_be():
-        ray.init(
-            address="local", include_dashboard=False, _node_ip_address="127.0.0.1", _system_config=dict(_SYSTEM), **options
-        )
+    options |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    options["log_to_driver"] = log_to_driver
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_reduced_ray(log_to_driver))
+            options["_system_config"] = dict(_SYSTEM)
+        except (ImportError, AttributeError, TypeError) as error:
+            _warn_once(str(error))
+        ray.init(**options)
 
 
-class _Node(node.Node):  # type: ignore[misc] # Ray's are of no type
-    """The processes of a Ray that is one machine and looked at by nobody."""
-
-    reads_logs = False
-
-    def __init__(self, ray_params: Any, **options: Any) -> None:
-        ray_params.no_monitor = True
-        ray_params.include_log_monitor = self.reads_logs
-        super().__init__(ray_params, **options)
-
-    def start_api_server(self, **_: Any) -> None:
-        """Without a dashboard it does nothing but report usage, if that is on."""
-        self._webui_url = ""
-
-    def start_ray_processes(self) -> None:
-        """Returns when they are there: Ray, which looks next, looks once a second. It also says so if they never are."""
-        super().start_ray_processes()
-        end = time.monotonic() + _POLL_FOR_SECONDS
-        while time.monotonic() < end and not self.get_gcs_client().get_all_node_info(timeout=_POLL_FOR_SECONDS):
-            time.sleep(_POLL_SECONDS)
+@functools.cache
+def _warn_once(missing: str) -> None:
+    log.warning(
+        "Ray %s is not the version that tlbatch was tested with (%s): it starts more slowly and listens on all network "
+        "interfaces, not only on 127.0.0.1. Install ray>=2.60,<2.61.",
+        ray.__version__,
+        missing,
+    )
 
 
 @contextlib.contextmanager
-def _as_small_as_can_be() -> Iterator[None]:
-    """While Ray starts: the processes above, and no look whether a dashboard's libraries are there, by importing them.
+def _reduced_ray(reads_logs: bool) -> Iterator[None]:
+    """While Ray starts: start fewer processes, skip the import check for dashboard libraries, and listen on 127.0.0.1.
 
-    And they listen on 127.0.0.1. An address given to `ray.init` does not do that: Ray replaces it by the machine's, and then
-    listens on all of them, unless it takes itself for one that cannot be part of a cluster, as it does on Windows and macOS
-    (`get_node_ip_address` in `ray/_private/services.py`).
+    An address given to `ray.init` is not enough: Ray replaces 127.0.0.1 with the address of the machine and then listens on all
+    interfaces, unless it assumes that it cannot be part of a cluster, as on Windows and macOS (`get_node_ip_address` in
+    `ray/_private/services.py`).
+
+    Raises:
+        ImportError, AttributeError, TypeError: a private name of Ray is missing or is of another kind. Nothing was replaced.
     """
+    from ray._private import node, ray_constants, utils
+
     before = ray_constants.ENABLE_RAY_CLUSTER, node.Node, utils.get_dashboard_dependency_error
-    ray_constants.ENABLE_RAY_CLUSTER, node.Node, utils.get_dashboard_dependency_error = False, _Node, lambda: None
+    reduced = _reduced_node(node.Node, reads_logs)
+    ray_constants.ENABLE_RAY_CLUSTER, node.Node, utils.get_dashboard_dependency_error = False, reduced, lambda: None
     try:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER, node.Node, utils.get_dashboard_dependency_error = before
 
 
+def _reduced_node(node: type[Any], reads_logs: bool) -> type[Any]:
+    """Ray's class `Node`, which starts the processes of a machine, for a cluster of one machine without a dashboard."""
+
+    class ReducedNode(node):
+        def __init__(self, ray_params: Any, *arguments: Any, **options: Any) -> None:
+            ray_params.no_monitor = True
+            ray_params.include_log_monitor = reads_logs
+            super().__init__(ray_params, *arguments, **options)
+
+        def start_api_server(self, *_: Any, **__: Any) -> None:
+            """Start no server: without a dashboard it only reports usage, if that is enabled."""
+            self._webui_url = ""
+
+        def start_ray_processes(self) -> None:
+            """Return as soon as the processes run. Ray checks next, once a second, and raises if they never run."""
+            super().start_ray_processes()
+            end = time.monotonic() + _POLL_FOR_SECONDS
+            with contextlib.suppress(AttributeError, TypeError):  # the wait saves time, and Ray waits as well
+                while time.monotonic() < end and not self.get_gcs_client().get_all_node_info(timeout=_POLL_FOR_SECONDS):
+                    time.sleep(_POLL_SECONDS)
+
+    return ReducedNode
+
+
 def _keep_token_private() -> None:
-    """Who has Ray's token may run code as this user, and Ray's own file of it may be read by all users of the machine."""
+    """Create Ray's token file so that only its owner can read it.
+
+    A user with the token can run code as this user, and a token file that Ray creates is readable by all users of the machine.
+    """
     if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or os.environ.get("RAY_AUTH_MODE", "token") != "token":
         return
-    # Where there is no home, or none that can be written, Ray says what it makes of that.
+    # If the home directory does not exist or cannot be written, Ray reports it.
     with contextlib.suppress(OSError, RuntimeError):
         path = Path.home() / ".ray" / "auth_token"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

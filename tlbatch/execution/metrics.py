@@ -16,7 +16,7 @@ def _counters() -> tuple[Counter, Counter]:
 
 
 def count_receipt(receipt: Mapping[str, Any]) -> None:
-    """Add a receipt to the counters that Ray gives Prometheus."""
+    """Add a receipt to the counters that Ray exports to Prometheus."""
     images, seconds = _counters()
     counted = {("predicted", ""): receipt["predicted"]}
     counted |= {("failed", kind): count for kind, count in receipt["failed_by_kind"].items()}

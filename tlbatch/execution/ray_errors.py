@@ -1,4 +1,4 @@
-"""What Ray raises -> one sentence of tlbatch's own."""
+"""Exceptions of Ray -> errors of tlbatch, in one sentence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def errors_say_how_to_continue(run_id: str) -> Iterator[None]:
-    """Ctrl-C, and a store that fails while the block runs, as errors that say how to go on."""
+    """Turn Ctrl-C, and a store that fails while the block runs, into errors that say how to continue."""
     try:
         yield
     except KeyboardInterrupt:
@@ -26,7 +26,7 @@ def errors_say_how_to_continue(run_id: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ray_errors_as_sentences(run_id: str) -> Iterator[None]:
-    """What Ray raises while the block runs, as an error of tlbatch's own."""
+    """Turn exceptions of Ray while the block runs into errors of tlbatch."""
     import ray
 
     try:
@@ -36,22 +36,22 @@ def ray_errors_as_sentences(run_id: str) -> Iterator[None]:
 
 
 def _in_one_sentence(error: Exception, run_id: str) -> TlbatchError:
-    """What a worker died of. Ray gives its last words as text; an error of tlbatch's own is found in it and raised again."""
-    said = re.findall(r"tlbatch\.errors\.(\w+): (.+)", str(error))
-    if said:
-        kind, sentence = said[-1]
+    """The reason why a worker failed, which Ray gives as text. If the text contains an error of tlbatch, that error."""
+    named = re.findall(r"tlbatch\.errors\.(\w+): (.+)", str(error))
+    if named:
+        kind, sentence = named[-1]
         if kind == StoreUnavailableError.__name__:
             return _stopped(run_id, sentence)
         found: TlbatchError = getattr(errors, kind)(sentence)
         return found
     last = str(error).strip().splitlines()[-1].strip()
     return TlbatchError(
-        f"Ray ended run {run_id}: {last}. Nothing is published; run the same command again to continue, "
-        "with --verbose to see more."
+        f"Ray ended run {run_id}: {last}. Nothing is published. Run the same command again to continue, "
+        "with --verbose for details."
     )
 
 
 def _stopped(run_id: str, why: str) -> StoreUnavailableError:
     return StoreUnavailableError(
-        f"Run {run_id} stopped: {why}. The table is as it was; once this is mended, run the same command again."
+        f"Run {run_id} stopped: {why}. The table is unchanged. Solve the problem, then run the same command again."
     )

@@ -1,7 +1,7 @@
-"""What passes between decoder, model and writer, as Arrow: attempts with their pixels, and outcomes.
+"""What decoder, model and writer pass on, as Arrow tables: attempts with their pixels, and outcomes.
 
-Rows in = rows out: an image that failed is a row with its reason. Where decoding and predicting are done by one actor, only
-outcomes ever become Arrow; nothing larger than the resized uint8 pixels does.
+No image is lost: an image that failed is a row with its reason. If one actor decodes and predicts, only outcomes become Arrow
+tables. Otherwise the resized uint8 pixels do, too, and nothing larger.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tlbatch.errors import ErrorKind, Failure
 from tlbatch.images.decode import Pixels
 from tlbatch.schema import Size
 
-#: The columns of an image of which nothing is known yet.
-_NEITHER = schema.outcome_schema(classified=False, features_length=None, features_dtype="float32")
+#: The columns of every outcome, whatever else the run asks for.
+_COMMON = schema.outcome_schema(classified=False, features_length=None, features_dtype="float32")
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One image on its way: its object's row of the manifest, its name, its pixels or a failure, the seconds spent on it."""
+    """One image before the model: its object's manifest row, its index and key, its pixels or a failure, and the time spent."""
 
     row: Mapping[str, Any]
     index: int
@@ -46,7 +46,7 @@ class Classified(NamedTuple):
 
 
 def attempts_to_table(attempts: Sequence[Attempt], size: Size) -> pa.Table:
-    """Attempts as a block; `pixels` holds height x width x 3 bytes, null where an image failed."""
+    """Attempts as a block; `pixels` holds height x width x 3 bytes, null for an image that failed."""
     arrays = [one.outcome.array if isinstance(one.outcome, Pixels) else None for one in attempts]
     flat = np.empty((len(arrays), *size, 3), np.uint8)
     for slot, array in zip(flat, arrays, strict=True):
@@ -55,8 +55,8 @@ def attempts_to_table(attempts: Sequence[Attempt], size: Size) -> pa.Table:
     missing = pa.array([array is None for array in arrays], pa.bool_())
     values = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), length, mask=missing)
     failures = [one.outcome if isinstance(one.outcome, Failure) else None for one in attempts]
-    columns = _named(attempts, failures) | {"pixels": values}
-    fields = [field for field in _NEITHER if field.name in columns]
+    columns = _common_columns(attempts, failures) | {"pixels": values}
+    fields = [field for field in _COMMON if field.name in columns]
     return pa.table(columns, schema=pa.schema([*fields, pa.field("pixels", values.type)]))
 
 
@@ -74,12 +74,12 @@ def attempts_from_table(table: pa.Table, size: Size) -> list[Attempt]:
     return attempts
 
 
-def _named(attempts: Sequence[Attempt], failures: Sequence[Failure | None]) -> dict[str, Any]:
+def _common_columns(attempts: Sequence[Attempt], failures: Sequence[Failure | None]) -> dict[str, Any]:
     """The columns that attempts and outcomes share."""
-    held = Counter(one.row["row"] for one in attempts)
+    images = Counter(one.row["row"] for one in attempts)
     pixels = [one.outcome if isinstance(one.outcome, Pixels) else None for one in attempts]
     return {
-        schema.IMAGES: [held[one.row["row"]] for one in attempts],
+        schema.IMAGES: [images[one.row["row"]] for one in attempts],
         **{name: [one.row[name] for one in attempts] for name in ("row", "uri", "etag")},
         "key": [one.key for one in attempts],
         "index": [one.index for one in attempts],
@@ -88,21 +88,21 @@ def _named(attempts: Sequence[Attempt], failures: Sequence[Failure | None]) -> d
         "message": [failure and failure.message for failure in failures],
         "attempts": [failure and failure.attempts for failure in failures],
         "transient": [failure.transient if failure else None for failure in failures],
-        "width": [image and image.width for image in pixels],
-        "height": [image and image.height for image in pixels],
+        "width": [one and one.width for one in pixels],
+        "height": [one and one.height for one in pixels],
         "fetch_seconds": [one.fetch_seconds for one in attempts],
         "decode_seconds": [one.decode_seconds for one in attempts],
     }
 
 
 class PredictionFormat(NamedTuple):
-    """How scores become what the table says: the classes, and what is said of an image that no class fits.
+    """How scores become predictions: the classes, and when an image is abstained.
 
     Attributes:
         labels: the classes, in the order of the scores.
-        top_k: how many of them `top_labels` names.
-        abstain_threshold: a best score below it is no answer; None: every one is.
-        label_thresholds: of a bundle whose images have any number of labels, from which score on each is given.
+        top_k: how many classes `top_labels` lists.
+        abstain_threshold: an image with a lower best score is marked `abstained`; None if none is.
+        label_thresholds: for each label the lowest score at which an image gets it, if images may have several labels.
     """
 
     labels: Sequence[str]
@@ -111,9 +111,9 @@ class PredictionFormat(NamedTuple):
     label_thresholds: Sequence[float] | None = None
 
     def columns(self, scores: np.ndarray) -> dict[str, pa.Array]:
-        """label, score and their like of (n, C) scores, best first; equal scores keep the classes' order.
+        """The columns of predictions from (n, C) scores, best first; equal scores keep the order of the classes.
 
-        Where an image may have any number of labels, `top_labels` are those it is given.
+        If an image may have several labels, `top_labels` are the labels it gets.
         """
         labels = pa.array(self.labels, pa.string())
         order = np.argsort(-scores, axis=1, kind="stable")
@@ -136,40 +136,40 @@ class PredictionFormat(NamedTuple):
 
 
 class OutcomeFormat(NamedTuple):
-    """What a run wants to know of each image, as a table of `schema.outcome_schema`."""
+    """The columns that a run needs of each image, as a table of `schema.outcome_schema`."""
 
-    #: None where nothing is predicted.
-    answers: PredictionFormat | None
+    #: None if nothing is predicted.
+    predictions: PredictionFormat | None
     features_length: int
     features_dtype: str | None
 
     def to_table(self, classified: Sequence[Classified]) -> pa.Table:
-        """One row an image, in the same order."""
-        columns = _named([one.attempt for one in classified], [one.failure for one in classified])
+        """One row per image, in the same order."""
+        columns = _common_columns([one.attempt for one in classified], [one.failure for one in classified])
         columns["predict_seconds"] = [one.predict_seconds for one in classified]
         wanted = schema.outcome_schema(
-            classified=self.answers is not None,
+            classified=self.predictions is not None,
             features_length=self.features_length if self.features_dtype else None,
             features_dtype=self.features_dtype or "float32",
         )
-        if self.answers is not None:
-            columns |= _where_there(self.answers, [one.scores for one in classified])
+        if self.predictions is not None:
+            columns |= _prediction_columns(self.predictions, [one.scores for one in classified])
         if self.features_dtype:
             columns["features"] = _vectors([one.features for one in classified], wanted.field("features").type)
         return pa.table({name: columns[name] for name in wanted.names}, schema=wanted)
 
 
-def _where_there(answers: PredictionFormat, scores: list[Any]) -> dict[str, pa.Array]:
-    """The columns of the answers, null where an image has no scores."""
-    there = [one for one in scores if one is not None]
-    columns = answers.columns(np.stack(there) if there else np.empty((0, len(answers.labels)), np.float32))
-    numbers = iter(range(len(there)))
-    places = pa.array([None if one is None else next(numbers) for one in scores], pa.int64())
-    return {name: column.take(places) for name, column in columns.items()}
+def _prediction_columns(form: PredictionFormat, scores: list[Any]) -> dict[str, pa.Array]:
+    """The columns of predictions, null for an image without scores."""
+    existing = [one for one in scores if one is not None]
+    columns = form.columns(np.stack(existing) if existing else np.empty((0, len(form.labels)), np.float32))
+    numbers = iter(range(len(existing)))
+    positions = pa.array([None if one is None else next(numbers) for one in scores], pa.int64())
+    return {name: column.take(positions) for name, column in columns.items()}
 
 
 def _vectors(features: list[np.ndarray | None], kind: pa.FixedSizeListType) -> pa.Array:
-    """Vectors, None where an image failed, as a fixed-size list column without a Python object a number."""
+    """Vectors, None for failed images, as a column of fixed-size lists, without one Python object per number."""
     dtype = kind.value_type.to_pandas_dtype()
     nothing = np.zeros(kind.list_size, dtype)
     flat = np.concatenate([nothing if one is None else one.astype(dtype) for one in features])
@@ -177,17 +177,18 @@ def _vectors(features: list[np.ndarray | None], kind: pa.FixedSizeListType) -> p
     return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), type=kind, mask=missing)
 
 
-#: Requests an actor keeps in flight to a remote store for each of its CPUs: at 100 ms each they give 320 images a second.
+#: Requests to a remote store that an actor keeps in flight per CPU: at 100 ms each, that is 320 images a second.
 _REQUESTS_PER_CPU = 32
 
 
 @dataclass(frozen=True)
 class ClassifyJob:
-    """What an actor must know. It travels with every task, so there is no credential in it.
+    """The job of an actor. It travels with every task, so it contains no credentials.
 
     Attributes:
-        bundle_url: whose base and head are run.
-        head_urls: bundles of the same base, whose heads are run on the same features, each for a table of its own.
+        bundle_url: the bundle whose base and head are run.
+        head_urls: bundles of the same base. Their heads are run on the same features, each for its own table.
+        remote: whether any row is remote, that is, whether its uri is a URL and not a path.
     """
 
     bundle_url: str
@@ -210,5 +211,5 @@ class ClassifyJob:
 
     @property
     def requests(self) -> int:
-        """Images that one actor reads at once. What a local disk holds is read where it is decoded."""
+        """How many images one actor reads at once. The decoding threads read local images themselves."""
         return _REQUESTS_PER_CPU * self.decode_threads if self.remote else self.decode_threads

@@ -1,6 +1,6 @@
-"""The actor that gives stored features another head's predictions: rows of a run with features -> outcome rows.
+"""Stored features -> predictions of another head, by actors: rows of a run with features -> outcome rows.
 
-No image is read. The features of what is promised may lie in several runs, and in files that hold much else.
+No image is read. The features of one run's input may be stored in several runs, in files that contain other rows, too.
 """
 
 from __future__ import annotations
@@ -22,24 +22,18 @@ from tlbatch.execution.predictor import prediction_format_of
 from tlbatch.execution.resources import ActorPool, io_pool
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import load_head
-from tlbatch.output.features import (
-    FeatureMatch,
-    StoredOutcomes,
-    matrix,
-    range_of_row,
-    read_range,
-)
+from tlbatch.output.features import FeatureMatch, StoredOutcomes, matrix, range_of_row, read_range
 from tlbatch.output.run import Run
 from tlbatch.output.table import FileRange
 from tlbatch.storage.resolve import resolve
 
-#: Columns of a block beside those of the manifest: which source it is of, and which promised row each of its rows stands for.
+#: Columns of a block besides those of the manifest: the number of its source, and for each row the row of the input, or -1.
 _SOURCE, _TARGET = "source", "target"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A run with features, as an actor must know it."""
+    """A run with features, as far as an actor needs it."""
 
     url: str
     ranges: tuple[FileRange, ...]
@@ -47,7 +41,7 @@ class Source:
 
 @dataclass(frozen=True)
 class RescoreJob:
-    """What a `Rescorer` must know. It travels with every task, so there is no credential in it."""
+    """The job of a `Rescorer`. It travels with every task, so it contains no credentials."""
 
     bundle_url: str
     storage_options: Mapping[str, Any]
@@ -55,21 +49,21 @@ class RescoreJob:
     engine: str
     threads: int
     top_k: int
-    #: Precision of the features that are written along; None where they are not.
+    #: Precision of the features that are written again; None if they are not.
     features_dtype: str | None = None
 
 
 def sources_of(matches: Sequence[FeatureMatch], *, predictions: bool = False) -> tuple[Source, ...]:
-    """The runs that are read, in the order of the blocks' numbers; their predictions too where they are wanted."""
+    """The runs to read, in the order of their numbers in the blocks; their predictions only if they are wanted."""
     return tuple(Source(one.source.run.location.url, tuple(one.source.ranges(predictions=predictions))) for one in matches)
 
 
 def blocks_of_matches(matches: Sequence[FeatureMatch], left: np.ndarray) -> list[pa.Table]:
-    """One block for all rows that stand in the same files, where one of them is wanted.
+    """One block for each range of files that contains a wanted row; the block has all manifest rows of the range.
 
     Args:
-        matches: where the features of the promised rows are.
-        left: which promised rows are still wanted.
+        matches: where the features of the input's rows are stored.
+        left: the rows of the input that are still to do.
     """
     blocks = []
     for number, one in enumerate(matches):
@@ -83,32 +77,32 @@ def blocks_of_matches(matches: Sequence[FeatureMatch], left: np.ndarray) -> list
 
 
 class SourceReader:
-    """In an actor: blocks of `blocks_of` -> what the runs say of the wanted rows, each with the promised row it stands for."""
+    """In an actor: blocks of `blocks_of_matches` -> the stored outcomes of the wanted rows, numbered like the input."""
 
     def __init__(self, sources: Sequence[Source], storage_options: Mapping[str, Any]) -> None:
         self._sources = [(resolve(one.url, storage_options), one.ranges) for one in sources]
 
     def __call__(self, block: pa.Table) -> StoredOutcomes:
-        """One block: the files of one window."""
+        """One block: the files of one range."""
         run, ranges = self._sources[block[_SOURCE][0].as_py()]
         files = range_of_row(ranges, block["row"][0].as_py())
         target = block[_TARGET].to_numpy()
-        return StoredOutcomes(*(_moved(table, target, files.start) for table in read_range(run, files, block)))
+        return StoredOutcomes(*(_renumbered(table, target, files.start) for table in read_range(run, files, block)))
 
 
-def _moved(table: pa.Table, target: np.ndarray, start: int) -> pa.Table:
+def _renumbered(table: pa.Table, target: np.ndarray, start: int) -> pa.Table:
     rows = target[table["row"].to_numpy() - start]
     table = table.set_column(table.column_names.index("row"), "row", pa.array(rows, pa.int64()))
     return table.filter(pa.array(rows >= 0))
 
 
 class Rescorer:
-    """Blocks of a run's manifest -> outcome rows, out of the files that hold their features."""
+    """The actor: blocks of a run's manifest -> outcome rows, from the files with their features."""
 
     def __init__(self, job: RescoreJob, *, after_a_death: bool = False) -> None:  # noqa: ARG002 - Ray's signature
         bundle = load_bundle(job.bundle_url, job.storage_options)
         self._head = load_head(bundle, job.engine, threads=job.threads)
-        self._answers = prediction_format_of(bundle, job.top_k)
+        self._predictions = prediction_format_of(bundle, job.top_k)
         self._read = SourceReader(job.sources, job.storage_options)
         self._wanted = schema.outcome_schema(
             classified=True,
@@ -118,12 +112,12 @@ class Rescorer:
         self._lock = threading.Lock()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """One window's predictions."""
+        """The predictions of one range."""
         began = time.perf_counter()
         found = self._read(block)
         read = time.perf_counter() - began
         values = matrix(found.good["features"])
-        with self._lock:  # Ray hands a second block to this actor while the first is at work
+        with self._lock:  # Ray gives this actor a second block before the first one is done
             began = time.perf_counter()
             scores = self._head.predict(values)
         seconds = {"fetch": read, "decode": 0.0, "predict": time.perf_counter() - began}
@@ -132,13 +126,13 @@ class Rescorer:
     def _outcomes(
         self, found: StoredOutcomes, values: np.ndarray, scores: np.ndarray, seconds: Mapping[str, float]
     ) -> pa.Table:
-        """The rows that the writer stages: predictions of good images, and failures as they were."""
+        """The rows to stage: new predictions of good images, and the stored failures."""
         finite = np.isfinite(values).all(axis=1) & np.isfinite(scores).all(axis=1)
-        fine = pa.array(finite)
-        known = {name: found.good[name].filter(fine) for name in found.good.column_names}
-        failure = Failure("predict", ErrorKind.PREDICT_FAILED, "the features, or the scores made of them, are not finite")
-        wrong = found.good.drop_columns(["features"]).filter(pc.invert(fine))
-        said = {
+        mask = pa.array(finite)
+        predicted = {name: found.good[name].filter(mask) for name in found.good.column_names}
+        failure = Failure("predict", ErrorKind.PREDICT_FAILED, "the features, or the scores computed from them, are not finite")
+        failed = found.good.drop_columns(["features"]).filter(pc.invert(mask))
+        reason = {
             "stage": failure.stage,
             "kind": str(failure.kind),
             "message": failure.message,
@@ -146,9 +140,9 @@ class Rescorer:
             "transient": False,
         }
         tables = [
-            {**known, **self._answers.columns(scores[finite])},
-            {name: wrong[name] for name in wrong.column_names}
-            | {name: pa.array([value] * len(wrong)) for name, value in said.items()},
+            {**predicted, **self._predictions.columns(scores[finite])},
+            {name: failed[name] for name in failed.column_names}
+            | {name: pa.array([value] * len(failed)) for name, value in reason.items()},
             {name: found.bad[name] for name in found.bad.column_names},
         ]
         rows = len(found.good) + len(found.bad)
@@ -159,13 +153,13 @@ class Rescorer:
 def rescore_matches(
     runs: Sequence[Run], matches: Sequence[FeatureMatch], left: np.ndarray, job: RescoreJob, concurrency: int | None
 ) -> ActorPool:
-    """Stage the predictions of promised rows from the features that are matches; returns the actors that did it.
+    """Stage predictions from stored features; returns the pool of actors.
 
     Args:
-        runs: whose parts they are.
-        matches: where the features are.
-        left: the promised rows that are wanted.
-        job: what the actors are told.
+        runs: the runs that get the parts.
+        matches: where the features of the input's rows are stored.
+        left: the rows of the input that are still to do.
+        job: the job of the actors.
         concurrency: the most actors at once.
     """
     blocks = blocks_of_matches(matches, left)
@@ -175,7 +169,7 @@ def rescore_matches(
 
 
 def with_schema(columns: Mapping[str, Any], each: Mapping[str, float], wanted: pa.Schema) -> pa.Table:
-    """Columns as a table of a schema; `each` has the same value in every row, and what is missing is null."""
+    """Columns as a table of a schema. `each` gives columns with one value for all rows; missing columns are null."""
     rows = len(columns["row"])
     arrays = []
     for field in wanted:
@@ -190,7 +184,7 @@ def with_schema(columns: Mapping[str, Any], each: Mapping[str, float], wanted: p
 
 @dataclass(frozen=True)
 class CopyJob:
-    """What a `Copier` must know."""
+    """The job of a `Copier`."""
 
     sources: tuple[Source, ...]
     storage_options: Mapping[str, Any]
@@ -198,14 +192,14 @@ class CopyJob:
 
 
 class Copier:
-    """The actor: rows of a run's manifest -> the outcome rows that its files have of them."""
+    """The actor: blocks of a run's manifest -> the stored outcome rows."""
 
     def __init__(self, job: CopyJob, *, after_a_death: bool = False) -> None:  # noqa: ARG002 - Ray's signature
         self._read = SourceReader(job.sources, job.storage_options)
         self._wanted = job.wanted
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """One window's rows."""
+        """The rows of one range."""
         began = time.perf_counter()
         found = self._read(block)
         rows = len(found.good) + len(found.bad)

@@ -14,21 +14,21 @@ from tlbatch.stdio import native_stderr_captured
 
 log = logging.getLogger(__name__)
 
-#: What starts the session that is open in this process, if one is.
+#: The function that starts the open session of this process; empty if no session is open.
 _starts: list[Callable[[], None]] = []
 
 
 @contextlib.contextmanager
 def ray_session(address: str | None = None) -> Iterator[Callable[[], None]]:
-    """Ray for the length of a block, started when the block first calls what it is given.
+    """Ray for the length of a block. The block gets a function, whose first call starts Ray.
 
-    A session, or a Ray, that runs in this process already is used and left running. Ray starts and ends in the thread that
-    asks: ended from a thread beside the work, it took the whole process with it, without a word, in half of the runs.
+    A session, or a Ray, that already runs in this process is used and left running. Ray starts and ends in the calling thread:
+    when another thread ended it, the whole process ended without a message in half of the runs.
 
     Args:
-        address: the cluster, as `ray.init` takes it; by default `RAY_ADDRESS`, which Ray Jobs sets, or this machine (`local`).
+        address: the cluster, as in `ray.init`. The default is `RAY_ADDRESS`, which Ray Jobs sets, or this machine (`local`).
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent
     import ray
 
     if _starts or ray.is_initialized():
@@ -50,7 +50,7 @@ def ray_session(address: str | None = None) -> Iterator[Callable[[], None]]:
 
 
 def start_ray_for_process() -> None:
-    """Ray for the rest of this process, as `ray_session` starts it, where none runs yet."""
+    """Start Ray for the rest of this process, like `ray_session`, unless it already runs."""
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -71,5 +71,5 @@ def _start(where: str) -> None:
             from tlbatch.execution.local_ray import start_local_ray
 
             start_local_ray(**options)
-    with contextlib.suppress(ValueError):  # not in the main thread, which alone may
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end the process with a dump
+    with contextlib.suppress(ValueError):  # only the main thread may set a handler
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler would end the process with a stack dump

@@ -201,7 +201,7 @@ def _unidentified(data: bytes) -> Failure:
     if b"<svg" in head.lower():
         return Failure("decode", ErrorKind.UNSUPPORTED, "SVG is not supported")
     if any(head.startswith(magic) for magic in (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")):
-        return Failure("decode", ErrorKind.TRUNCATED, f"the image is cut off after {len(data)} bytes")
+        return Failure("decode", ErrorKind.TRUNCATED, f"only the beginning of an image: {len(data)} bytes")
     return Failure("decode", ErrorKind.NOT_AN_IMAGE, f"begins with {head[:12]!r}, which is not the start of any image format")
 
 

@@ -61,7 +61,7 @@ class Selection:
         self._kind = kind
 
     def formats(self, keys: pa.Array, *, named: bool) -> pa.Array:
-        """The format of each key's object; null if it is skipped. Objects that the user `named` are taken whatever the suffix."""
+        """The format of each key's object, null if it is skipped; objects that the user `named` need no known suffix."""
         if self._kind == "auto":
             formats = shards.formats(keys)
             if self._include or named:

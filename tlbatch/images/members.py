@@ -34,7 +34,7 @@ def read_members(kind: str, file: IO[bytes], wanted: ShardOptions) -> Iterator[M
             yield Member(index, key, data)
             index += 1
     except TornShardError as torn:
-        yield Member(index, wanted.key, Failure("read", torn.kind, f"the rest cannot be read after {index} images: {torn}"))
+        yield Member(index, wanted.key, Failure("read", torn.kind, f"the shard cannot be read after {index} images: {torn}"))
         return
     if not index:
         yield Member(0, wanted.key, Failure("read", ErrorKind.EMPTY, "the shard contains no images"))

@@ -1,7 +1,7 @@
-"""Stage 2: manifest rows -> the bytes of each image, or the reason why there are none.
+"""Stage 2: manifest rows -> the bytes of each image, or the reason why it could not be read.
 
-Retries of reads live here and nowhere else: a second layer above would multiply the waits. A bad minute of the store is
-waited out; a store that gives no answer at all for that long ends the run, because its images are not to blame.
+Reads are retried here and nowhere else, because a second layer of retries would multiply the waits. Transient errors are
+retried for up to 60 s. A store that does not answer at all for that long stops the run, and no image is recorded as failed.
 """
 
 from __future__ import annotations
@@ -28,17 +28,23 @@ from tlbatch.storage.retry import is_transient
 
 T = TypeVar("T")
 
-#: Refusals in a row, with not one image read, after which the store is closed and not single images.
+#: Failed reads, before any image was read, after which the store counts as failing and not the single images.
 _REFUSALS = 32
-#: Seconds for which an answer proves that the store is there.
+#: Seconds for which an answer proves that the store is available.
 _RECENTLY = 5.0
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long one object is worth waiting for: waits grow from `first` seconds, doubled, until `deadline` seconds passed.
+    """How long the read of one object is retried.
 
-    Each wait is drawn between nothing and the whole ("full jitter"), so that many readers do not come back as one.
+    Each wait is random, between 0 and a limit ("full jitter"), so that many readers do not retry at the same moment.
+
+    Attributes:
+        first: limit of the first wait in seconds; it doubles with each attempt.
+        longest: largest limit of a wait in seconds.
+        deadline: seconds after which no attempt is started.
+        sleep: called with the length of each wait in seconds.
     """
 
     first: float = 0.1
@@ -48,9 +54,12 @@ class Patience:
 
 
 class Throttle:
-    """How many requests an actor keeps in flight: halved when the store asks for less, one more after as many answers."""
+    """Limits an actor's requests in flight.
 
-    #: A store that is overrun says so to all requests under way; they count once.
+    The limit is halved if the store throttles or does not answer in time, and grows by one after as many answers as the limit.
+    """
+
+    #: A throttling store rejects all requests in flight; within this time they count as one.
     _SECONDS_BETWEEN_CUTS = 1.0
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -63,7 +72,7 @@ class Throttle:
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
-        """Wait for a place, and hold it while the block runs."""
+        """Wait until fewer requests than the limit are in flight, and count one more while the block runs."""
         with self._free:
             self._free.wait_for(lambda: self._in_flight < max(1, int(self.limit)))
             self._in_flight += 1
@@ -87,14 +96,14 @@ class Throttle:
 
 
 class Reader:
-    """Reads the objects of one store for one actor, from many threads at once.
+    """Reads the objects of a store for one actor; safe to use from many threads.
 
     Args:
         options: fsspec's `storage_options`.
-        requests: the most requests in flight.
-        image_field: of shards, where the images' bytes have an unusual name.
-        max_bytes: of one image.
-        patience: how often and how long to try again; trouble that will not pass is not tried again.
+        requests: maximum number of requests in flight.
+        image_field: column or feature of a shard with the bytes of the images, if its name is unusual.
+        max_bytes: maximum size of one image in bytes.
+        patience: how long transient errors are retried; permanent errors are not retried.
     """
 
     def __init__(
@@ -117,10 +126,10 @@ class Reader:
         self._refusals = 0
 
     def image(self, row: Mapping[str, Any]) -> bytes | Failure:
-        """The bytes of one loose image, as the version that was listed.
+        """Read the bytes of one loose image in the version that was listed.
 
         Args:
-            row: of the manifest: `uri`, `size` and `etag` (either may be None: nobody knows).
+            row: the manifest row: `uri`, `size` and `etag`; `size` and `etag` are None if the list does not give them.
 
         Raises:
             StoreUnavailableError: the store itself is failing.
@@ -137,15 +146,15 @@ class Reader:
             return given
         data, attempts = given
         if row["size"] is not None and len(data) != row["size"]:
-            message = f"listed with {row['size']} bytes, read with {len(data)}"
+            message = f"listed with {row['size']} bytes, but {len(data)} bytes were read"
             return Failure("read", ErrorKind.CHANGED, message, attempts)
         return too_large(len(data), self._max_bytes) or data
 
     def members(self, row: Mapping[str, Any]) -> Iterator[Member]:
-        """The images of one shard, in its order; damage and trouble are members with a failure.
+        """Read the images of one shard, in the order of the shard; damage and read errors are members with a failure.
 
         Args:
-            row: of the manifest, `format` being one of `shards`.
+            row: the manifest row, whose `format` is that of a shard.
 
         Raises:
             StoreUnavailableError: the store itself is failing.
@@ -166,7 +175,7 @@ class Reader:
             if isinstance(given, Failure):
                 raise _GaveUpError(given)
             if len(given[0]) > end - start:
-                raise _GaveUpError(Failure("read", ErrorKind.UNSUPPORTED, "the server gives whole objects and no ranges"))
+                raise _GaveUpError(Failure("read", ErrorKind.UNSUPPORTED, "the server ignores range requests"))
             return given[0]
 
         read = 0
@@ -179,14 +188,14 @@ class Reader:
                 yield Member(read, row["key"], error.failure)
 
     def _location(self, uri: str) -> Location | Failure:
-        """Where an object lies; a list may hold addresses that are none."""
+        """The location of an object; a Failure if its address is invalid, which is possible in a list of addresses."""
         try:
-            return self._found(uri)
+            return self._resolve_once(uri)
         except (UsageError, ValueError) as error:
-            return Failure("read", ErrorKind.NOT_FOUND, f"this is no address: {error}"[:500])
+            return Failure("read", ErrorKind.NOT_FOUND, f"the address is invalid: {error}"[:500])
 
-    def _found(self, uri: str) -> Location:
-        """What all objects of a bucket share is found once."""
+    def _resolve_once(self, uri: str) -> Location:
+        """The location of an object; each bucket is resolved once."""
         protocol, double_slash, path = uri.partition("://")
         bucket, slash, key = path.partition("/")
         if not double_slash or not slash or protocol == "file":
@@ -203,52 +212,52 @@ class Reader:
         given = self._patiently(location.info, location)
         if isinstance(given, Failure):
             return given
-        return given[0].size if given[0] is not None else Failure("read", ErrorKind.NOT_FOUND, f"{location.url} is not there")
+        return given[0].size if given[0] is not None else Failure("read", ErrorKind.NOT_FOUND, f"{location.url} does not exist")
 
     def _patiently(self, ask: Callable[[], T], location: Location) -> tuple[T, int] | Failure:
-        """What `ask` gives and the attempts it took, or why it gives nothing; `place` is what it asks for."""
+        """Call `ask`, a request for `location`, with retries: its result and the number of attempts, or a Failure."""
         try:
-            return self._answer(ask), 1
+            return self._call(ask), 1
         except OSError as error:
-            return self._again(ask, location) if _may_pass(error) else self._judged(error, 1, location)
+            return self._retry(ask, location) if _worth_retrying(error) else self._failure_of_object(error, 1, location)
 
-    def _again(self, ask: Callable[[], T], location: Location) -> tuple[T, int] | Failure:
+    def _retry(self, ask: Callable[[], T], location: Location) -> tuple[T, int] | Failure:
         patience = self._patience
         retrying = Retrying(
             stop=stop_before_delay(patience.deadline),
             wait=wait_random_exponential(multiplier=patience.first, max=patience.longest),
-            retry=retry_if_exception(_may_pass),
+            retry=retry_if_exception(_worth_retrying),
             sleep=patience.sleep,
             reraise=True,
         )
         patience.sleep(random.uniform(0, patience.first))
         try:
-            given = retrying(self._answer, ask)
+            given = retrying(self._call, ask)
         except OSError as error:
-            return self._judged(error, 1 + retrying.statistics["attempt_number"], location)
+            return self._failure_of_object(error, 1 + retrying.statistics["attempt_number"], location)
         return given, 1 + retrying.statistics["attempt_number"]
 
-    def _answer(self, ask: Callable[[], T]) -> T:
+    def _call(self, ask: Callable[[], T]) -> T:
         with self._throttle.request():
             given = ask()
         self._answered = time.monotonic()
         self._good = ask
         return given
 
-    def _judged(self, error: OSError, attempts: int, location: Location) -> Failure:
-        """The failure of an object; raises where it is the store's."""
+    def _failure_of_object(self, error: OSError, attempts: int, location: Location) -> Failure:
+        """The failure of one object; raises StoreUnavailableError if the store itself is failing."""
         failure = _failure(error, attempts)
-        lasting = not _may_pass(error)
-        if not lasting and not self._still_answers(location):
-            raise StoreUnavailableError(f"the store gave no answer for {self._patience.deadline:.0f} s: {failure.message}")
+        permanent = not _worth_retrying(error)
+        if not permanent and not self._still_answers(location):
+            raise StoreUnavailableError(f"the store did not answer for {self._patience.deadline:.0f} s: {failure.message}")
         self._answered = time.monotonic()  # a refusal is an answer
-        self._refusals += not lasting or failure.kind is ErrorKind.ACCESS_DENIED
+        self._refusals += not permanent or failure.kind is ErrorKind.ACCESS_DENIED
         if self._refusals >= _REFUSALS and self._good is None:
-            raise StoreUnavailableError(f"the store lists its images and refuses to give them: {failure.message}")
+            raise StoreUnavailableError(f"the store lists its images, but none of them can be read: {failure.message}")
         return failure
 
     def _still_answers(self, location: Location) -> bool:
-        """Whether others were answered just now, or what could be read before still can, or the store knows of the object."""
+        """Whether the store answered recently, or answers now: to the last request that succeeded, or to a metadata request."""
         if time.monotonic() - self._answered < _RECENTLY:
             return True
         with contextlib.suppress(OSError):
@@ -265,8 +274,8 @@ class _GaveUpError(OSError):
         self.failure = failure
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether another attempt makes sense. Credentials that ran out are renewed by somebody while we wait."""
+def _worth_retrying(error: BaseException) -> bool:
+    """Whether a retry makes sense; expired credentials may be renewed during the waits."""
     return is_transient(error) or isinstance(error, CredentialsError)
 
 

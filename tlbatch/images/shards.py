@@ -1,6 +1,6 @@
-"""Which object a key names by its suffix, and what the readers of shard formats share.
+"""A key -> the format of its object, from its suffix; and what the readers of all shard formats share.
 
-Nothing here retries or knows where a file lies.
+Nothing here retries or depends on where a file is stored.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _SHARD_ENDINGS = {
     TFRECORD: (".tfrecord", ".tfrecords", ".tfrecord.gz", ".tfrecords.gz"),
 }
 
-#: Where a Parquet file or a TFRecord usually keeps an image's bytes and name, best first.
+#: Usual columns or features of an image's bytes and name in a Parquet file or TFRecord, in order of preference.
 IMAGE_FIELDS = ("image", "image/encoded", "img", "bytes", "image_bytes", "content", "data", "jpg", "png")
 KEY_FIELDS = ("key", "__key__", "path", "file_name", "filename", "image/filename", "image/key")
-#: Bytes that deflate makes of one at the most.
+#: Deflate's maximum compression ratio: bytes that one compressed byte can become.
 MAX_DEFLATE_RATIO = 1032
 BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One image of a shard: its place in it, its name, and its bytes or the reason why there are none."""
+    """One image of a shard: its index, its name, and its bytes or the reason why it could not be read."""
 
     index: int
     key: str
@@ -43,21 +43,27 @@ class Member:
 
 
 class ShardOptions(NamedTuple):
-    """How a shard is read: its key, the field with the image's bytes where it has an unusual name, the most bytes of one."""
+    """How to read a shard.
+
+    Attributes:
+        key: key of the shard.
+        field: column or feature with the bytes of the images; None for the usual names.
+        max_bytes: maximum size of one image in bytes.
+    """
 
     key: str
     field: str | None
     max_bytes: int
 
     def limited(self, data: bytes | None) -> bytes | Failure:
-        """The bytes, or why they are not taken."""
+        """The bytes of an image, or a Failure if they are empty or exceed `max_bytes`."""
         if not data:
-            return Failure("read", ErrorKind.EMPTY, "the shard holds no bytes under this name")
+            return Failure("read", ErrorKind.EMPTY, "the shard has no bytes for this image")
         return too_large(len(data), self.max_bytes) or data
 
 
 class TornShardError(Exception):
-    """The rest of this shard cannot be read; `kind` says why."""
+    """The rest of this shard cannot be read; `kind` is the reason."""
 
     def __init__(self, message: str, kind: ErrorKind = ErrorKind.TRUNCATED) -> None:
         super().__init__(message)
@@ -65,13 +71,13 @@ class TornShardError(Exception):
 
 
 def suffix(key: str) -> str:
-    """The lower-case suffix of a key's last part, with its dot; empty where there is none."""
+    """The lower-case suffix of a key's last part, with its dot; empty if there is none."""
     name = key.rsplit("/", 1)[-1]
     return "." + name.rsplit(".", 1)[1].lower() if "." in name else ""
 
 
 def formats(keys: pa.Array) -> pa.Array:
-    """What each key's object is by its ending: an image, or a kind of shard; null where the ending is unknown."""
+    """The format of each key's object by its suffix: image, or a kind of shard; null if the suffix is unknown."""
     found = pa.nulls(len(keys), pa.string())
     for kind, endings in {IMAGE: tuple(IMAGE_SUFFIXES), **_SHARD_ENDINGS}.items():
         pattern = "(" + "|".join(re.escape(ending) for ending in sorted(endings)) + ")$"
@@ -80,10 +86,10 @@ def formats(keys: pa.Array) -> pa.Array:
 
 
 def too_large(size: int, most: int) -> Failure | None:
-    """The failure of an image of more bytes than are allowed."""
+    """The failure of an image of `size` bytes if it is larger than `most` bytes, else None."""
     if size <= most:
         return None
-    return Failure("read", ErrorKind.TOO_LARGE, f"{size:,} bytes; max_bytes allows {most:,}")
+    return Failure("read", ErrorKind.TOO_LARGE, f"{size:,} bytes exceed max_bytes={most}")
 
 
 ShardImages = Iterator[tuple[str, bytes | Failure]]
@@ -91,7 +97,7 @@ ShardImages = Iterator[tuple[str, bytes | Failure]]
 
 @contextlib.contextmanager
 def decompressed(file: IO[bytes]) -> Iterator[IO[bytes]]:
-    """The file, unpacked if it is gzipped, whatever its name."""
+    """The file, decompressed if its content is gzip, whatever its name."""
     magic = file.read(2)
     file.seek(0)
     if magic != b"\x1f\x8b":
@@ -103,7 +109,7 @@ def decompressed(file: IO[bytes]) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def damage_as_torn_shard() -> Iterator[None]:
-    """Whatever a parser raises over a stranger's bytes; what the file itself raises goes on to who opened it."""
+    """Turn exceptions of a parser on untrusted bytes into TornShardError; errors of reading the file itself are re-raised."""
     try:
         yield
     except (TlbatchError, TornShardError):

@@ -20,12 +20,12 @@ from tlbatch.images.shards import (
     too_large,
 )
 
-#: Headers of a tar that hold names and other text; a longer one is no name.
+#: Maximum size of a tar header with a name or other text; a longer header is damage.
 _MAX_HEADER_BYTES = 1 << 20
 
 
 class _Header(tarfile.TarInfo):
-    """A tar header that tells its archive how the headers ended; tarfile takes damage between members for the end."""
+    """A tar header that records on its archive how the headers ended; tarfile mistakes damage between members for the end."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
@@ -53,21 +53,21 @@ _TEXT_HEADERS = (
 
 
 def read_tar(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
-    """WebDataset's way: a member is an image by its suffix, whatever stands beside it; its key is its name."""
+    """Read the members of a WebDataset tar that have an image suffix; the name is the key, and other members are ignored."""
     end = file.seek(0, io.SEEK_END)
     file.seek(0)
     with decompressed(file) as plain, damage_as_torn_shard():
         most = tarfile.BLOCKSIZE + (end if plain is file else end * MAX_DEFLATE_RATIO)
         with tarfile.open(fileobj=plain, mode="r|", bufsize=BUFFER_BYTES, tarinfo=_Header) as archive:
             for member in archive:
-                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps them all
-                if archive.offset > most:  # tarfile would read on behind the end, for years
-                    raise TornShardError(f"a member of {member.size:,} bytes reaches behind the end of the archive")
+                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every member in memory
+                if archive.offset > most:  # tarfile would read past the end, practically forever
+                    raise TornShardError(f"a member of {member.size:,} bytes extends past the end of the archive")
                 if member.isreg() and suffix(member.name) in IMAGE_SUFFIXES:
                     yield _text(member.name), _read_member(archive, member, wanted)
             ended_by = getattr(archive, "ended_by", None)
         if not isinstance(ended_by, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
-            raise TornShardError(f"the archive ends without its end mark: {ended_by}")
+            raise TornShardError(f"the archive has no end-of-archive marker: {ended_by}")
 
 
 def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, wanted: ShardOptions) -> bytes | Failure:
@@ -79,5 +79,5 @@ def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, wanted: Shar
 
 
 def _text(name: str) -> str:
-    """A name as text that can stand in a table: bytes that are no UTF-8 are written as escapes."""
+    """A name as valid UTF-8 text: bytes that are not UTF-8 become escapes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -23,18 +23,19 @@ from tlbatch.images.shards import (
 
 
 def read_tfrecord(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
-    """Records of `tf.train.Example`; a record whose checksum is wrong costs only itself, a wrong length the rest."""
+    """Read records of `tf.train.Example`; a wrong checksum of data loses one record, a wrong checksum of a length the rest."""
     with decompressed(file) as plain, damage_as_torn_shard():
         position = 0
         while header := _exactly(plain, 12, or_end=True):
             (length,) = struct.unpack("<Q", header[:8])
             if masked_crc(header[:8]) != header[8:]:
-                raise TornShardError("a record's length has a wrong checksum")
+                raise TornShardError("the checksum of a record's length is wrong")
             name = f"{wanted.key}/{position:08d}"
             position += 1
             if length > wanted.max_bytes:
                 _skip(plain, length + 4)
-                yield name, Failure("read", ErrorKind.TOO_LARGE, f"a record of {length:,} bytes")
+                message = f"a record of {length:,} bytes exceeds max_bytes={wanted.max_bytes}"
+                yield name, Failure("read", ErrorKind.TOO_LARGE, message)
                 continue
             body = _exactly(plain, length + 4)
             if masked_crc(body[:-4]) != body[-4:]:
@@ -56,7 +57,7 @@ def _skip(file: IO[bytes], size: int) -> None:
 
 
 def masked_crc(data: bytes) -> bytes:
-    """TFRecord's checksum: CRC-32C, rotated and moved so that a checksum of checksums is not zero."""
+    """TFRecord's checksum: CRC-32C, rotated and with a constant added, so that a checksum of checksums is not zero."""
     crc = google_crc32c.value(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
@@ -67,14 +68,15 @@ def _from_example(record: bytes, name: str, wanted: ShardOptions) -> tuple[str, 
     try:
         example = _example_type().FromString(record)
     except DecodeError as error:
-        return name, Failure("read", ErrorKind.DECODE_FAILED, f"the record is no tf.train.Example: {error}")
+        return name, Failure("read", ErrorKind.DECODE_FAILED, f"the record is not a tf.train.Example: {error}")
     values = {feature.key: feature.value.bytes_list.value for feature in example.features.feature}
     key = _first(values, KEY_FIELDS)
     fields = (wanted.field,) if wanted.field else IMAGE_FIELDS
     data = _first(values, fields)
     if data is None:
-        there = b", ".join(sorted(values)).decode(errors="backslashreplace")
-        return name, Failure("read", ErrorKind.UNSUPPORTED, f"no bytes under {fields[0]!r}; its features are {there[:300]}")
+        features = b", ".join(sorted(values)).decode(errors="backslashreplace")
+        message = f"the record has no bytes in feature {fields[0]!r}; its features are {features[:300]}"
+        return name, Failure("read", ErrorKind.UNSUPPORTED, message)
     return key.decode(errors="backslashreplace") if key else name, wanted.limited(data)
 
 
@@ -84,9 +86,9 @@ def _first(values: Mapping[bytes, Sequence[bytes]], names: Sequence[str]) -> byt
 
 @cache
 def _example_type() -> Any:
-    """The message `tf.train.Example` as far as it is needed, without TensorFlow: unknown fields are passed over.
+    """The part of the message `tf.train.Example` that is needed, without TensorFlow; unknown fields are skipped.
 
-    Source: tensorflow/core/example/{example,feature}.proto. Names are bytes here, because nobody checked that they are text.
+    Source: tensorflow/core/example/{example,feature}.proto. Names are bytes here, because they may not be valid text.
     """
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 

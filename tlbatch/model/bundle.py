@@ -205,9 +205,7 @@ def load_bundle(url: str, storage_options: Mapping[str, Any] | None = None) -> B
         raise BundleError(f"The bundle {location.url} cannot be read: {error}.") from None
     digest = sha256(data)
     if pin not in ("", digest):
-        raise BundleError(
-            f"The bundle {location.url} is not the pinned one: its {BUNDLE} has the sha256 {digest}, not {pin}."
-        )
+        raise BundleError(f"The bundle {location.url} is not the pinned one: its {BUNDLE} has the sha256 {digest}, not {pin}.")
     return Bundle(location, _validated(data, location.url), digest)
 
 
@@ -343,7 +341,7 @@ def require_bundle_place(location: Location) -> None:
     foreign = [name for name in location.names() if name not in NAMES and not name.startswith(".")]
     if foreign:
         raise BundleError(
-            f"{location.url} contains files that do not belong to a bundle ({foreign[0]}, …); choose another folder for --bundle."
+            f"{location.url} contains files that do not belong to a bundle ({foreign[0]}, …); choose another --bundle."
         )
 
 

@@ -128,7 +128,9 @@ def calibrate(head: keras.Model, validation: DataSplit, test: DataSplit, precisi
         return Calibration(None, None, facts)
     chosen = threshold_for(scores, validation.classes, precision)
     if chosen is None:
-        raise ConfigError(f"precision: no score threshold reaches {precision:.0%} on the validation images; choose a lower value.")
+        raise ConfigError(
+            f"precision: no score threshold reaches {precision:.0%} on the validation images; choose a lower one."
+        )
     tested = at_threshold(scores_of(head, test), test.classes, chosen.threshold)
     facts["abstaining"] = {"wanted": precision, "validation": chosen._asdict(), "test": tested._asdict()}
     return Calibration(chosen.threshold, None, facts)

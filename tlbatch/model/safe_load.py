@@ -1,9 +1,9 @@
-"""A Keras model file -> a Keras model, if nothing in it can run code or reach outside; checked before Keras sees it.
+"""A Keras model file -> a Keras model, if nothing in it can run code or read other files; checked before Keras opens it.
 
 Allowed are the layers of Keras that only compute, its pure operations, initializers, regularizers, constraints, losses,
-metrics, optimizers and named activations. Everything else is refused by name: `Lambda` and wrappers of foreign code, layers
-that read vocabularies from files, custom and registered objects, other members of the archive, HDF5 that points out of
-its file, and shapes that no image model has or for which no numbers are stored.
+metrics, optimizers and named activations. Everything else is refused, and the error names it: `Lambda` and wrappers of other
+code, layers that read vocabularies from files, custom and registered objects, unknown members of the archive, HDF5 links to
+other files, and shapes that no image model has or for which no numbers are stored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import h5py
     import keras
 
-#: Layers of Keras that run what a file brings along, or read files that it names.
+#: Layers of Keras that run code from the model file, or read files that it names.
 _FORBIDDEN = frozenset(
     [
         "Lambda",
@@ -53,42 +53,42 @@ _PLAIN = frozenset(
 )
 _MEMBERS = frozenset(("config.json", "metadata.json", "model.weights.h5"))
 _MOST_CONFIG_BYTES = 64 << 20
-#: Whole numbers of a configuration are sizes of something, but for these.
+#: Integers in a configuration are sizes, except those under these names.
 _MOST_SIZE, _NO_SIZES = 1 << 20, ("seed", "shared_object_id")
-#: Bytes that one stored byte of HDF5 may stand for, besides those of a dataset of which nothing is stored.
+#: The most bytes of an HDF5 dataset per stored byte, and the most bytes of a dataset without any stored byte.
 _MOST_UNPACKED, _MOST_UNSTORED = 64, 1 << 20
 
 
 def load_safely(path: Path) -> keras.Model:
-    """Load a `.keras` or `.h5` file after `require_harmless`; the model is not compiled.
+    """Load a `.keras` or `.h5` file after `require_safe`; the model is not compiled.
 
     Raises:
-        WeightsError: it may not be loaded, or Keras cannot.
+        WeightsError: the file is not safe, or Keras cannot load it.
     """
     require_safe(path)
     keras = import_quietly("keras")
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises whatever a configuration leads it to
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise WeightsError(f"The model {path} cannot be loaded by Keras: {said[0][:200]}.") from None
+    except Exception as error:  # a configuration can make Keras raise any exception
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise WeightsError(f"Keras cannot load the model {path}: {reason[0][:200]}.") from None
 
 
 def require_safe(path: Path) -> None:
-    """Raises WeightsError, with what was found, unless a model file only describes a network and its numbers."""
+    """Raises WeightsError, which names the reason, unless a model file only describes a network and its weights."""
     try:
-        # As Keras chooses: by the name. A file that is both would show one to us and the other to Keras.
+        # By the suffix, like Keras: otherwise a file of both formats would pass one check and be loaded as the other.
         config = _config_of_archive(path) if path.suffix == ".keras" else _config_of_h5(path)
         _require_sizes(config)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, RecursionError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
-        raise WeightsError(f"The model {path} is no Keras model that may be loaded: {why}.") from None
+        raise WeightsError(f"The model {path} is not a Keras model that can be loaded safely: {why}.") from None
     allowed = _allowed()
     for found in _objects(config):
         name = found["class_name"]
         if not isinstance(name, str) or name in _FORBIDDEN or not _is_allowed(found, allowed):
             raise WeightsError(
-                f"The model {path} holds {name!r}, which could run code or read files; only Keras's own layers that "
+                f"The model {path} contains {name!r}, which could run code or read files; only Keras's own layers that "
                 "compute are loaded."
             )
 
@@ -99,13 +99,13 @@ def _config_of_archive(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if member.filename not in _MEMBERS and not member.filename.endswith("/"):
-                raise ValueError(f"it holds a file {member.filename!r}")
+                raise ValueError(f"it contains the file {member.filename!r}")
         if archive.getinfo("config.json").file_size > _MOST_CONFIG_BYTES:
-            raise ValueError("its configuration is too large")
+            raise ValueError(f"its configuration is larger than {_MOST_CONFIG_BYTES >> 20} MiB")
         with archive.open("model.weights.h5") as weights, h5py.File(weights, "r") as file:
             _require_within(file)
         config = json.loads(archive.read("config.json"))
-        config.pop("compile_config", None)  # how it was trained, perhaps by its author's own means: never loaded
+        config.pop("compile_config", None)  # the training setup, which may name custom objects; never loaded
         return config
 
 
@@ -113,39 +113,39 @@ def _config_of_h5(path: Path) -> Any:
     import h5py
 
     if zipfile.is_zipfile(path):
-        raise ValueError("it is an archive as well, or has one at its end")
+        raise ValueError("it is also a zip archive, or ends with one")
     with h5py.File(path, "r") as file:
         _require_within(file)
         if "model_config" not in file.attrs:
-            raise ValueError("it holds weights and no network; `train --weights` takes it")
+            raise ValueError("it contains weights but no network; use it with `train --weights`")
         return json.loads(file.attrs["model_config"])
 
 
 def _require_within(group: h5py.Group) -> None:
-    """Raises ValueError where HDF5 points to another file: by a link, or by data that lies elsewhere."""
+    """Raises ValueError if HDF5 refers to another file, by a link or for its data."""
     import h5py
 
     for name in group:
         if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
-            raise ValueError(f"{name!r} in it lies in another file")
+            raise ValueError(f"{name!r} in it is stored in another file")
         item = group.get(name)
         if isinstance(item, h5py.Group):
             _require_within(item)
         elif isinstance(item, h5py.Dataset):
             if item.is_virtual or item.external:
-                raise ValueError(f"{name!r} in it lies in another file")
+                raise ValueError(f"{name!r} in it is stored in another file")
             require_stored(item)
 
 
 def require_stored(item: h5py.Dataset) -> None:
-    """Raises WeightsError for a dataset of HDF5 that is far larger than what is stored of it: to read it makes room for all."""
+    """Raises WeightsError if an HDF5 dataset is far larger than its stored bytes: reading it would allocate its full size."""
     stored = item.id.get_storage_size()
     if item.nbytes > _MOST_UNSTORED + _MOST_UNPACKED * stored:
-        raise WeightsError(f"{item.name} in the file says that it has {item.nbytes:,} bytes; {stored:,} are stored.")
+        raise WeightsError(f"{item.name} in the file declares {item.nbytes:,} bytes, but only {stored:,} are stored.")
 
 
 def _require_sizes(config: Any) -> None:
-    """Raises ValueError where a configuration has a size that no image model has; Keras would make room for it."""
+    """Raises ValueError if a configuration has a size that no image model has; Keras would allocate it."""
     if isinstance(config, Mapping):
         for name, value in config.items():
             if not str(name).endswith(_NO_SIZES):
@@ -170,11 +170,11 @@ def _objects(config: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _allowed() -> frozenset[str]:
-    """Names of what Keras itself offers to describe a model."""
+    """Names of Keras's own classes that may describe a model."""
     keras = import_quietly("keras")
-    offered = [keras.layers, keras.initializers, keras.regularizers, keras.constraints]
-    offered += [keras.optimizers, keras.losses, keras.metrics]  # of models that are parts of others
-    names = {name for module in offered for name in dir(module) if isinstance(getattr(module, name), type)}
+    modules = [keras.layers, keras.initializers, keras.regularizers, keras.constraints]
+    modules += [keras.optimizers, keras.losses, keras.metrics]  # nested models keep their training setup
+    names = {name for module in modules for name in dir(module) if isinstance(getattr(module, name), type)}
     return frozenset(names - _FORBIDDEN) | _MODELS | _PLAIN
 
 
@@ -191,7 +191,7 @@ def _is_allowed(found: Mapping[str, Any], allowed: frozenset[str]) -> bool:
 
 
 def _is_operation(module: str, name: str) -> bool:
-    """Whether it is one of Keras's operations on tensors, such as the division that `preprocess_input` leaves in a graph."""
+    """Whether it is a tensor operation of Keras, such as the division that `preprocess_input` adds to a graph."""
     keras = import_quietly("keras")
     modules = {f"keras.src.ops.{part}" for part in ("numpy", "nn", "core", "math", "image")}
     kind = getattr(import_quietly(module), name, None) if module in modules else None

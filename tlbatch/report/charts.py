@@ -1,6 +1,6 @@
 """Numbers -> SVG charts that take their colors and font from the page.
 
-Matplotlib draws in placeholder colors, which are replaced by the page's CSS variables, so that one chart fits light and dark mode.
+Matplotlib draws in placeholder colors, which are replaced by the page's CSS variables: one chart serves light and dark mode.
 """
 
 from __future__ import annotations

@@ -1,30 +1,36 @@
-"""Results -> what a person reads in a terminal. Only this, `progress.py`, `cli.py` and `demo.py` print."""
+"""Results of commands -> text on the terminal. Only this module, `progress.py` and the packages `cli` and `jobs` print."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
 
+from tlbatch.schema import RUNS
 from tlbatch.stdio import results_stream
+from tlbatch.storage.local import LocalLocation
 
 
-def _console() -> Console:
-    return Console(file=results_stream(), highlight=False, markup=False)
+def _console(*, quiet: bool = False) -> Console:
+    return Console(file=results_stream(), highlight=False, markup=False, quiet=quiet)
 
 
 def show_run(result: Mapping[str, Any]) -> None:
-    """The books of a run, and where its table is."""
+    """Print the counts of a run, its speed, and where its report is."""
     console = _console()
     if result.get("counts"):
-        console.print("The store: " + _counted(result["counts"]), soft_wrap=True)
+        console.print(_states(result["counts"]), soft_wrap=True)
     if result.get("already_done"):
-        what = "the table has all that the store has" if result.get("counts") else "has classified exactly these images"
-        console.print(f"Nothing to do: {'' if result.get('counts') else 'run ' + result['run_id'] + ' '}{what}.")
-    books = f"{result['listed']:,} listed = {result['predicted']:,} predicted + {result['failed']:,} failed"
-    console.print(f"{books} ({result['skipped']:,} other objects passed over)", soft_wrap=True)
+        why = (
+            "the table is up to date" if result.get("counts") else f"run {result['run_id']} has processed exactly these images"
+        )
+        console.print(f"Nothing to do: {why}.", soft_wrap=True)
+    console.print(f"{_counts(result)} ({result['skipped']:,} other objects skipped)", soft_wrap=True)
     for kind, count in result["failed_by_kind"].items():
         console.print(f"  {count:>9,} {kind}")
     if result["labels"]:
@@ -36,65 +42,80 @@ def show_run(result: Mapping[str, Any]) -> None:
     console.print(
         f"{result['seconds']:,.1f} s, {result['images_per_second']:,.0f} images/s; worker seconds: {stages}", soft_wrap=True
     )
-    found = result.get("bottleneck")
-    if found:
-        console.print(f"Bottleneck: {found['stage']}, busy {found['busy']:.0%} of the time: {found['remedy']}", soft_wrap=True)
+    if result.get("bottleneck"):
+        console.print(_bottleneck_sentence(result["bottleneck"]), soft_wrap=True)
     console.print(result.get("report") or f"{result['output']}/runs/{result['run_id']}", soft_wrap=True)
 
 
-def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+def _counts(result: Mapping[str, Any]) -> str:
+    return f"{result['listed']:,} listed = {result['predicted']:,} predicted + {result['failed']:,} failed"
+
+
+def _states(counts: Mapping[str, int]) -> str:
+    """The objects of a store by state, such as new, changed and deleted."""
+    return "Store compared with the table: " + ", ".join(f"{count:,} {state}" for state, count in counts.items())
+
+
+def _bottleneck_sentence(found: Mapping[str, Any]) -> str:
+    stage, remedy = found["stage"], found["remedy"]
+    if stage == "start":
+        return f"Bottleneck: {remedy}."
+    end = "." if stage == "list" else " would help."  # the remedy of `list` is a whole sentence
+    return f"Bottleneck: {stage}, busy {found['busy']:.0%} of the time. {remedy[:1].upper()}{remedy[1:]}{end}"
 
 
 def show_forecast(result: Mapping[str, Any]) -> None:
-    """What is to be done, what it would take, and how one knows."""
+    """Print what a run would do, its estimated time and machine hours, and what the estimate is based on."""
     console = _console()
-    console.print("The store: " + _counted(result["counts"]), soft_wrap=True)
+    console.print(_states(result["counts"]), soft_wrap=True)
     rescored = f", {result['rescored']:,} of them from stored features" if result["rescored"] else ""
     console.print(f"To do: {result['objects']:,} objects{rescored}; {result['bytes'] / 1e6:,.1f} MB to read", soft_wrap=True)
     hours = f"{result['cpu_hours']:,.2f} CPU hours" + (f", {result['gpu_hours']:,.2f} GPU hours" if result["gpu_hours"] else "")
     console.print(
         f"About {result['seconds']:,.0f} s and {hours}, at {result['images_per_second']:,.0f} images/s; "
-        f"known from {result['known_from']}",
+        f"based on: {result['known_from']}",
         soft_wrap=True,
     )
 
 
+def show_schedule(result: Mapping[str, Any]) -> None:
+    """Print what to install."""
+    print(result["install"], end="", file=results_stream())
+
+
 def show_rollback(result: Mapping[str, Any]) -> None:
-    """Which runs make up the table now, and which did."""
+    """Print which runs form the table now, and which formed it before."""
     console = _console()
-    console.print(
-        f"The table is that of {', '.join(result['table'])}; it was that of {', '.join(result['before'])}", soft_wrap=True
-    )
+    console.print(f"Runs of the table: {', '.join(result['table'])}; before: {', '.join(result['before'])}", soft_wrap=True)
 
 
 def show_job(result: Mapping[str, Any]) -> None:
-    """The job's name, and how it ended if that is known."""
+    """Print the name of the job and, if it was followed, how it ended."""
     console = _console()
     if "status" in result:
         console.print(f"Job {result['job']}: {result['status'].lower()}, exit code {result['exit_code']}", soft_wrap=True)
     else:
-        console.print(f"Job {result['job']} runs at {result['address']}; it goes on without this terminal", soft_wrap=True)
+        console.print(f"Job {result['job']} runs at {result['address']} and continues without this terminal", soft_wrap=True)
 
 
 def show_training(result: Mapping[str, Any]) -> None:
-    """How well the trained head did, and where the bundle is."""
+    """Print the accuracy of the trained head, and where the bundle is."""
     console = _console()
     images = result["images"]
     console.print(
-        f"Trained on {images['train']:,} images, {result['epochs']} epochs chosen on {images['validation']:,}, "
-        f"measured on {images['test']:,}: accuracy {result['accuracy']:.1%}",
+        f"Trained on {images['train']:,} images for {result['epochs']} epochs, with early stopping on "
+        f"{images['validation']:,}; accuracy {result['accuracy']:.1%} on {images['test']:,} test images",
         soft_wrap=True,
     )
     if result["failed"]:
         console.print(f"{result['failed']:,} labelled images could not be read and were left out")
     error, abstaining = (result["calibration"].get(name) for name in ("calibration_error", "abstaining"))
     if error:
-        console.print(f"Calibration error {error['before']:.3f}, after scaling {error['after']:.3f}")
+        console.print(f"Calibration error {error['before']:.3f}; after temperature scaling {error['after']:.3f}")
     if abstaining:
         test = abstaining["test"]
         console.print(
-            f"Abstains below {test['threshold']:.3f}: {test['precision']:.1%} of {test['answered']:,} answers right, "
+            f"Abstains below {test['threshold']:.3f}: {test['precision']:.1%} of {test['answered']:,} answers are correct, "
             f"{test['images'] - test['answered']:,} abstentions",
             soft_wrap=True,
         )
@@ -103,7 +124,7 @@ def show_training(result: Mapping[str, Any]) -> None:
 
 
 def show_comparison(result: Mapping[str, Any]) -> None:
-    """Agreement, drift, what moved and the most changed images."""
+    """Print agreement, drift, changed labels and the most changed images."""
     console = _console()
     console.print(
         f"{result['images']:,} images in both, {result['only_a']:,} only in the first, "
@@ -119,20 +140,20 @@ def show_comparison(result: Mapping[str, Any]) -> None:
 
 
 def show_review(result: Mapping[str, Any]) -> None:
-    """How many images were chosen for what, and where to look at them."""
+    """Print how many images were chosen for which reason, and where to label them."""
     console = _console()
     console.print(f"{result['images']:,} images: " + ", ".join(f"{count:,} {why}" for why, count in result["why"].items()))
     if result["near_duplicates"] is None:
-        console.print("Near-duplicates cannot be told: the output has no features (`classify --features` writes them)")
+        console.print("Near-duplicates are not left out: the output has no features (`classify --features` writes them)")
     else:
         console.print(f"{result['near_duplicates']:,} near-duplicates left out")
-    console.print(f"Look at {result['sheet']} and save what you see, or fill in {result['labels']}", soft_wrap=True)
+    console.print(f"Label the images on {result['sheet']}, or fill in {result['labels']}", soft_wrap=True)
 
 
 def show_import(result: Mapping[str, Any]) -> None:
-    """What was made of a model."""
+    """Print the facts of an imported model, and where its bundle is."""
     console = _console()
-    split = "base and head" if result["split"] else "one piece: its graph does not show where a head begins"
+    split = "base and head" if result["split"] else "not split, because the graph does not show where the head begins"
     console.print(
         f"{len(result['labels'])} classes at {result['size']} pixels, {split}; scores off by at most {result['off']:.1g}",
         soft_wrap=True,
@@ -141,19 +162,22 @@ def show_import(result: Mapping[str, Any]) -> None:
 
 
 def show_export(result: Mapping[str, Any]) -> None:
-    """Where the model is."""
+    """Print where the model is, its input and its output."""
     console = _console()
     console.print(f"{result['model']}: uint8 RGB pixels -> scores of {', '.join(result['labels'])}", soft_wrap=True)
 
 
 def show_metrics(metrics: Mapping[str, Any]) -> None:
-    """Accuracy, each class, and the confusion matrix."""
-    console = _console()
+    """Print the accuracy, a row per class, and the confusion matrix."""
+    _print_metrics(_console(), metrics)
+
+
+def _print_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
     console.print(f"Accuracy {metrics['accuracy']:.2%} on {metrics['images']:,} images")
     for name in ("failed", "missing", "abstained"):
         if metrics.get(name):
             console.print(f"  {metrics[name]:,} {name}")
-    title = "Rows are the truth, the last columns what the model said" if metrics["confusion"] else None
+    title = "Rows: true labels. Last columns: predicted labels." if metrics["confusion"] else None
     table = Table("class", "precision", "recall", "F1", "images", title=title)
     for label in metrics["labels"] if metrics["confusion"] else ():
         table.add_column(label, justify="right")
@@ -166,14 +190,14 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
 
 
 def show_status(result: Mapping[str, Any]) -> None:
-    """One line a run, and who is at work."""
+    """Print one line per run, and the active run."""
     console = _console()
     for line in status_lines(result):
         console.print(line, soft_wrap=True)
 
 
 def status_lines(result: Mapping[str, Any]) -> list[str]:
-    """What `show_status` says; who is at work stands last."""
+    """The lines of `show_status`. The active run, if there is one, is the last line."""
     found = []
     for run in result["runs"]:
         counts = f"{run['listed']:,} listed, {run['predicted']:,} predicted, {run['failed']:,} failed, {run['left']:,} left"
@@ -181,19 +205,19 @@ def status_lines(result: Mapping[str, Any]) -> list[str]:
         found.append(f"{run['run_id']}  {run['state']}: {counts}" + (f", {rate:,.0f} images/s" if rate else ""))
     lease = result["lease"]
     if lease:
-        found.append(f"At work: run {lease['run_id']} on {lease['host']}, process {lease['pid']}, since {lease['since']}")
+        found.append(f"Active: run {lease['run_id']} on {lease['host']}, process {lease['pid']}, since {lease['since']}")
     return found
 
 
 def show_report(result: Mapping[str, Any]) -> None:
-    """The verdict, and where the page is."""
+    """Print the verdict, and where the page is."""
     console = _console()
     console.print(result["sentence"], soft_wrap=True)
     console.print(result["report"], soft_wrap=True)
 
 
 def show_leftovers(result: Mapping[str, Any]) -> None:
-    """What nobody needs, the most first, and what to do about it."""
+    """Print what can be removed, the largest first, and whether it was removed."""
     console = _console()
     for one in sorted(result["leftovers"], key=lambda one: -one["bytes"]):
         size = f"{one['objects']:>7,} objects {one['bytes'] / 1e6:>10,.1f} MB {one['hours']:>8,.1f} h"
@@ -203,16 +227,99 @@ def show_leftovers(result: Mapping[str, Any]) -> None:
     elif result["removed"]:
         console.print(f"Removed {result['bytes'] / 1e6:,.1f} MB.")
     else:
-        console.print(f"{result['bytes'] / 1e6:,.1f} MB in all. Nothing was removed: say --remove for that.")
+        console.print(f"{result['bytes'] / 1e6:,.1f} MB in total. Nothing was removed; add --remove to delete them.")
 
 
 def show_verification(result: Mapping[str, Any]) -> None:
-    """Whether the books balance, or the first differences."""
+    """Print that the counts and digests match, or the first differences."""
     console = _console()
     if result["ok"]:
-        books = f"{result['listed']:,} listed = {result['predicted']:,} predicted + {result['failed']:,} failed"
-        console.print(f"Verified: {books}; every digest is the recorded one ({result['runs']} runs)", soft_wrap=True)
+        console.print(f"Verified: {_counts(result)}; all digests match ({result['runs']} runs)", soft_wrap=True)
         return
     console.print(f"{result['differences_in_all']} differences:")
     for difference in result["differences"]:
         console.print(f"  {difference}", soft_wrap=True)
+
+
+class DemoStory:
+    """The text that `tlbatch demo` prints, one method per step.
+
+    Args:
+        quiet: print nothing.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self._console = _console(quiet=quiet)
+
+    def _step(self, title: str, rest: str) -> None:
+        self._console.print(Text.assemble((title, "bold"), rest), soft_wrap=True)
+
+    def images(self, counts: Mapping[str, int]) -> None:
+        """Step 1: the number of images per label."""
+        labels = ", ".join(f"{count:,} {label}" for label, count in counts.items())
+        self._step("1. Images", f": {sum(counts.values()):,} photographs of solar cells under electroluminescence")
+        self._console.print(f"   {labels}")
+
+    def training(self, base: str, size: int) -> None:
+        """Step 2: what is trained."""
+        self._step("2. Training", f" a head on {base} at {size} pixels; the base is frozen")
+
+    def trained(self, result: Mapping[str, Any]) -> None:
+        """The sizes of the parts, the number of epochs and the time of training."""
+        images = result["images"]
+        self._console.print(
+            f"   {images['train']:,} cells for training, {images['validation']:,} for early stopping, "
+            f"{images['test']:,} for testing; {result['epochs']} epochs, {result['seconds']:.0f} s",
+            soft_wrap=True,
+        )
+
+    def classifying(self) -> None:
+        """Step 3: what is classified."""
+        self._step("3. Classifying", " every cell through Ray Data")
+
+    def classified(self, run: Mapping[str, Any]) -> None:
+        """The counts and the speed of the run, whose output was verified."""
+        self._console.print(f"   {_counts(run)}; all digests match", soft_wrap=True)
+        self._console.print(f"   {run['images_per_second']:,.0f} images/s from start to finish")
+
+    def accuracy(self, metrics: Mapping[str, Any], published: Mapping[str, float]) -> None:
+        """Step 4: the accuracy on the test part, and published accuracies by method."""
+        self._step("4. Accuracy", f" on the {metrics['images']:,} test cells, which were not used in training")
+        _print_metrics(self._console, metrics)
+        table = Table("accuracy on this data set", "")
+        table.add_row("this demo, a head on frozen features, this CPU", f"{metrics['accuracy']:.2%}", style="bold")
+        for name, accuracy in published.items():
+            table.add_row(f"{name} (Deitsch et al. 2019)", f"{accuracy:.2%}")
+        self._console.print(table)
+
+    def files(self, output: LocalLocation, run_id: str) -> None:
+        """The files of the output, as a tree."""
+        tree = Tree(output.url)
+        for name in output.names():
+            branch = tree.add(name)
+            if name == RUNS:
+                _add_files(branch.add(run_id), output.join(RUNS, run_id))
+        self._console.print(tree)
+
+    def least_certain(self, rows: Sequence[tuple[str, str, float]]) -> None:
+        """The images with the lowest scores, as key, label and score."""
+        self._console.print(f"The {len(rows)} cells with the lowest scores:")
+        for key, label, score in rows:
+            self._console.print(f"  {key}  {label} {score:.3f}", soft_wrap=True)
+
+    def end(self, report: str, bundle: str, seconds: float) -> None:
+        """Step 5: where the report is, and the command for the user's own images."""
+        self._step("5. Report", f": {report}")
+        self._console.print(f"Done in {seconds:.0f} s. To classify your own images, run:")
+        self._console.print(f"  {sys.argv[0]} classify --images YOUR_FOLDER \\", soft_wrap=True, style="bold")
+        self._console.print(f"      --bundle {bundle} \\", soft_wrap=True, style="bold")
+        self._console.print("      --output predictions", soft_wrap=True, style="bold")
+
+
+def _add_files(branch: Tree, location: LocalLocation) -> None:
+    for name in location.names():
+        child = location.join(name)
+        leaf = branch.add(f"{name}  {child.path.stat().st_size:,} bytes" if child.path.is_file() else name)
+        if child.path.is_dir():
+            _add_files(leaf, child)

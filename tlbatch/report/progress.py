@@ -1,4 +1,4 @@
-"""Numbers of work under way -> a line a stage in a terminal, or a line every half minute where there is none; on stderr."""
+"""Counts of running work -> progress on stderr: one line per stage in a terminal, otherwise one line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ _LOG_SECONDS, _LOOK_SECONDS = 30.0, 2.0
 
 @contextmanager
 def watching(what: str, quiet: bool = False) -> Iterator[Watcher | None]:
-    """Say how far the block is; `what` is the name of the stage that takes the time, as in "classifying".
+    """Show the progress of the block.
 
-    The watcher takes the numbers of `progress.json`, of the listing (`stage` is list) and of publishing (publish).
+    The watcher takes the content of `progress.json`, or counts of the listing (`stage` is list) or of publishing (publish).
+
+    Args:
+        what: name of the longest stage, such as "classifying".
+        quiet: show nothing, and yield None.
     """
     if quiet:
         yield None
@@ -36,16 +40,16 @@ def watching(what: str, quiet: bool = False) -> Iterator[Watcher | None]:
 
 
 def _progress() -> Progress:
-    columns = (TextColumn("{task.description:<11}"), BarColumn(bar_width=8), TextColumn("{task.fields[said]}"))
+    columns = (TextColumn("{task.description:<11}"), BarColumn(bar_width=8), TextColumn("{task.fields[text]}"))
     return Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4)
 
 
 class _Lines:
-    """A line a stage: those that are done, and the one at work."""
+    """One terminal line per stage: the finished stages and the running one."""
 
     def __init__(self, progress: Progress, what: str) -> None:
         self._progress, self._what = progress, what
-        self._starting: TaskID | None = progress.add_task("starting", total=None, said="")
+        self._starting: TaskID | None = progress.add_task("starting", total=None, text="")
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, numbers: Mapping[str, Any]) -> None:
@@ -56,22 +60,22 @@ class _Lines:
         if name not in self._tasks:
             for task in self._tasks.values():
                 self._progress.update(task, total=1, completed=1)
-            self._tasks[name] = self._progress.add_task(name, total=None, said="")
+            self._tasks[name] = self._progress.add_task(name, total=None, text="")
         done, total = _done(numbers)
-        self._progress.update(self._tasks[name], total=total or None, completed=done if total else 0, said=in_words(numbers))
+        self._progress.update(self._tasks[name], total=total or None, completed=done if total else 0, text=in_words(numbers))
 
 
 class _Log:
-    """A line of text now and then, with the time."""
+    """A line of text with the time, every `_LOG_SECONDS`."""
 
     def __init__(self, what: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._what, self._clock = what, clock
-        self._said = clock()
+        self._printed = clock()
 
     def __call__(self, numbers: Mapping[str, Any]) -> None:
         now = self._clock()
-        if now - self._said >= _LOG_SECONDS:
-            self._said = now
+        if now - self._printed >= _LOG_SECONDS:
+            self._printed = now
             print(f"{time.strftime('%H:%M:%S')} {_name(numbers, self._what)}: {in_words(numbers)}", file=sys.stderr, flush=True)
 
 
@@ -80,7 +84,7 @@ def _name(numbers: Mapping[str, Any], what: str) -> str:
 
 
 def _done(numbers: Mapping[str, Any]) -> tuple[int, int]:
-    """How much of how much is done; of 0 where nobody knows."""
+    """The amount done and the total; the total is 0 if it is unknown."""
     if numbers.get("stage") == "list":
         return 0, 0
     if numbers.get("stage") == "publish":
@@ -89,16 +93,16 @@ def _done(numbers: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def in_words(numbers: Mapping[str, Any]) -> str:
-    """How far a stage is, in words that leave a line of ten million images within eighty columns."""
+    """The progress of a stage as text. With ten million images a terminal line still fits in 80 columns."""
     if numbers.get("stage") == "list":
         return f"{numbers['objects']:,} objects, {numbers['objects'] / max(numbers['seconds'], 1e-3):,.0f}/s"
     done, total = _done(numbers)
     if numbers.get("stage") == "publish":
         return f"{done:,} of {total:,} files"
-    said = f"{done:,} of {total:,}, {numbers['failed']:,} failed"
+    text = f"{done:,} of {total:,}, {numbers['failed']:,} failed"
     if numbers["images_per_second"]:
-        said += f", {numbers['images_per_second']:,.0f}/s"
-    return said + (f", {_duration(numbers['seconds_left'])} left" if numbers["seconds_left"] else "")
+        text += f", {numbers['images_per_second']:,.0f}/s"
+    return text + (f", {_duration(numbers['seconds_left'])} left" if numbers["seconds_left"] else "")
 
 
 def _duration(seconds: int) -> str:
@@ -108,22 +112,29 @@ def _duration(seconds: int) -> str:
 
 
 def follow(read: Callable[[], Mapping[str, Any]], sleep: Callable[[float], None] = time.sleep) -> Mapping[str, Any]:
-    """Say how an output stands until nobody is at work there; returns how it stood then.
+    """Show the status of an output until no run is active.
 
-    In a terminal the lines are renewed every two seconds; elsewhere a line for the run at work is printed every half minute.
+    In a terminal the lines are rewritten every two seconds. Elsewhere one line for the active run is printed every 30 seconds.
+
+    Args:
+        read: reads the status of the output.
+        sleep: waits for a number of seconds.
+
+    Returns:
+        The last status.
     """
     console = Console(stderr=True, highlight=False, markup=False)
     found = read()
-    said = -_LOG_SECONDS
+    printed = -_LOG_SECONDS
     with Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else _nothing() as live:
         while found["lease"]:
             lines = status_lines(found)
             if live is not None:
                 live.update(Text("\n".join(lines[1 - console.height :])), refresh=True)
-            elif time.monotonic() - said >= _LOG_SECONDS:
-                said = time.monotonic()
-                at_work = [line for line in lines if line.startswith(found["lease"]["run_id"])] or lines[-1:]
-                print(time.strftime("%H:%M:%S"), at_work[-1], file=sys.stderr, flush=True)
+            elif time.monotonic() - printed >= _LOG_SECONDS:
+                printed = time.monotonic()
+                active = [line for line in lines if line.startswith(found["lease"]["run_id"])] or lines[-1:]
+                print(time.strftime("%H:%M:%S"), active[-1], file=sys.stderr, flush=True)
             sleep(_LOOK_SECONDS)
             found = read()
     return found

@@ -34,7 +34,7 @@ _NAMES = ("psi", "psi_scores", "psi_labels", "psi_features", "agreement")
 
 
 def parse_conditions(text: str) -> list[Condition]:
-    """`psi<0.2 and agreement>0.9` as conditions.
+    """Parse conditions such as `psi<0.2 and agreement>0.9`.
 
     Raises:
         ConfigError: the text cannot be parsed.
@@ -51,10 +51,10 @@ def parse_conditions(text: str) -> list[Condition]:
 
 
 def check_promotion(state: OutputState, run: Run, conditions: Sequence[Condition]) -> Promotion:
-    """Compare a complete run with the table that it would follow.
+    """Compare a complete run with the current table.
 
     Returns:
-        What `compare` gave (None if nothing is published yet), and a sentence for each condition that fails.
+        The result of `compare` (None if nothing is published yet), and a sentence for each condition that does not hold.
     """
     table = state.table
     if not table:

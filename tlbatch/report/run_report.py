@@ -1,6 +1,6 @@
-"""A run's folder -> `report.html` in it: whether to trust the run, and the pictures that matter.
+"""A run's folder -> its `report.html`: whether to trust the run, sample images, failures and speed.
 
-Reads the table once in pieces, the few images that are shown, and with a labels file the rows of labelled images.
+Reads the table once in pieces, the images that are shown and, with a labels file, the rows of the labelled images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tlbatch.output.progress import read_history
 from tlbatch.output.run import OutputState, Run, read_output, read_report, run_at
 from tlbatch.report import charts
 from tlbatch.report.diagnostics import Diagnostics, diagnose
-from tlbatch.report.evaluate import gives_many_labels, read_truth
+from tlbatch.report.evaluate import gives_many_labels, read_true_labels
 from tlbatch.report.html import Thumbnail, render, thumbnails_of
 from tlbatch.report.summary import NEAR, SURE, UNSURE, TableSummary, summarize
 from tlbatch.report.thumbnails import Name, load_thumbnails
@@ -29,41 +29,42 @@ from tlbatch.storage.resolve import resolve
 
 log = logging.getLogger(__name__)
 
-#: Pixels of a picture's longer side, labels in the gallery, pictures in the confusion matrix, bytes of shards that are read.
-#: With them a page has at most 416 pictures of some 6 kB.
-_SIDE, _GALLERY_LABELS, _CELL_PICTURES, _SHARD_BYTES = 144, 12, 200, 256 << 20
-#: A confusion matrix of more labels would be a wall.
+#: Pixels of a thumbnail's longer side, labels in the gallery, thumbnails in the confusion matrix, bytes read from shards.
+#: With these limits a page has at most 416 thumbnails of about 6 kB.
+_SIDE, _GALLERY_LABELS, _CELL_THUMBNAILS, _SHARD_BYTES = 144, 12, 200, 256 << 20
+#: Most labels of a confusion matrix that fits on the page.
 _MATRIX_LABELS = 20
-_TONES = {GOOD: "All is well", DOUBTFUL: "Worth a look", BAD: "Not published"}
+_TONES = {GOOD: "No problem found", DOUBTFUL: "Check this run", BAD: "Not published"}
 
 
 def write_report(config: ReportConfig) -> dict[str, Any]:
     """Write the report of a run.
 
     Args:
-        config: an output, of which the newest published run is taken, or a run's folder; perhaps a labels file.
+        config: an output, whose newest published run is taken, or a run's folder; optionally a labels file.
 
     Returns:
-        `report`, where it is; `run_id`; `verdict`, its tone (good, doubtful, bad), and `sentence`; `odd`, what is.
+        `report`, the URL of the page; `run_id`; `verdict` (good, doubtful or bad); `sentence`, the reason; `odd`, a sentence
+        per unusual finding.
 
     Raises:
-        OutputError: nothing is published, or the run has not ended.
+        OutputError: nothing is published, or the run is not complete.
         LabelsError: the labels file cannot be used.
     """
     state, runs = _find(config)
     run = runs[-1]
-    told = _PageFacts.of(state, runs, config)
+    facts = _PageFacts.of(state, runs, config)
     target = run.location.join(schema.REPORT_PAGE)
-    target.write(told.page())
-    tone, sentence, odd = told.verdict
+    target.write(facts.page())
+    tone, sentence, odd = facts.verdict
     return {"report": target.url, "run_id": run.run_id, "verdict": tone, "sentence": sentence, "odd": list(odd)}
 
 
 def write_report_after(result: Mapping[str, Any], storage_options: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the reports of what a command has done, whatever else becomes of them: its table is published already.
+    """Write the report of each table that a command has published. A failure is only logged, because the table is published.
 
     Returns:
-        The result, with `report`, where the page is, for each table that has one.
+        The result, with `report`, the URL of the page, for each table that has a page.
     """
     if "tables" in result:
         tables = {name: write_report_after(one, storage_options) for name, one in result["tables"].items()}
@@ -75,14 +76,14 @@ def write_report_after(result: Mapping[str, Any], storage_options: Mapping[str, 
         if result.get("already_done") and page.exists():
             return {**result, "report": page.url}
         return {**result, "report": write_report(ReportConfig(output=url, storage_options=options))["report"]}
-    except (Exception, KeyboardInterrupt) as error:  # a page must not fail a night that is published
-        log.warning("the run is published, but its %s could not be written: %r", schema.REPORT_PAGE, error)
-        log.debug("why", exc_info=True)
+    except (Exception, KeyboardInterrupt) as error:  # a missing page must not fail a published run
+        log.warning("The run is published, but its %s could not be written: %r", schema.REPORT_PAGE, error)
+        log.debug("Traceback:", exc_info=True)
         return dict(result)
 
 
 def _find(config: ReportConfig) -> tuple[OutputState, list[Run]]:
-    """An output, and the runs that make up the table of the report, the oldest first."""
+    """An output, and the runs that form the table of the report, the oldest first."""
     named = run_at(config.output, config.storage_options)
     if named is None:
         state = read_output(resolve(config.output, config.storage_options))
@@ -91,23 +92,23 @@ def _find(config: ReportConfig) -> tuple[OutputState, list[Run]]:
         return state, state.table
     output, run = named
     if not run.location.join(schema.REPORT).exists():
-        raise OutputError(f"Run {run.run_id} has not ended; `tlbatch status {output.url}` shows its progress.")
+        raise OutputError(f"Run {run.run_id} is not complete; `tlbatch status {output.url}` shows its progress.")
     state = read_output(output)
     return state, state.table_after(run)
 
 
 class _PageFacts(NamedTuple):
-    """Everything that the page shows."""
+    """The facts that the page shows."""
 
     runs: Sequence[Run]
     report: ReportDocument
     verdict: Verdict
     now: TableSummary
     before: TableSummary | None
-    truth: Diagnostics | None
+    diagnostics: Diagnostics | None
     split: str | None
     pictures: Mapping[Name, str]
-    #: Why there are none.
+    #: Why there are no pictures; None if there are.
     unread: str | None
 
     @classmethod
@@ -119,67 +120,68 @@ class _PageFacts(NamedTuple):
         before = None
         if previous is not None:
             before = summarize(state.table_after(previous), predictions=True, pictures=False)
-        facts = read_report(run)
-        truth = None
+        report = read_report(run)
+        diagnostics = None
         if config.labels is not None:
-            truth = diagnose(runs, read_truth(runs, config.labels, config.split, config.storage_options))
-        names = _names(_gallery(now)) + (_names(_cell_rows(truth)) if truth else [])
+            diagnostics = diagnose(runs, read_true_labels(runs, config.labels, config.split, config.storage_options))
+        names = _names(_gallery(now)) + (_names(_cell_rows(diagnostics)) if diagnostics else [])
         unread, pictures = None, {}
         try:
             pictures = load_thumbnails(runs, names, config.storage_options, side=_SIDE, shard_bytes=_SHARD_BYTES)
-        except (OSError, StoreUnavailableError) as error:  # all else on the page is known without an image
-            unread = f"There are no pictures, as the images cannot be read now: {error}"
-        verdict = judge_run(facts, now.side, before.side if before else None)
-        return cls(runs, facts, verdict, now, before, truth, config.split, pictures, unread)
+        except (OSError, StoreUnavailableError) as error:  # the rest of the page does not need the images
+            unread = f"No images are shown, because they cannot be read: {error}"
+        verdict = judge_run(report, now.side, before.side if before else None)
+        return cls(runs, report, verdict, now, before, diagnostics, config.split, pictures, unread)
 
     def page(self) -> bytes:
         run = self.runs[-1]
         output = self.report["output"]
-        gallery = self._in_gallery()
+        groups = self._gallery_groups()
         return render(
             "report.html",
             f"{output.rstrip('/').rsplit('/', 1)[-1]}: {self.now.images or self.report['predicted']:,} images",
             "report.js",
             run_id=run.run_id,
-            began=run.facts["began"].replace("T", " ").replace("Z", " UTC"),
-            of_runs=len(self.runs),
+            started=run.facts["began"].replace("T", " ").replace("Z", " UTC"),
+            table_runs=len(self.runs),
             url=run.location.url,
             version=version("tlbatch"),
             verdict=self.verdict,
             tones=_TONES,
-            books=self._books(),
-            told=self._sentences(),
+            counts=self._counts(),
+            sentences=self._sentences(),
             charts=self._charts(run),
             more_labels=max(0, len(self.now.labels) - charts.MOST_LABELS),
-            truth=self.truth,
+            diagnostics=self.diagnostics,
             split=self.split,
             **self._confusion(),
-            gallery=gallery,
-            pictures=sum(len(group) for _, reasons in gallery for _, group in reasons),
+            gallery=groups,
+            gallery_images=sum(len(group) for _, reasons in groups for _, group in reasons),
             reasons=[why for why in (SURE, UNSURE, NEAR) if (self.now.shown["why"] == why).any()],
-            unshown_labels=max(0, len(self.now.labels) - len(gallery)),
+            unshown_labels=max(0, len(self.now.labels) - len(groups)),
             kinds=self._kinds(),
             bottleneck=self.report.get("bottleneck"),
         )
 
-    def _books(self) -> list[tuple[str, str]]:
-        facts = self.report
-        found = [(name, f"{facts[name]:,}") for name in ("listed", "predicted", "failed")]
+    def _counts(self) -> list[tuple[str, str]]:
+        report = self.report
+        found = [(name, f"{report[name]:,}") for name in ("listed", "predicted", "failed")]
         if self.now.abstained:
             found.append(("abstained", f"{self.now.abstained:,}"))
         if len(self.runs) > 1:
             found.append(("in the table", f"{self.now.images:,}"))
-        found.append(("passed over", f"{facts['skipped']:,}"))
-        return [*found, ("seconds", f"{facts['seconds']:,.1f}"), ("images a second", f"{facts['images_per_second']:,.0f}")]
+        found.append(("skipped", f"{report['skipped']:,}"))
+        return [*found, ("seconds", f"{report['seconds']:,.1f}"), ("images per second", f"{report['images_per_second']:,.0f}")]
 
     def _sentences(self) -> list[str]:
-        facts, run = self.report, self.runs[-1].facts
-        bundle = run.get("bundle_url", facts["bundle"])
-        found = [f"Images of {run['spec']['images']}, by the bundle {bundle} on {facts['engine']}."]
-        if facts.get("counts"):
-            found.append("The store: " + ", ".join(f"{count:,} {kind}" for kind, count in facts["counts"].items()) + ".")
+        report, run = self.report, self.runs[-1].facts
+        bundle = run.get("bundle_url", report["bundle"])
+        found = [f"Images: {run['spec']['images']}. Bundle: {bundle}. Engine: {report['engine']}."]
+        if report.get("counts"):
+            states = ", ".join(f"{count:,} {state}" for state, count in report["counts"].items())
+            found.append(f"Objects in the store compared with the table: {states}.")
         if gives_many_labels(self.runs):
-            found.append("An image may have several labels and counts for each; pictures stand with the best one.")
+            found.append("An image may have several labels and counts once for each; it is shown under its best label.")
         if self.unread:
             found.append(self.unread)
         return found
@@ -194,41 +196,40 @@ class _PageFacts(NamedTuple):
         history = read_history(run)
         if len(history) > 2:
             found["throughput"] = charts.throughput_chart(history)
-        if self.truth and self.truth.curves:
-            found["curves"] = charts.curves_chart(self.truth.curves)
-        if self.truth and self.truth.reliability is not None:
-            found["reliability"] = charts.reliability_chart(self.truth.reliability)
+        if self.diagnostics and self.diagnostics.curves:
+            found["curves"] = charts.curves_chart(self.diagnostics.curves)
+        if self.diagnostics and self.diagnostics.reliability is not None:
+            found["reliability"] = charts.reliability_chart(self.diagnostics.reliability)
         return found
 
-    def _in_gallery(self) -> list[tuple[str, list[tuple[str, list[Thumbnail]]]]]:
-        """Of each label, the most common first, and of each reason its pictures."""
+    def _gallery_groups(self) -> list[tuple[str, list[tuple[str, list[Thumbnail]]]]]:
+        """For each label, the most common first, the thumbnails by reason."""
         rows = _gallery(self.now)
         found = []
         for label in dict.fromkeys(rows["label"]):
-            own = rows[rows["label"] == label]
-            reasons = [(why, self._shots(own[own["why"] == why], why)) for why in dict.fromkeys(own["why"])]
+            of_label = rows[rows["label"] == label]
+            reasons = [(why, self._thumbnails(of_label[of_label["why"] == why], why)) for why in dict.fromkeys(of_label["why"])]
             found.append((label, reasons))
         return found
 
-    def _shots(self, rows: pd.DataFrame, why: str) -> list[Thumbnail]:
+    def _thumbnails(self, rows: pd.DataFrame, why: str) -> list[Thumbnail]:
         return thumbnails_of(rows, why, self.pictures)
 
     def _confusion(self) -> dict[str, Any]:
-        """The matrix, and the pictures that its cells open."""
-        if self.truth is None or not _has_matrix(self.truth):
+        """The confusion matrix, and the thumbnails that its cells open."""
+        if self.diagnostics is None or not _has_matrix(self.diagnostics):
             return {"matrix": None, "cells": []}
-        labels = self.truth.metrics["labels"]
-        shown = dict(list(_cell_rows(self.truth).groupby(["truth", "label"], sort=False)))
+        labels = self.diagnostics.metrics["labels"]
+        shown = dict(list(_cell_rows(self.diagnostics).groupby(["true_label", "label"], sort=False)))
         rows, cells = [], []
-        for row, (label, counts) in enumerate(zip(labels, self.truth.metrics["confusion"], strict=True)):
+        for row, (label, counts) in enumerate(zip(labels, self.diagnostics.metrics["confusion"], strict=True)):
             line = []
             for column, (predicted, count) in enumerate(zip(labels, counts, strict=True)):
                 name = f"cell-{row}-{column}" if (label, predicted) in shown else None
-                said = f"{count:,} images of {label}, taken for {predicted}"
-                line.append({"name": name, "count": f"{count:,}", "right": label == predicted, "said": said})
+                title = f"{count:,} images of {label}, predicted as {predicted}"
+                line.append({"name": name, "count": f"{count:,}", "correct": label == predicted, "title": title})
                 if name:
-                    shots = self._shots(shown[label, predicted], "")
-                    cells.append({"name": name, "said": said, "shots": shots})
+                    cells.append({"name": name, "title": title, "thumbnails": self._thumbnails(shown[label, predicted], "")})
             rows.append({"label": label, "cells": line})
         return {"matrix": {"columns": labels, "rows": rows}, "cells": cells}
 
@@ -246,7 +247,7 @@ class _PageFacts(NamedTuple):
 
 
 def _threshold(run: Run) -> float | None:
-    """Below which score the run's bundle abstains."""
+    """The score below which the run's bundle abstains; None if it never abstains."""
     value = run.facts.get("abstain_threshold")
     return None if value is None else float(value)
 
@@ -258,15 +259,15 @@ def _gallery(found: TableSummary) -> pd.DataFrame:
     return rows.assign(rank=rows["label"].map(common)).sort_values("rank", kind="stable")
 
 
-def _has_matrix(truth: Diagnostics) -> bool:
-    return bool(truth.metrics["confusion"]) and len(truth.metrics["labels"]) <= _MATRIX_LABELS
+def _has_matrix(diagnostics: Diagnostics) -> bool:
+    return bool(diagnostics.metrics["confusion"]) and len(diagnostics.metrics["labels"]) <= _MATRIX_LABELS
 
 
-def _cell_rows(truth: Diagnostics) -> pd.DataFrame:
-    """The images that cells of the matrix open: the first of every cell, then the second, as far as the page has room."""
-    rows = truth.cells if _has_matrix(truth) else truth.cells.head(0)
-    turn = rows.groupby(["truth", "label"]).cumcount()
-    return rows.assign(turn=turn).sort_values("turn", kind="stable").head(_CELL_PICTURES)
+def _cell_rows(diagnostics: Diagnostics) -> pd.DataFrame:
+    """The images that the cells of the matrix open: the first image of every cell, then the second, up to the page's limit."""
+    rows = diagnostics.cells if _has_matrix(diagnostics) else diagnostics.cells.head(0)
+    turn = rows.groupby(["true_label", "label"]).cumcount()
+    return rows.assign(turn=turn).sort_values("turn", kind="stable").head(_CELL_THUMBNAILS)
 
 
 def _names(rows: pd.DataFrame) -> list[Name]:

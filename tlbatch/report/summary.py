@@ -1,6 +1,6 @@
-"""A table, read once in pieces -> how often each label and score, and the few images of each label worth a look.
+"""A table, read once in pieces -> counts of labels, scores and errors, and a few sample images per label.
 
-However many images a table has, what is kept is bounded by the number of labels.
+Memory is bounded by the number of labels, not by the number of images.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tlbatch.output.table import read_groups
 from tlbatch.report.evaluate import gives_many_labels
 from tlbatch.report.verdict import Side
 
-#: Why an image is shown.
+#: Reasons for showing an image.
 SURE, UNSURE, NEAR = "most certain", "least certain", "near the threshold"
-#: Images of a label for each reason, examples of a kind of error, and bins of scores between 0 and 1.
+#: Most sample images per label and reason, most examples per kind of error, and bins of scores between 0 and 1.
 _SHOWN, _EXAMPLES, _BINS = 6, 5, 20
 _COLUMNS = ["uri", "key", "label", "score", "abstained"]
 _ERRORS = ["uri", "key", "stage", "kind", "message", "transient"]
@@ -29,16 +29,16 @@ _ERRORS = ["uri", "key", "stage", "kind", "message", "transient"]
 
 @dataclass
 class TableSummary:
-    """What a page tells of a table.
+    """The facts about a table that the report shows.
 
     Attributes:
-        images: rows of the table.
-        abstained: those the model would not answer.
-        labels: images a label; an image of several labels counts for each.
-        scores: (20,) images by score, between 0 and 1.
-        shown: `uri, key, label, score, why` of the images worth a look, up to six of each label and reason.
-        errors: images by kind of error.
-        examples: `uri, key, stage, kind, message, transient` of up to five of each kind.
+        images: number of rows.
+        abstained: number of images on which the model abstained.
+        labels: images per label; an image with several labels counts once for each.
+        scores: (20,) images per bin of scores between 0 and 1.
+        shown: `uri, key, label, score, why` of the sample images, up to six per label and reason.
+        errors: images per kind of error.
+        examples: `uri, key, stage, kind, message, transient` of up to five errors per kind.
     """
 
     images: int = 0
@@ -51,28 +51,28 @@ class TableSummary:
 
     @property
     def edges(self) -> np.ndarray:
-        """(21,) limits of the bins of `scores`."""
+        """(21,) edges of the bins of `scores`."""
         return np.linspace(0, 1, _BINS + 1)
 
     @property
     def side(self) -> Side:
-        """What is compared with another table."""
+        """The counts that `judge_run` compares with another table."""
         return Side(dict(self.labels), self.scores.tolist(), self.errors.total())
 
 
 def summarize(runs: Sequence[Run], *, predictions: bool, threshold: float | None = None, pictures: bool = True) -> TableSummary:
-    """Read a table.
+    """Read a table and summarize it.
 
     Args:
-        runs: those that make it up, the oldest first.
-        predictions: whether it has predictions; errors it always has.
-        threshold: below it the bundle abstains.
-        pictures: whether images to look at are chosen.
+        runs: the runs that form the table, the oldest first.
+        predictions: whether the table has predictions; it always has errors.
+        threshold: score below which the bundle abstains; None if it never abstains.
+        pictures: whether sample images are chosen.
     """
     found = TableSummary()
     for piece in read_groups(runs, "errors", _ERRORS):
         found.errors.update(count_values(piece["kind"]))
-        found.examples = _some(found.examples, piece.to_pandas()).groupby("kind", sort=False).head(_EXAMPLES)
+        found.examples = _appended(found.examples, piece.to_pandas()).groupby("kind", sort=False).head(_EXAMPLES)
     if not predictions:
         return found
     many = gives_many_labels(runs)
@@ -81,25 +81,25 @@ def summarize(runs: Sequence[Run], *, predictions: bool, threshold: float | None
         found.images += len(frame)
         found.abstained += int(frame["abstained"].sum())
         found.labels.update(count_values(piece["label"] if not many else pc.list_flatten(piece["top_labels"])))
-        found.scores += np.histogram(frame["score"].clip(0, 1), found.edges)[0]  # rounding leaves a softmax at 1.0000001
+        found.scores += np.histogram(frame["score"].clip(0, 1), found.edges)[0]  # a rounded softmax can be 1.0000001
         if pictures:
-            found.shown = _worth_a_look(found.shown, frame, threshold)
+            found.shown = _sample_images(found.shown, frame, threshold)
     return found
 
 
-def _worth_a_look(shown: pd.DataFrame, frame: pd.DataFrame, threshold: float | None) -> pd.DataFrame:
-    """The images worth a look so far, given some more."""
+def _sample_images(shown: pd.DataFrame, frame: pd.DataFrame, threshold: float | None) -> pd.DataFrame:
+    """The sample images of the rows read so far, updated with further rows."""
     orders = {SURE: -frame["score"], UNSURE: frame["score"]}
     if threshold is not None:
         orders[NEAR] = (frame["score"] - threshold).abs()
     chosen = [shown]
     for why, rank in orders.items():
         more = frame.assign(rank=rank, why=why).drop(columns=["abstained", "top_labels"], errors="ignore")
-        so_far = _some(shown[shown["why"] == why], more).sort_values("rank", kind="stable")
+        so_far = _appended(shown[shown["why"] == why], more).sort_values("rank", kind="stable")
         chosen.append(so_far.groupby("label", sort=False).head(_SHOWN))
     return pd.concat(chosen[1:], ignore_index=True)
 
 
-def _some(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Two tables below each other; pandas will not be asked to guess the types of an empty one."""
+def _appended(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Both tables in one. An empty first table is dropped, because pandas would guess the types of its columns."""
     return other if one.empty else pd.concat([one, other], ignore_index=True)

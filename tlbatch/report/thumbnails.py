@@ -1,4 +1,4 @@
-"""Rows of a table -> small pictures of their images, for pages that a person looks at; read from the store again."""
+"""Rows of a table -> thumbnails of their images for HTML pages; the images are read from the store again."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tlbatch.schema import IMAGE
 
 #: An image's uri and key.
 Name = tuple[str, str]
-#: Images read at once. The store is waited for, and decoding lets other threads run.
-_AT_ONCE = 16
+#: Images read at the same time. Threads suffice: they wait for the store, and decoding releases Python's global lock.
+_THREADS = 16
 
 
 def load_thumbnails(
@@ -30,31 +30,31 @@ def load_thumbnails(
     side: int,
     shard_bytes: int | None = None,
 ) -> dict[Name, str]:
-    """Data URLs of small JPEGs; what cannot be read any more, or has changed, is not among them.
+    """Data URLs of small JPEGs. Images that can no longer be read, or have changed, are missing from the result.
 
     Args:
-        runs: those that make up the table, the oldest first.
-        names: which images.
+        runs: the runs that form the table, the oldest first.
+        names: the images.
         storage_options: fsspec's options for the store.
-        side: pixels of a picture's longer side.
-        shard_bytes: shards are read from their beginning, until the images are found or so many bytes were read.
+        side: pixels of the longer side of a thumbnail.
+        shard_bytes: most bytes of image data read from all shards together; each shard is read from its beginning.
     """
     wanted: dict[str, set[str]] = {}
     for uri, key in names:
         wanted.setdefault(uri, set()).add(key)
     if not wanted:
         return {}
-    promised = read_manifest_rows(runs, pa.array(wanted, pa.string()))
-    reader = Reader(storage_options, requests=_AT_ONCE, image_field=runs[-1].facts["spec"].get("image_field"))
-    loose = pc.equal(promised["format"], IMAGE)
-    named = pc.is_in(promised["key"], pa.array({key for keys in wanted.values() for key in keys}, pa.string()))
-    images = [row for row in promised.filter(pc.and_(loose, named)).to_pylist() if row["key"] in wanted[row["uri"]]]
+    listed = read_manifest_rows(runs, pa.array(wanted, pa.string()))
+    reader = Reader(storage_options, requests=_THREADS, image_field=runs[-1].facts["spec"].get("image_field"))
+    loose = pc.equal(listed["format"], IMAGE)
+    named = pc.is_in(listed["key"], pa.array({key for keys in wanted.values() for key in keys}, pa.string()))
+    images = [row for row in listed.filter(pc.and_(loose, named)).to_pylist() if row["key"] in wanted[row["uri"]]]
     found = {}
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         for row, data in zip(images, pool.map(lambda row: _small(reader.image(row), side), images), strict=True):
             found[row["uri"], row["key"]] = data
     left = float("inf") if shard_bytes is None else shard_bytes
-    for row in promised.filter(pc.invert(loose)).to_pylist():
+    for row in listed.filter(pc.invert(loose)).to_pylist():
         missing = set(wanted[row["uri"]])
         for member in reader.members(row) if left > 0 else ():
             left -= len(member.data) if isinstance(member.data, bytes) else 0

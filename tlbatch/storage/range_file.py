@@ -36,11 +36,11 @@ class RangeFile(io.RawIOBase):
         self._next: tuple[int, Future[bytes]] | None = None
 
     def readable(self) -> bool:
-        """Yes."""
+        """Always true."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
+        """Always true."""
         return True
 
     def tell(self) -> int:

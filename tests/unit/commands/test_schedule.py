@@ -47,11 +47,11 @@ def test_systemd_gets_the_times_of_cron(at, calendar):
     ("at", "words"),
     [
         ("2am", "write five fields"),
-        ("60 2 * * *", "the minute is 0 to 59"),
-        ("0 24 * * *", "the hour is 0 to 23"),
-        ("0 2 * * mon", "the day of week is 0 to 7"),
-        ("0 5-2 * * *", "the hour is"),
-        ("0 2 */0 * *", "the day of month is"),
+        ("60 2 * * *", "the minute must be 0 to 59"),
+        ("0 24 * * *", "the hour must be 0 to 23"),
+        ("0 2 * * mon", "the day of week must be 0 to 7"),
+        ("0 5-2 * * *", "the hour must be"),
+        ("0 2 */0 * *", "the day of month must be"),
         ("now", "is for kuberay"),
     ],
 )
@@ -61,7 +61,7 @@ def test_a_time_that_is_none_is_a_sentence(at, words):
 
 
 def test_what_systemd_cannot_say_is_said():
-    with pytest.raises(ConfigError, match="cron means either"):
+    with pytest.raises(ConfigError, match="cron runs on either"):
         made("systemd", "0 2 1 * 1")
 
 
@@ -245,6 +245,6 @@ def test_the_command_checks_what_it_schedules():
     folder = run_cli("submit", "--address", "http://head:8265", "compact", "s3://b/out")
     assert (folder.returncode, "a job is one of train, classify" in folder.stderr) == (2, True)
     nothing = run_cli("schedule", *at)
-    assert "Write the command that is meant" in nothing.stderr
+    assert "Write the command behind the flags" in nothing.stderr
     remote = run_cli("schedule", *at, "submit", "--address", "http://head:8265", *CLASSIFY)
     assert "tlbatch submit --address http://head:8265 classify" in remote.stdout

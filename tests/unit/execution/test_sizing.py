@@ -77,7 +77,7 @@ def test_pools_grow_with_machines_that_are_started_for_the_work():
 
 
 def test_what_no_machine_has_is_a_sentence():
-    with pytest.raises(ConfigError, match=r"asks for 2 CPUs and 1 GPUs, and no machine has them \(2 CPUs and 0 GPUs\)"):
+    with pytest.raises(ConfigError, match=r"needs 2 CPUs and 1 GPUs, but no machine has them \(2 CPUs and 0 GPUs\)"):
         plan(LAPTOP, num_gpus=1)
 
 

@@ -144,7 +144,7 @@ def test_half_an_image_is_an_error_and_never_half_a_prediction(kind, share):
 
 @pytest.mark.parametrize("at", [60, 3000, -200])
 def test_a_png_with_a_wrong_byte_is_an_error_though_its_exif_is_looked_for(at):
-    """Looking for the EXIF of a PNG loads it: an error there was once passed over, and half a picture was predicted."""
+    """Looking for the EXIF of a PNG loads it: an error there was once ignored, and half a picture was predicted."""
     data = bytearray(encoded(noisy(RED, 1, (200, 150)), "PNG"))
     data[at] ^= 255
     assert kind_of(bytes(data)) in (ErrorKind.TRUNCATED, ErrorKind.DECODE_FAILED)

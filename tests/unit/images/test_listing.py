@@ -1,4 +1,4 @@
-"""A store becomes a manifest: sorted, complete, what is passed over counted."""
+"""A store becomes a manifest: sorted, complete, skipped objects counted."""
 
 import os
 
@@ -77,8 +77,11 @@ def test_a_trial_takes_the_first_keys(folder):
     ("make", "sentence"),
     [
         (lambda path: None, "does not exist"),
-        (lambda path: path.mkdir(), "holds no image to classify: it is empty"),
-        (lambda path: (path.mkdir(), (path / "a.txt").write_bytes(b"")), "1 other objects were passed over (1 .txt)"),
+        (lambda path: path.mkdir(), "contains no images to classify: it is empty"),
+        (
+            lambda path: (path.mkdir(), (path / "a.txt").write_bytes(b"")),
+            "1 other objects were skipped (1 .txt); use --include to take them",
+        ),
     ],
 )
 def test_a_store_without_images_is_a_sentence(tmp_path, make, sentence):

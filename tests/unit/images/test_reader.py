@@ -89,7 +89,7 @@ def test_trouble_with_every_object_is_the_stores():
     one = reader()
     one._good = Store(b"once", OSError("500"))
     one._good()
-    with pytest.raises(StoreUnavailableError, match="gave no answer for 0 s: 500"):
+    with pytest.raises(StoreUnavailableError, match="the store did not answer for 0 s: 500"):
         one._patiently(Store(OSError("500")), NOWHERE)
 
 
@@ -97,7 +97,7 @@ def test_an_object_that_cannot_be_read_first_of_all_is_its_own_failure_where_the
     one = reader(0.01)
     for _ in range(31):
         assert one._patiently(Store(OSError("500")), resolve(str(tmp_path))).kind is ErrorKind.READ_FAILED
-    with pytest.raises(StoreUnavailableError, match="refuses to give them"):
+    with pytest.raises(StoreUnavailableError, match="the store lists its images, but none of them can be read"):
         one._patiently(Store(OSError("500")), resolve(str(tmp_path)))
 
 
@@ -119,7 +119,7 @@ def test_a_store_that_refuses_everything_ends_the_run_after_some():
     one = reader()
     for _ in range(31):
         assert one._patiently(Store(PermissionError("no")), NOWHERE).kind is ErrorKind.ACCESS_DENIED
-    with pytest.raises(StoreUnavailableError, match="refuses to give them"):
+    with pytest.raises(StoreUnavailableError, match="the store lists its images, but none of them can be read"):
         one._patiently(Store(PermissionError("no")), NOWHERE)
     other = reader()
     other._patiently(Store(b"fine"), NOWHERE)

@@ -191,7 +191,7 @@ def test_a_member_that_says_it_is_endless_is_a_tear(pack):
     whole += bytes(-len(whole) % 512)
     found = members(TAR, pack(whole + endless.tobuf(tarfile.GNU_FORMAT) + b"and so on"))
     assert [one.key for one in found] == [*IMAGES, "s/shard"]
-    assert "reaches behind the end of the archive" in found[-1].data.message
+    assert "extends past the end of the archive" in found[-1].data.message
 
 
 def test_a_page_that_lies_about_its_size_costs_no_memory(tmp_path):

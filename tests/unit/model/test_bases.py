@@ -128,7 +128,7 @@ def test_the_demo_weights_fit(weights):
 
 @pytest.mark.parametrize("data", [b"no weights at all", b"PK\x03\x04 no archive", b"\x89HDF\r\n\x1a\n no h5"])
 def test_what_is_no_weights_file_is_a_sentence(data):
-    with pytest.raises(WeightsError, match="weights: the file is no Keras weights file"):
+    with pytest.raises(WeightsError, match="weights: the file is not a Keras weights file"):
         build_network(MOBILENET, SMALL, data)
 
 

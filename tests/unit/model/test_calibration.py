@@ -96,7 +96,7 @@ def test_a_precision_that_cannot_be_had_is_a_sentence():
     train, validation, test = parts(0)
     head, _ = train_head(train, validation, 3, HeadTraining(epochs=1))
     wrong = DataSplit(validation.features, np.argmin(scores_of(head, validation), axis=1))
-    with pytest.raises(ConfigError, match="precision: at no threshold are 90% of the validation part's answers right"):
+    with pytest.raises(ConfigError, match="precision: no score threshold reaches 90% on the validation images"):
         calibrate(head, wrong, test, 0.9)
 
 
@@ -151,7 +151,7 @@ def test_precision_is_asked_for_at_training_and_seen_in_the_table(store, weights
     bundle = load_bundle(trained["bundle"])
     threshold = trained["calibration"]["abstaining"]["test"]["threshold"]
     assert bundle.abstain_threshold == threshold
-    assert "it abstains" in Path(trained["bundle"], "card.html").read_text()
+    assert "The model abstains" in Path(trained["bundle"], "card.html").read_text()
     tlbatch.classify(images=str(store), bundle=trained["bundle"], output=str(tmp_path / "out"))
     table = tlbatch.read_predictions(str(tmp_path / "out"))
     assert (table["abstained"] == (table["score"] < np.float32(threshold))).all()

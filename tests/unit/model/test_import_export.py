@@ -222,10 +222,10 @@ def test_a_whole_model_out_of_a_package_and_dogs_get_their_breeds(tmp_path, weig
 @pytest.mark.parametrize(
     ("settings", "error", "sentence"),
     [
-        ({"labels": ("one", "two")}, LabelsError, "gives 3 scores an image, and there are 2 labels"),
+        ({"labels": ("one", "two")}, LabelsError, "gives 3 scores per image, but there are 2 labels"),
         ({"labels": ("one", "one", "two")}, LabelsError, "it has 'one' twice"),
         ({"scale": "0-1"}, ConfigError, "scale: Input should be"),
-        ({"size": 64}, ConfigError, "takes images of 48x48 pixels and no others"),
+        ({"size": 64}, ConfigError, "takes only images of 48x48 pixels"),
     ],
 )
 def test_mistakes_are_sentences_and_write_nothing(tmp_path, settings, error, sentence):
@@ -246,7 +246,11 @@ def test_a_bundle_that_is_there_stays_if_the_new_one_is_no_good(tmp_path, monkey
 
 @pytest.mark.parametrize(
     ("shape", "sentence"),
-    [((48, 48, 1), "images of 1 channels"), ((48, 64, 3), "images of 48x64 pixels"), ((None, None, 3), "say with --size")],
+    [
+        ((48, 48, 1), "images with 1 channels"),
+        ((48, 64, 3), "images of 48x64 pixels"),
+        ((None, None, 3), "give the size it was trained at with --size"),
+    ],
 )
 def test_what_is_no_square_rgb_classifier_is_a_sentence(tmp_path, shape, sentence):
     inputs = keras.Input(shape)
@@ -394,10 +398,10 @@ def test_a_file_that_is_two_things_is_refused(tmp_path):
         file.attrs["model_config"] = json.dumps(with_layer(config, CALLS["TFSMLayer: a SavedModel of somebody's"]))
     stacked().save(tmp_path / "good.keras")
     (tmp_path / "both.h5").write_bytes((tmp_path / "model.h5").read_bytes() + (tmp_path / "good.keras").read_bytes())
-    with pytest.raises(WeightsError, match="it is an archive as well"):
+    with pytest.raises(WeightsError, match="it is also a zip archive"):
         require_safe(tmp_path / "both.h5")
     shutil.copy(tmp_path / "model.h5", tmp_path / "named.keras")
-    with pytest.raises(WeightsError, match="is no Keras model that may be loaded"):
+    with pytest.raises(WeightsError, match="is not a Keras model that can be loaded safely"):
         require_safe(tmp_path / "named.keras")
 
 
@@ -418,7 +422,7 @@ def test_an_archive_holds_a_network_and_its_numbers_and_nothing_else(tmp_path):
     stacked().save(tmp_path / "good.keras")
     for name in ("../../CANARY", "/tmp/CANARY", "assets/vocabulary.txt"):
         path = rewritten(tmp_path / "good.keras", tmp_path / "evil.keras", lambda config: config, {name: b"x"})
-        with pytest.raises(WeightsError, match=re.escape(f"it holds a file {name!r}")):
+        with pytest.raises(WeightsError, match=re.escape(f"it contains the file {name!r}")):
             require_safe(path)
 
 
@@ -439,7 +443,7 @@ def test_numbers_that_lie_in_another_file_are_refused(tmp_path, kind):
     with zipfile.ZipFile(tmp_path / "evil.keras", "w") as archive:
         archive.writestr("config.json", "{}")
         archive.writestr("model.weights.h5", buffer.getvalue())
-    with pytest.raises(WeightsError, match="'layers' in it lies in another file"):
+    with pytest.raises(WeightsError, match="'layers' in it is stored in another file"):
         require_safe(tmp_path / "evil.keras")
 
 
@@ -456,10 +460,10 @@ def test_numbers_that_are_not_stored_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "evil.keras", "w") as archive:
         archive.writestr("config.json", "{}")
         archive.writestr("model.weights.h5", hollow())
-    with pytest.raises(WeightsError, match="says that it has 4,398,046,511,104 bytes; 0 are stored"):
+    with pytest.raises(WeightsError, match="declares 4,398,046,511,104 bytes, but only 0 are stored"):
         require_safe(tmp_path / "evil.keras")
     base = find_base("MobileNetV2")
-    with pytest.raises(WeightsError, match="says that it has 4,398,046,511,104 bytes; 0 are stored"):
+    with pytest.raises(WeightsError, match="declares 4,398,046,511,104 bytes, but only 0 are stored"):
         build_network(base, 32, hollow())
 
 
@@ -481,7 +485,7 @@ def test_sizes_that_no_image_model_has_are_refused(tmp_path, layer):
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"no model"])
 def test_what_is_no_model_is_a_sentence(tmp_path, data):
     (tmp_path / "x.keras").write_bytes(data)
-    with pytest.raises(WeightsError, match="is no Keras model that may be loaded"):
+    with pytest.raises(WeightsError, match="is not a Keras model that can be loaded safely"):
         require_safe(tmp_path / "x.keras")
 
 

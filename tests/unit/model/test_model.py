@@ -12,10 +12,10 @@ import keras
 import numpy as np
 import pytest
 
-from tlbatch.commands.classify import job_of
 from tlbatch.config import RunConfig
 from tlbatch.errors import BundleError, ConfigError
 from tlbatch.execution.actors import Classifier
+from tlbatch.execution.classify_rows import job_of
 from tlbatch.execution.sizing import ExecutionPlan
 from tlbatch.images.decode import decode
 from tlbatch.images.listing import Selection, list_store
@@ -133,11 +133,11 @@ def test_half_precision_that_the_probes_refuse_is_not_used(bundle_url, keras_mod
     monkeypatch.setattr(engines, "HALF_TOLERANCE", 1e-9)
     given = load_engine(load_bundle(bundle_url), gpu=True, threads=2, batch_size=32).predict(pixels)
     assert given.scores == pytest.approx(np.asarray(keras_model(pixels)["scores"]), abs=1e-5)
-    assert "float32 it is" in caplog.text
+    assert "using float32" in caplog.text
 
 
 def test_a_gpu_that_tensorflow_does_not_see_is_said(bundle_url):
-    with pytest.raises(ConfigError, match=r"TensorFlow sees none there; install tlbatch\[gpu\]"):
+    with pytest.raises(ConfigError, match=r"TensorFlow does not see it; install tlbatch\[gpu\]"):
         load_engine(load_bundle(bundle_url), gpu=True)
 
 
@@ -175,7 +175,7 @@ def test_scores_that_are_off_stop_the_actor(copy):
     facts = json.loads((copy / BUNDLE).read_text())
     facts["files"]["probes.npz"] = sha256((copy / "probes.npz").read_bytes())
     (copy / BUNDLE).write_text(json.dumps(facts))
-    with pytest.raises(BundleError, match="fails its self-test on openvino: scores of the probes are off by"):
+    with pytest.raises(BundleError, match="fails its self-test on openvino: its scores differ from those of the probes by"):
         load_engine(load_bundle(str(copy)))
 
 
@@ -183,9 +183,9 @@ def test_scores_that_are_off_stop_the_actor(copy):
     ("content", "sentence"),
     [
         (None, "There is no bundle at"),
-        (b"{", "cannot be understood"),
-        (b"[]", "cannot be understood"),
-        (b'{"format_version": 1}', "base in its bundle.json will not do: Field required"),
+        (b"{", "its bundle.json is not JSON with a format_version"),
+        (b"[]", "its bundle.json is not JSON with a format_version"),
+        (b'{"format_version": 1}', "base in its bundle.json is invalid: Field required"),
         (b'{"format_version": 99}', "has format 99; this tlbatch reads format 1"),
     ],
 )
@@ -202,25 +202,25 @@ def test_a_bundle_names_no_file_outside_its_folder(copy, name):
     facts = json.loads((copy / BUNDLE).read_text())
     facts["files"][name] = "0" * 64
     (copy / BUNDLE).write_text(json.dumps(facts))
-    with pytest.raises(BundleError, match="cannot be understood"):
+    with pytest.raises(BundleError, match=r"its bundle\.json lists files that a bundle does not have"):
         load_bundle(str(copy))
 
 
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
-        (("input", "size"), [96], "input.size in its bundle.json will not do"),
-        (("input", "size"), ["96", "96"], "input.size.0 in its bundle.json will not do"),
-        (("input", "size"), [96.0, True], "input.size.0 in its bundle.json will not do"),
-        (("label_thresholds",), [0.5], "its bundle.json will not do: 3 labels have 1 thresholds"),
-        (("input", "size"), [96, 1 << 40], "input.size.1 in its bundle.json will not do"),
-        (("features_length",), "1280", "features_length in its bundle.json will not do"),
-        (("features_length",), 1 << 40, "features_length in its bundle.json will not do"),
-        (("labels",), [1, 2, 3], "labels.0 in its bundle.json will not do"),
-        (("abstain_threshold",), float("nan"), "abstain_threshold in its bundle.json will not do"),
-        (("files", "model.keras"), "../etc", "files.model.keras in its bundle.json will not do"),
-        (("files", "two\nlines"), "", "files.two\\nlines in its bundle.json will not do"),
-        (("base",), None, "base in its bundle.json will not do"),
+        (("input", "size"), [96], "input.size in its bundle.json is invalid"),
+        (("input", "size"), ["96", "96"], "input.size.0 in its bundle.json is invalid"),
+        (("input", "size"), [96.0, True], "input.size.0 in its bundle.json is invalid"),
+        (("label_thresholds",), [0.5], "its bundle.json is invalid: there are 3 labels and 1 thresholds"),
+        (("input", "size"), [96, 1 << 40], "input.size.1 in its bundle.json is invalid"),
+        (("features_length",), "1280", "features_length in its bundle.json is invalid"),
+        (("features_length",), 1 << 40, "features_length in its bundle.json is invalid"),
+        (("labels",), [1, 2, 3], "labels.0 in its bundle.json is invalid"),
+        (("abstain_threshold",), float("nan"), "abstain_threshold in its bundle.json is invalid"),
+        (("files", "model.keras"), "../etc", "files.model.keras in its bundle.json is invalid"),
+        (("files", "two\nlines"), "", "files.two\\nlines in its bundle.json is invalid"),
+        (("base",), None, "base in its bundle.json is invalid"),
     ],
 )
 def test_facts_that_will_not_do_are_named(copy, path, value, sentence):
@@ -239,7 +239,7 @@ def test_labels_that_the_scores_do_not_fit_stop_the_actor(copy, load):
     facts = json.loads((copy / BUNDLE).read_text())
     facts["labels"].append("one more")
     (copy / BUNDLE).write_text(json.dumps(facts))
-    with pytest.raises(BundleError, match="names 4 scores, its model gives 3"):
+    with pytest.raises(BundleError, match="has 4 scores, but its model gives 3"):
         load(load_bundle(str(copy)))
 
 
@@ -247,7 +247,7 @@ def test_probes_of_another_size_stop_the_actor(copy):
     facts = json.loads((copy / BUNDLE).read_text())
     facts["input"]["size"] = [64, 64]
     (copy / BUNDLE).write_text(json.dumps(facts))
-    with pytest.raises(BundleError, match=r"takes pixels of \(64, 64\), its probes are \(96, 96, 3\)"):
+    with pytest.raises(BundleError, match=r"takes pixels of \(64, 64\), but its probes are \(96, 96, 3\)"):
         load_engine(load_bundle(str(copy)))
 
 
@@ -267,11 +267,11 @@ def test_a_pinned_bundle_is_taken_and_no_other(copy):
     digest = sha256((copy / BUNDLE).read_bytes())
     pinned = load_bundle(f"{copy}#sha256={digest}")
     assert (pinned.digest, pinned.location.url, pinned.pinned) == (digest, str(copy), f"{copy}#sha256={digest}")
-    with pytest.raises(BundleError, match=f"is not the one that was asked for: its bundle.json has sha256 {digest}, not 000"):
+    with pytest.raises(BundleError, match=f"is not the pinned one: its bundle.json has the sha256 {digest}, not 000"):
         load_bundle(f"{copy}#sha256={'0' * 64}")
     with pytest.raises(BundleError, match=r"takes the 64 digits that `sha256sum bundle.json` prints; found 'abc'"):
         load_bundle(f"{copy}#sha256=abc")
-    with pytest.raises(BundleError, match="a bundle that is yet to be written has no digest"):
+    with pytest.raises(BundleError, match="a new bundle has no digest yet"):
         require_bundle_place(resolve(f"{copy}#sha256={digest}"))
 
 
@@ -283,7 +283,7 @@ def test_an_actor_takes_no_bundle_that_was_put_there_since(copy, store):
     rows = manifest.append_column("row", [list(range(len(manifest)))])
     job = job_of(config, load_bundle(str(copy)).pinned, "openvino", ExecutionPlan([], 1, 1, 64), rows)
     (copy / BUNDLE).write_bytes(facts.replace(b'"accuracy"', b'"Accuracy"'))
-    with pytest.raises(BundleError, match="is not the one that was asked for"):
+    with pytest.raises(BundleError, match="is not the pinned one"):
         Classifier(job)
 
 

@@ -120,7 +120,7 @@ def test_the_command_shows_first_and_removes_when_told(output):
     done = run_cli("gc", output.url)
     assert done.returncode == 0, done.stderr
     assert "runs/given-up: of an unfinished run that a later one followed" in done.stdout
-    assert "Nothing was removed: say --remove" in done.stdout
+    assert "Nothing was removed; add --remove" in done.stdout
     assert json.loads(run_cli("gc", output.url, "--older-than", "48", "--json").stdout)["leftovers"] == []
     assert json.loads(run_cli("gc", output.url, "--remove", "--json").stdout)["removed"]
     assert "Nothing to remove." in run_cli("gc", output.url).stdout

@@ -28,24 +28,24 @@ def test_the_index_by_hand_and_the_chance_of_as_much():
 def test_a_first_run_is_good_and_says_that_nothing_is_compared():
     verdict = judge_run(report(1000), side(500, 500), None)
     assert verdict.tone == GOOD
-    assert "1,000 listed = 1,000 predicted + 0 failed; there is no run before" in verdict.sentence
+    assert "1,000 listed = 1,000 predicted + 0 failed; there is no previous run" in verdict.sentence
 
 
 def test_a_run_like_the_one_before_is_good():
     verdict = judge_run(report(1000), side(510, 490), side(500, 500))
     assert (verdict.tone, verdict.odd) == (GOOD, ())
-    assert "nothing odd against the run before" in verdict.sentence
+    assert "nothing unusual compared with the previous run" in verdict.sentence
 
 
 def test_labels_that_have_moved_are_named_with_both_shares():
     verdict = judge_run(report(1000), side(200, 800), side(500, 500))
     assert verdict.tone == DOUBTFUL
-    assert "blue was 50.0% of the images and is 80.0%" in verdict.sentence
+    assert "blue was 50.0% of the images and is now 80.0%" in verdict.sentence
 
 
 def test_scores_that_have_moved_are_told_though_the_labels_have_not():
     verdict = judge_run(report(1000), side(500, 500, scores=[100, 900]), side(500, 500, scores=[500, 500]))
-    assert verdict.odd == ("the scores are distributed otherwise than in the run before",)
+    assert verdict.odd == ("the distribution of scores differs from the previous run",)
 
 
 def test_a_new_label_counts_as_moved():
@@ -66,7 +66,7 @@ def test_failures_that_doubled_are_odd_and_those_by_chance_are_not():
 def test_a_run_that_was_kept_back_is_not_published():
     verdict = judge_run(report(10, kept_back=["psi is 0.4 and not < 0.2"]), side(5, 5), side(5, 5))
     assert verdict.tone == BAD
-    assert verdict.sentence == "Complete, and not published: psi is 0.4 and not < 0.2."
+    assert verdict.sentence == "Complete, but not published: psi is 0.4 and not < 0.2."
 
 
 def test_chance_among_few_images_is_seldom_called_odd():

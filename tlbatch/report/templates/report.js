@@ -11,7 +11,7 @@ if (filters) {
     for (const holder of holders) {
       holder.hidden = !holder.querySelector('figure:not([hidden])');
     }
-    filters.querySelector('output').textContent = figures.filter(figure => !figure.hidden).length + ' pictures';
+    filters.querySelector('output').textContent = figures.filter(figure => !figure.hidden).length + ' images';
   });
 }
 const cells = [...document.querySelectorAll('.matrix button')];
