@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos fuzz soak cluster lint format bench lock clean
+.PHONY: help install demo test unit chaos fuzz soak cluster lint format bench lock clean
 
 help:  ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,23 +22,26 @@ install: $(INSTALLED)  ## Set everything up in .venv
 demo: $(INSTALLED)  ## Train on photographs of solar cells and classify all of them
 	$(BIN)/tlbatch demo
 
+unit: $(INSTALLED)  ## Run the unit tests: no Ray, under a minute
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/unit
+
 test: $(INSTALLED)  ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 chaos: $(INSTALLED)  ## Bad networks, kills at every step, and the protocol in 1,000 nights; make test does a sample
-	TLBATCH_CHAOS=50 $(BIN)/python -m pytest -s tests/test_chaos.py
-	TLBATCH_KILLS=50 $(BIN)/python -m pytest -s tests/test_kills.py
-	TLBATCH_EXAMPLES=1000 $(BIN)/python -m pytest --timeout 1800 tests/test_protocol.py
+	TLBATCH_CHAOS=50 $(BIN)/python -m pytest -s tests/system/test_chaos.py
+	TLBATCH_KILLS=50 $(BIN)/python -m pytest -s tests/system/test_kills.py
+	TLBATCH_EXAMPLES=1000 $(BIN)/python -m pytest --timeout 1800 tests/unit/output/test_protocol.py
 
 fuzz: $(INSTALLED)  ## Hostile bytes for every reader, six minutes each (make test does a sample)
-	TLBATCH_FUZZ_SECONDS=360 TLBATCH_EXAMPLES=5000 $(BIN)/python -m pytest -s --timeout 3600 tests/test_fuzz.py
+	TLBATCH_FUZZ_SECONDS=360 TLBATCH_EXAMPLES=5000 $(BIN)/python -m pytest -s --timeout 3600 tests/system/test_fuzz.py
 
 soak: $(INSTALLED)  ## Up to 500,000 images over S3, or an hour, with one request in a hundred failing (make test does a sample)
-	TLBATCH_SOAK_SECONDS=3600 $(BIN)/python -m pytest -s --timeout 12000 tests/test_soak.py
+	TLBATCH_SOAK_SECONDS=3600 $(BIN)/python -m pytest -s --timeout 12000 tests/system/test_soak.py
 
 cluster: $(INSTALLED)  ## 5,000 images on three hosts, with a host cut off; nights of 1,000 images (as root; make test does a sample)
-	TLBATCH_CLUSTER_IMAGES=5000 $(BIN)/python -m pytest -s --timeout 900 tests/test_cluster.py
-	TLBATCH_NIGHTS=1000 $(BIN)/python -m pytest -s --timeout 900 tests/test_nights.py
+	TLBATCH_CLUSTER_IMAGES=5000 $(BIN)/python -m pytest -s --timeout 900 tests/system/test_cluster.py
+	TLBATCH_NIGHTS=1000 $(BIN)/python -m pytest -s --timeout 900 tests/system/test_nights.py
 
 lint: $(INSTALLED)  ## Check style, types and pinned packages
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What the tests share: real photographs, a real Ray, a bundle trained for real."""
+"""What the tests share: real photographs, a real Ray, a real S3 server, bundles."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import os
 import shutil
 import threading
 import zipfile
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from support.faulty_proxy import FaultyS3
 from support.paths import GOLDEN, PHOTOS
 from support.pictures import write_store
@@ -104,10 +106,22 @@ def faulty(s3_server: S3Server):
         yield lambda seed=0, **faults: stack.enter_context(FaultyS3(s3_server.endpoint, seed, faults))
 
 
+def shared(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that all workers of pytest-xdist use; the first one that asks makes it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    done = folder.with_suffix(".done")
+    with FileLock(folder.with_suffix(".lock")):
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 pictures in three classes, one folder each. Tests that change it make their own."""
-    return write_store(tmp_path_factory.mktemp("store"), 20)
+    return shared(tmp_path_factory, "store", lambda folder: write_store(folder, 20))
 
 
 @pytest.fixture(scope="session")
@@ -120,9 +134,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory, store: Path, weights: str,
 
 
 @pytest.fixture(scope="session")
-def bundle_url(trained: dict) -> str:
-    """The trained bundle's folder."""
-    return trained["bundle"]
+def bundle_url(tmp_path_factory: pytest.TempPathFactory, store: Path, weights: str) -> str:
+    """A bundle of a real base that tells the three colors apart; in `system/` a tiny one."""
+    from support.bundles import real_bundle
+
+    return str(shared(tmp_path_factory, "bundle", lambda folder: real_bundle(store, weights, folder)))
 
 
 @pytest.fixture(scope="session")
@@ -136,9 +152,12 @@ def keras_model(bundle_url: str):
 @pytest.fixture(scope="session")
 def tiny_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Two exact bundles of one small base (`support/tiny.py`), by name, out of the golden outputs: no training, no Keras."""
-    folder = tmp_path_factory.mktemp("tiny")
-    with zipfile.ZipFile(GOLDEN / "before.zip") as archive:
-        archive.extractall(folder, [name for name in archive.namelist() if name.startswith("bundles/")])
+
+    def extract(folder: Path) -> None:
+        with zipfile.ZipFile(GOLDEN / "before.zip") as archive:
+            archive.extractall(folder, [name for name in archive.namelist() if name.startswith("bundles/")])
+
+    folder = shared(tmp_path_factory, "tiny", extract)
     return {name: str(folder / "bundles" / name) for name in ("a", "b")}
 
 

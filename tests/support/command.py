@@ -1,11 +1,15 @@
-"""The installed command in a process of its own."""
+"""The command: installed and in a process of its own, or in this process."""
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
+import sys
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 from support.paths import TLBATCH
 
@@ -33,3 +37,25 @@ PEAK = "def peak(): return int(next(line for line in open('/proc/self/status') i
 def without_progress(said: str) -> str:
     """What a command said on stderr, without the lines that say how far it is."""
     return re.sub(r"^\d\d:\d\d:\d\d (listing|extracting|classifying|rescoring|publishing): .*\n", "", said, flags=re.MULTILINE)
+
+
+def run_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command in this process, without its set-up of logging, signals and descriptors: for messages and exit codes."""
+    from tlbatch.cli import main as command_line
+
+    command = ["tlbatch", *map(str, arguments)]
+    if arguments[0] in ("classify", "extract", "rescore"):
+        command[2:2] = ["--no-report"]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with ExitStack() as stack:
+        for name in ("_prepare", "separate_python_stderr"):
+            stack.enter_context(mock.patch.object(command_line, name, return_value=None))
+        stack.enter_context(mock.patch.object(command_line.atexit, "register", return_value=None))
+        stack.enter_context(mock.patch.object(sys, "argv", command))
+        stack.enter_context(redirect_stdout(out))
+        stack.enter_context(redirect_stderr(err))
+        try:
+            command_line.main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(bool(end.code))
+    return subprocess.CompletedProcess(command, code, out.getvalue(), without_progress(err.getvalue()))

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import typer
-from support.command import run_cli, without_progress
+from support.command import run_cli, run_here, without_progress
 from support.paths import ROOT, TLBATCH
 from support.pictures import COLORS, encoded, noisy, write_store
 
@@ -127,7 +127,7 @@ def test_a_persons_mistake_gets_one_sentence_exit_code_2_and_writes_nothing(
     rows = [f"{color}/{number:04d}.jpg,{color}" for color in ("red", "green") for number in range(4)]
     (tmp_path / "one.csv").write_text("\n".join(["key,label", *rows, "blue/0000.jpg,blue"]))
     before = tree(tmp_path)
-    done = run_cli(*(argument.format(store=store, bundle=bundle_url) for argument in arguments))
+    done = run_here(*(argument.format(store=store, bundle=bundle_url) for argument in arguments))
     assert words in sentence(done, 2)
     assert tree(tmp_path) == before
 
@@ -157,17 +157,16 @@ def output(store, bundle_url, tmp_path_factory) -> Path:
     return folder
 
 
-def test_verbs_that_look_at_a_folder(output, bundle_url):
-    assert json.loads(run_cli("verify", output, "--json").stdout)["ok"]
-    assert json.loads(run_cli("status", output, "--json").stdout)["runs"][0]["state"] == "published"
-    done = run_cli("evaluate", "--output", output, "--labels", Path(bundle_url, "split.csv"), "--split", "test", "--json")
-    assert json.loads(done.stdout)["images"] == 12
-    for verb in (
-        ["verify", output],
-        ["status", output],
-        ["evaluate", "--output", output, "--labels", Path(bundle_url, "split.csv")],
-    ):
-        done = run_cli(*verb)
+def test_verbs_that_look_at_a_folder(output, store, tmp_path):
+    keys = sorted(path.relative_to(store).as_posix() for path in store.rglob("*.jpg"))
+    labels = pd.DataFrame({"key": keys, "label": [key.split("/")[0] for key in keys]})
+    labels.assign(split=["test" if number % 5 == 0 else "train" for number in range(60)]).to_csv(tmp_path / "l.csv")
+    assert json.loads(run_here("verify", output, "--json").stdout)["ok"]
+    assert json.loads(run_here("status", output, "--json").stdout)["runs"][0]["state"] == "published"
+    evaluate = ["evaluate", "--output", output, "--labels", tmp_path / "l.csv"]
+    assert json.loads(run_here(*evaluate, "--split", "test", "--json").stdout)["images"] == 12
+    for run, verb in ((run_cli, ["verify", output]), (run_here, ["status", output]), (run_here, evaluate)):
+        done = run(*verb)
         assert (done.returncode, done.stderr) == (0, "")
         assert "60" in done.stdout
 
