@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit chaos fuzz soak cluster lint format bench lock clean
+.PHONY: help install demo test unit bases chaos fuzz soak cluster lint format bench lock clean
 
 help:  ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ unit: $(INSTALLED)  ## Run the unit tests: no Ray, under a minute
 
 test: $(INSTALLED)  ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+bases: $(INSTALLED)  ## Build every base of keras.applications (make test does a sample)
+	TLBATCH_BASES=all $(BIN)/python -m pytest --timeout 900 tests/integration/test_bases_built.py
 
 chaos: $(INSTALLED)  ## Bad networks, kills at every step, and the protocol in 1,000 nights; make test does a sample
 	TLBATCH_CHAOS=50 $(BIN)/python -m pytest -s tests/system/test_chaos.py

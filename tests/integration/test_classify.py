@@ -346,7 +346,7 @@ def test_a_name_is_given_to_one_run_only(tmp_path, bundle_url):
     store = write_store(tmp_path / "store", 2)
     classify(store, bundle_url, tmp_path / "out", run_id="monday")
     write_store(store, 1, first=2)
-    with pytest.raises(OutputError, match="has a run 'monday' already"):
+    with pytest.raises(OutputError, match="already has a run 'monday'"):
         classify(store, bundle_url, tmp_path / "out", run_id="monday")
     assert classify(store, bundle_url, tmp_path / "out", run_id="before")["listed"] == 9
     assert [run["run_id"] for run in tlbatch.status(str(tmp_path / "out"))["runs"]] == ["monday", "before"]

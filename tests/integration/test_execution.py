@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from tlbatch.execution.executor import run_actors
-from tlbatch.execution.resources import ActorPool
+from tlbatch.execution.resources import ActorPool, read_cluster
 from tlbatch.output.run import Run
 from tlbatch.storage.local import LocalLocation
 
@@ -77,3 +77,17 @@ def test_while_a_block_takes_its_time_ray_data_looks_seldom(tmp_path, monkeypatc
     began = tmp_path.joinpath("0").stat().st_mtime - time.time() + time.monotonic()
     # Twice a second, and once a second for its autoscaler, come to eleven and a stray one; by default they are about forty.
     assert 2 <= sum(began < look < began + 3.5 for look in looks) <= 20
+
+
+def test_a_cluster_is_asked_what_it_is_though_another_was_shut_down_in_this_process(ray_here):
+    """Ray keeps one client for its key-value store in a process, and any shutdown of a test cluster takes it away."""
+    from ray._private.worker import global_worker
+    from ray.experimental.internal_kv import _initialize_internal_kv, _internal_kv_reset
+
+    _internal_kv_reset()
+    try:
+        found = read_cluster()
+    finally:
+        _initialize_internal_kv(global_worker.gcs_client)
+    assert found.machines[0]["CPU"] >= 1
+    assert not found.grows, "nothing starts machines for this one"

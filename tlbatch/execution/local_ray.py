@@ -57,7 +57,7 @@ def start_local_ray(*, log_to_driver: bool = False, **options: Any) -> None:
 def _warn_once(missing: str) -> None:
     log.warning(
         "Ray %s is not the version that tlbatch was tested with (%s): it starts more slowly and listens on all network "
-        "interfaces, not only on 127.0.0.1. Install ray>=2.60,<2.61.",
+        "interfaces, not only on 127.0.0.1. Install the Ray version that tlbatch requires.",
         ray.__version__,
         missing,
     )
@@ -85,10 +85,10 @@ def _reduced_ray(reads_logs: bool) -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER, node.Node, utils.get_dashboard_dependency_error = before
 
 
-def _reduced_node(node: type[Any], reads_logs: bool) -> type[Any]:
+def _reduced_node(node: Any, reads_logs: bool) -> Any:
     """Ray's class `Node`, which starts the processes of a machine, for a cluster of one machine without a dashboard."""
 
-    class ReducedNode(node):
+    class ReducedNode(node):  # type: ignore[misc] # Ray has no types
         def __init__(self, ray_params: Any, *arguments: Any, **options: Any) -> None:
             ray_params.no_monitor = True
             ray_params.include_log_monitor = reads_logs

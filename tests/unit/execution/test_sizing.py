@@ -8,7 +8,7 @@ import pytest
 from tlbatch.config import RunConfig
 from tlbatch.errors import ConfigError
 from tlbatch.execution.actors import Classifier, DecodingActor, PredictingActor
-from tlbatch.execution.resources import ClusterResources, read_cluster
+from tlbatch.execution.resources import ClusterResources
 from tlbatch.execution.sizing import cut_blocks, parallelism_of, plan_for, work_of
 
 LAPTOP = [{"CPU": 2.0}]
@@ -90,17 +90,3 @@ def test_an_object_is_in_one_block_and_a_shard_counts_by_its_bytes():
     blocks = cut_blocks(rows, weights, 64)
     assert [block.num_rows for block in blocks] == [2, 3, 1]
     assert pa.concat_tables(blocks).equals(rows)
-
-
-def test_a_cluster_is_asked_what_it_is_though_another_was_shut_down_in_this_process(ray_here):
-    """Ray keeps one client for its key-value store in a process, and any shutdown of a test cluster takes it away."""
-    from ray._private.worker import global_worker
-    from ray.experimental.internal_kv import _initialize_internal_kv, _internal_kv_reset
-
-    _internal_kv_reset()
-    try:
-        found = read_cluster()
-    finally:
-        _initialize_internal_kv(global_worker.gcs_client)
-    assert found.machines[0]["CPU"] >= 1
-    assert not found.grows, "nothing starts machines for this one"

@@ -1,17 +1,15 @@
 """Every base scales its pixels as Keras does, and takes its weights from every layout Keras has written."""
 
 import inspect
-import re
 
 import h5py
 import keras
 import numpy as np
 import pytest
-from support.paths import ROOT
+from support.documented import BASES_TABLE
 from support.weights import save_notop
 
 from tlbatch.errors import ConfigError, WeightsError
-from tlbatch.model import bases
 from tlbatch.model.bases import BASES, build_network, find_base, weights_digest
 
 SMALL = 32
@@ -23,35 +21,8 @@ def test_the_table_holds_every_base_of_keras():
     assert builders == set(BASES)
 
 
-#: What `docs/bases.md` says of each base: size, preprocessing in words, feature length.
-TABLE = {
-    name: (int(size), words, int(length))
-    for name, size, words, length in re.findall(
-        r"^\| (\w+) \| (\d+) \| (.+?) \| (\d+) \|$", (ROOT / "docs" / "bases.md").read_text(), flags=re.MULTILINE
-    )
-}
-WORDS = {
-    "tf": "-1 to 1",
-    "torch": "ImageNet mean and deviation",
-    "caffe": "BGR minus ImageNet mean",
-    "inside": "by the network",
-}
-
-
 def test_the_documentation_lists_every_base():
-    assert set(TABLE) == set(BASES)
-
-
-@pytest.mark.parametrize("name", BASES)
-def test_each_base_is_built_and_scales_as_its_own_preprocess_input(name):
-    base, side = BASES[name], 96
-    pixels, features = bases.with_preprocessing(base, build_network(base, side, "random"), side)
-    extractor = keras.Model(pixels, features)
-    assert TABLE[name] == (base.size, WORDS[base.scaling], features.shape[-1])
-    images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
-    given = np.asarray(keras.Model(pixels, extractor.get_layer("scale").output)(images))
-    module = inspect.getmodule(getattr(keras.applications, name))
-    assert given == pytest.approx(module.preprocess_input(images.astype("float32")), abs=1e-4)
+    assert set(BASES_TABLE) == set(BASES)
 
 
 def test_an_unknown_base_is_a_sentence_with_a_suggestion():
@@ -106,16 +77,6 @@ def test_weights_with_names_of_another_time_are_taken_in_order(tmp_path):
     file = tmp_path / "vgg16_notop.h5"
     save_notop(vgg, file, lambda weight: f"{weight.path.split('/')[-2]}_{'W' if weight.name == 'kernel' else 'b'}_1:0")
     assert weights_digest(build_network(BASES["VGG16"], SMALL, file.read_bytes())) == weights_digest(vgg)
-
-
-@pytest.mark.parametrize("name", ["ResNet50", "InceptionV3"])
-def test_layers_without_names_of_their_own_find_their_weights(name, tmp_path):
-    size = 75
-    network = build_network(BASES[name], size, "random")
-    network.save_weights(tmp_path / "own.weights.h5")
-    keras.layers.Conv2D(1, 1)  # moves the counter that names layers
-    loaded = build_network(BASES[name], size, (tmp_path / "own.weights.h5").read_bytes())
-    assert weights_digest(loaded) == weights_digest(network)
 
 
 def test_the_demo_weights_fit(weights):

@@ -17,7 +17,6 @@ from tlbatch.errors import BundleError, ConfigError
 from tlbatch.execution.actors import Classifier
 from tlbatch.execution.classify_rows import job_of
 from tlbatch.execution.sizing import ExecutionPlan
-from tlbatch.images.decode import decode
 from tlbatch.images.listing import Selection, list_store
 from tlbatch.model import engines
 from tlbatch.model.bundle import BUNDLE, load_bundle, require_bundle_place
@@ -111,34 +110,6 @@ def test_auto_is_openvino_on_a_cpu_and_tensorflow_on_a_gpu(bundle_url):
     bundle = load_bundle(bundle_url)
     assert choose(bundle, "auto", gpu=False) == "openvino"
     assert choose(bundle, "auto", gpu=True) == "tensorflow"
-
-
-@pytest.fixture
-def as_on_a_gpu(monkeypatch):
-    """The GPU's way, XLA and half precision, walked on a CPU."""
-    monkeypatch.setattr(engines, "gpus_of_this_process", lambda: 1)
-
-
-def test_half_precision_gives_the_same_labels(bundle_url, keras_model, store, as_on_a_gpu):
-    pixels = np.stack([decode(path.read_bytes(), (96, 96)).array for path in sorted(store.rglob("*.jpg"))])
-    given = load_engine(load_bundle(bundle_url), gpu=True, threads=2, batch_size=20).predict(pixels)
-    expected = np.asarray(keras_model(pixels)["scores"])
-    apart = np.abs(given.scores - expected).max()
-    assert 1e-5 < apart < engines.HALF_TOLERANCE, "exactly Keras's scores would not be half precision's"
-    assert given.scores.dtype == given.features.dtype == np.float32
-    assert (given.scores.argmax(1) == expected.argmax(1)).all()
-
-
-def test_half_precision_that_the_probes_refuse_is_not_used(bundle_url, keras_model, pixels, as_on_a_gpu, monkeypatch, caplog):
-    monkeypatch.setattr(engines, "HALF_TOLERANCE", 1e-9)
-    given = load_engine(load_bundle(bundle_url), gpu=True, threads=2, batch_size=32).predict(pixels)
-    assert given.scores == pytest.approx(np.asarray(keras_model(pixels)["scores"]), abs=1e-5)
-    assert "using float32" in caplog.text
-
-
-def test_a_gpu_that_tensorflow_does_not_see_is_said(bundle_url):
-    with pytest.raises(ConfigError, match=r"TensorFlow does not see it; install tlbatch\[gpu\]"):
-        load_engine(load_bundle(bundle_url), gpu=True)
 
 
 def test_a_bundle_without_openvino_falls_back_or_says_so(copy):
