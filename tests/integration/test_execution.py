@@ -1,17 +1,21 @@
-"""Blocks through actors: what this process does meanwhile, and what is left in it when that is interrupted."""
+"""Blocks pass through actors: the load on this process, interruption, and what happens without Ray's private names."""
 
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 import ray
+import ray.data
 
+from tlbatch.execution import resources
 from tlbatch.execution.executor import run_actors
-from tlbatch.execution.resources import ActorPool, read_cluster
+from tlbatch.execution.resources import ActorPool, configure_ray_data, map_blocks, read_cluster, run_to_end
 from tlbatch.output.run import Run
 from tlbatch.storage.local import LocalLocation
 
@@ -91,3 +95,53 @@ def test_a_cluster_is_asked_what_it_is_though_another_was_shut_down_in_this_proc
         _initialize_internal_kv(global_worker.gcs_client)
     assert found.machines[0]["CPU"] >= 1
     assert not found.grows, "nothing starts machines for this one"
+
+
+def recording() -> type:
+    """A worker that tells a folder of each whole block."""
+
+    class Recording:
+        def __init__(self, told: Path) -> None:
+            self._told = told
+
+        def __call__(self, block: pa.Table) -> pa.Table:
+            (self._told / "-".join(map(str, block["number"].to_pylist()))).touch()
+            return block.slice(0, 0)
+
+    return Recording
+
+
+NUMBERS = [pa.table({"number": [0, 1]}), pa.table({"number": [2, 3, 4]})]
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_blocks_pass_whole_with_and_without_the_private_names_of_ray_data(tmp_path, private):
+    blocks = ray.data.from_arrow(NUMBERS)
+    mapped = map_blocks(
+        blocks if private else SimpleNamespace(map_batches=blocks.map_batches), recording(), (tmp_path,), ActorPool(1, 0, 1, 1)
+    )
+    run_to_end(mapped if private else SimpleNamespace(iter_batches=mapped.iter_batches))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0-1", "2-3-4"]
+
+
+def test_without_the_private_names_a_cluster_counts_as_one_that_does_not_grow(monkeypatch):
+    from ray._private import worker
+    from ray.autoscaler.v2 import sdk
+
+    for module, name in ((worker, "global_worker"), (sdk, "get_cluster_status")):
+        with monkeypatch.context() as patch:
+            patch.delattr(module, name)
+            assert not read_cluster().grows
+
+
+def test_without_its_private_module_ray_data_is_set_up_all_the_same(monkeypatch):
+    context = ray.data.DataContext.get_current()
+    monkeypatch.setattr(context, "enable_progress_bars", True)
+    monkeypatch.setitem(sys.modules, "ray.data._internal.execution", None)
+    configure_ray_data()
+    assert not context.enable_progress_bars
+
+
+def test_without_the_private_module_only_a_running_ray_tells_of_gpus(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray._private.accelerators", None)
+    assert resources._gpus_of_this_machine() == 1

@@ -50,7 +50,7 @@ def test_what_there_is_not_is_said(told):
         told.show("rde")
     with pytest.raises(ValueError, match="order: write 'most certain' or 'least certain'"):
         told.show("red", order="best")
-    with pytest.raises(OutputError, match="a report is of one table"):
+    with pytest.raises(OutputError, match="a report is about one table"):
         tlbatch.run(images="/a", bundle=["/b", "/c"], output="/d")
 
 

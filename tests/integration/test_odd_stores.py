@@ -96,7 +96,7 @@ def test_the_images_of_a_shard_stay_together_however_many(store, bundle_url, tmp
 
 def test_a_part_with_half_of_an_object_is_not_staged(tmp_path):
     rows = outcome([0, 1, 2]).set_column(outcome([0]).column_names.index("images"), "images", pa.array([1, 2, 1], pa.int32()))
-    with pytest.raises(CountsError, match="some of an object's images and not all"):
+    with pytest.raises(CountsError, match="some images of an object and not all"):
         stage_part(resolve(str(tmp_path)), rows)
     assert not resolve(str(tmp_path)).names()
 

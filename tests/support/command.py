@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
@@ -41,8 +42,7 @@ def without_progress(said: str) -> str:
 
 def run_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """The command in this process, without its set-up of logging, signals and descriptors: for messages and exit codes."""
-    from tlbatch.cli import main as command_line
-
+    command_line = import_module("tlbatch.cli.main")
     command = ["tlbatch", *map(str, arguments)]
     if arguments[0] in ("classify", "extract", "rescore"):
         command[2:2] = ["--no-report"]

@@ -20,8 +20,7 @@ import atheris
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 with atheris.instrument_imports(include=["tlbatch", "tarfile", "gzip", "PIL"]):
-    from promises import TARGETS, seeds
-
+    from support.contracts import TARGETS, seeds
     from tlbatch.images.decode import prepare_process
 
 

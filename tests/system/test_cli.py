@@ -271,7 +271,7 @@ def test_a_stopped_run_continues_and_ends_as_an_undisturbed_one(many, bundle_url
     other = run_cli(
         "classify", "--images", many, "--bundle", bundle_url, "--output", tmp_path / "out", "--set", "run_id=second"
     )
-    assert "Run the-run works on this output since" in sentence(other, 4)
+    assert "Run the-run has been working on this output since" in sentence(other, 4)
     os.kill(process.pid, number)
     os.kill(process.pid, signal.SIGCONT)
     _, said = process.communicate(timeout=60)

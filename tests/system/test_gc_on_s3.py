@@ -22,8 +22,8 @@ def test_uploads_that_were_never_ended_are_found_on_s3(s3_server):
     assert tlbatch.gc(output.url, **options)["leftovers"] == [], "they are young"
     found = tlbatch.gc(output.url, older_than=0.0, remove=True, **options)
     assert {one["path"]: one["why"] for one in found["leftovers"]} == {
-        "latest.json.probe-123": "a write that was cut short",
-        "runs/now/features/part-00000.parquet": "an upload that was never ended",
+        "latest.json.probe-123": "interrupted write",
+        "runs/now/features/part-00000.parquet": "unfinished upload",
     }
     assert list(output.uploads()) == []
     assert [one["Key"] for one in fs.call_s3("list_multipart_uploads", Bucket=BUCKET)["Uploads"]] == ["gc/other"]

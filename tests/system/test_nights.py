@@ -210,7 +210,7 @@ def test_of_two_nights_one_runs_and_the_other_says_who(nights, bundle_url):
     finally:
         os.kill(first.pid, signal.SIGCONT)
     assert second.returncode == 4
-    assert "Run first works on this output since" in second.stderr
+    assert "Run first has been working on this output since" in second.stderr
     _, said = first.communicate(timeout=200)
     assert first.returncode == 0, said
 

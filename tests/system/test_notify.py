@@ -32,8 +32,11 @@ def test_the_end_of_a_command_is_posted(receiver, monkeypatch):
 def test_an_error_is_posted_with_its_exit_code_and_goes_on(receiver):
     address, posted = receiver
     with pytest.raises(LeaseHeldError), notifying(address, "classify", "/o"):
-        raise LeaseHeldError("Run x works on this output since 2.")
-    assert (posted[0]["exit_code"], posted[0]["text"]) == (4, "tlbatch classify of /o: Run x works on this output since 2.")
+        raise LeaseHeldError("Run x has been working on this output since 2.")
+    assert (posted[0]["exit_code"], posted[0]["text"]) == (
+        4,
+        "tlbatch classify of /o: Run x has been working on this output since 2.",
+    )
     with pytest.raises(KeyboardInterrupt), notifying(address, "classify", "/o"):
         raise KeyboardInterrupt
     assert posted[1]["exit_code"] == 4

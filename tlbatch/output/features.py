@@ -1,7 +1,7 @@
-"""The features that a run has written -> vectors by name, and for each its place in that run's manifest.
+"""Published features -> vectors by name, each with its position in the manifest of its run.
 
-A frozen base gives an image the same features for ever, so whoever has them needs neither the image nor the base. Features of
-another base, input size or preprocessing have another digest in their column `base`, and are refused.
+A frozen base always computes the same features for an image, so stored features replace both the image and the base. Features
+of another base, input size or preprocessing have another digest in their column `base` and are rejected.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from tlbatch.schema import IMAGE, from_parquet, sha256
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import resolve
 
-#: Files that are read at the same time; each may be 256 MiB.
+#: Number of files read at the same time; each may be 256 MiB.
 _FILES_AT_ONCE = 2
-#: What an object must have in common with another to be the same version of the same thing.
-_SAME = ["uri", "key", "etag"]
+#: Two rows with equal values in these columns are the same version of the same object.
+_IDENTITY = ["uri", "key", "etag"]
 
 
 @dataclass(frozen=True)
 class FeatureRun:
-    """A published run with features: where it lies, what it says, and its files.
+    """A published run with features, and its report.
 
-    `superseded` are uris of which a newer run of the same table has something else to say.
+    `superseded` holds the uris that newer runs of the same table have superseded.
     """
 
     run: Run
@@ -46,36 +46,36 @@ class FeatureRun:
 
     @property
     def base(self) -> str:
-        """The digest that the base of a bundle must have to be used with these features."""
+        """The digest of the base that made these features. Only a bundle with this base can use them."""
         return str(self.run.facts["base"])
 
     @property
     def kind(self) -> tuple[str, str]:
-        """What features must have in common to be used together: base and precision."""
+        """Base and precision. Only features of the same kind can be used together."""
         return features_kind(self.run)
 
     @property
     def snapshot_run(self) -> SnapshotRun:
-        """The run as a part of its table."""
+        """The run as part of its table."""
         return SnapshotRun(self.run, self.superseded)
 
     def ranges(self, *, predictions: bool = False) -> list[FileRange]:
-        """Its files by range of manifest rows, in order; those with predictions only if they are wanted."""
+        """Its files by range of manifest rows, in order; files of predictions only on request."""
         return file_ranges(self.report["files"], predictions=predictions)
 
     def require_base(self, digest: str, whose: str) -> None:
-        """Raises OutputError if these features were made by another base than `whose`."""
+        """Raises OutputError if the base that made these features is not the base of `whose`."""
         if digest != self.base:
             raise OutputError(
-                f"The features of {self.run.location.url} are of another base, size or preprocessing than {whose}: "
-                f"their base is {self.base}, its base is {digest}."
+                f"The features of {self.run.location.url} were made with another base, input size or preprocessing than "
+                f"{whose}: the features have base {self.base}, expected {digest}."
             )
 
     def vectors(self, rows: np.ndarray | None = None) -> Iterator[pa.Table]:
-        """uri, key, etag and features (fixed-size lists) of every image, file after file.
+        """uri, key, etag and features (fixed-size lists) of every image, one table per file.
 
         Args:
-            rows: of the manifest, sorted; only the files that hold one of them are read.
+            rows: sorted manifest rows; only files that hold at least one of them are read. None reads all files.
         """
         ranges = self.ranges()
         if rows is not None:
@@ -89,11 +89,12 @@ class FeatureRun:
 
 
 class FeatureMatch(NamedTuple):
-    """Where the features of promised objects are.
+    """Which rows of a run's manifest have features for objects that are to be processed.
 
     Attributes:
-        source: the run that has them.
-        target: (n,) int: for each row of its manifest the row of the promised one that is the same object, -1 where none is.
+        source: the run that has the features.
+        target: (n,) int: for each manifest row of `source`, the row of the same object in the manifest to be processed, or -1
+            if that manifest does not list the object.
     """
 
     source: FeatureRun
@@ -102,31 +103,31 @@ class FeatureMatch(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """The features of a table: those of its runs, the newest first."""
+    """The features of a table, from all its runs, the newest first."""
 
     runs: tuple[FeatureRun, ...]
 
     @property
     def newest(self) -> Run:
-        """The run that says what they are features of."""
+        """The newest run. Its facts describe the features: base, size and precision."""
         return self.runs[0].run
 
     @cached_property
     def manifest(self) -> pa.Table:
-        """The objects of all its runs, sorted by key."""
+        """The current objects of all its runs, sorted by key."""
         return self._sorted[0]
 
     @property
     def fingerprint(self) -> str:
-        """It stands for the images and their base."""
+        """The fingerprint of the newest run. It identifies the images and the base."""
         return self.newest.fingerprint
 
     def matches(self) -> list[FeatureMatch]:
-        """Where each row of the manifest is."""
+        """For each run, the positions of its rows in `manifest`."""
         return [FeatureMatch(*one) for one in zip(self.runs, self._sorted[1], strict=True)]
 
     def require_base(self, digest: str, whose: str) -> None:
-        """Raises OutputError where a bundle's base is not the one that these features are of."""
+        """Raises OutputError if the base that made these features is not the base of `whose`."""
         self.runs[0].require_base(digest, whose)
 
     @cached_property
@@ -137,66 +138,68 @@ class FeatureTable:
         parts = [one.run.manifest.filter(pa.array(mask)) for one, mask in zip(self.runs, current, strict=True)]
         whole = pa.concat_tables(parts)
         order = pc.sort_indices(whole["key"])
-        places = np.empty(whole.num_rows, np.int64)
-        places[order.to_numpy()] = np.arange(whole.num_rows)
+        positions = np.empty(whole.num_rows, np.int64)
+        positions[order.to_numpy()] = np.arange(whole.num_rows)
         targets, start = [], 0
         for mask in current:
             target = np.full(len(mask), -1)
-            target[mask] = places[start : start + int(mask.sum())]
+            target[mask] = positions[start : start + int(mask.sum())]
             start += int(mask.sum())
             targets.append(target)
         return whole.take(order).combine_chunks(), targets
 
 
 def features_kind(run: Run) -> tuple[str, str]:
-    """What features must have in common to be used together: base and precision."""
+    """Base and precision of a run's features. Only features of the same kind can be used together."""
     return str(run.facts["base"]), str(run.facts["spec"].get("features_dtype"))
 
 
 def find_features(url: str, options: Mapping[str, Any] | None = None) -> FeatureTable:
-    """The features of a run's folder, or of the table that an output has published.
+    """The features of a run's folder, or of the published table of an output.
 
-    Of a table that was re-scored, or made again without features, they are those of an earlier run over the very same objects.
+    If the table was re-scored, or made again without features, they come from an earlier run over exactly the same objects.
 
     Raises:
-        OutputError: there are none, or some of a table's runs have none, or others than the newest.
+        OutputError: there are no features, or a run of the table has none, or has features of another kind than the newest run.
     """
     location = resolve(url, options)
     if location.join(schema.RUN).exists():
         run = Run(location, cast("RunDocument", read_sealed(location.join(schema.RUN))))
         found = [FeatureRun(run, read_report(run))] if _has_features(run) else []
-        return FeatureTable(tuple(found or _none(location)))
+        return FeatureTable(tuple(found or _raise_no_features(location)))
     state = read_output(location)
     sources = {one.run.run_id: one for one in runs_with_features(state)}
     table = state.table if sources else []
     if not table:
-        _none(location)
+        _raise_no_features(location)
     if not all(run.run_id in sources for run in table):
         table = _same_objects(state, table, list(sources.values()))
     current = current_runs(table)
-    newest = next((sources[one.run.run_id] for one in current if one.run.run_id in sources), None) or _none(location)
+    newest = next((sources[one.run.run_id] for one in current if one.run.run_id in sources), None)
+    newest = newest or _raise_no_features(location)
     for name in (one.run.run_id for one in current):
         if name not in sources or sources[name].kind != newest.kind:
             raise OutputError(
-                f"Run {name} is part of the table at {location.url} and does not have the features of the newest run; "
-                "`classify --incremental --features` makes them."
+                f"Run {name} is part of the table at {location.url} and does not have features of the same kind as the newest "
+                "run. Run `classify --incremental --features` to compute them."
             )
     return FeatureTable(tuple(replace(sources[one.run.run_id], superseded=one.superseded) for one in current))
 
 
 def _same_objects(state: OutputState, table: list[Run], sources: Sequence[FeatureRun]) -> list[Run]:
-    """The runs with features over the same objects as a table without; the table itself if some of its runs have them."""
-    only = table[0]
+    """The runs with features of the same objects as a table without; the table itself if some of its runs have features."""
+    first = table[0]
     for one in sources if len(table) == 1 else ():
-        rescored = one.run.fingerprint == only.facts["spec"].get("rescored")
-        same = not one.run.on and one.run.facts["manifest_sha256"] == only.facts["manifest_sha256"]
+        rescored = one.run.fingerprint == first.facts["spec"].get("rescored")
+        same = not one.run.on and one.run.facts["manifest_sha256"] == first.facts["manifest_sha256"]
         if rescored or same:
             return state.table_after(one.run)
-    return table if any(one.run.run_id in {run.run_id for run in table} for one in sources) else _none(state.output)
+    in_table = {run.run_id for run in table}
+    return table if any(one.run.run_id in in_table for one in sources) else _raise_no_features(state.output)
 
 
 def runs_with_features(state: OutputState) -> list[FeatureRun]:
-    """The runs of an output that have published features, the newest first; runs that were not promoted are left out."""
+    """The runs of an output with published features, the newest first, without runs that were not promoted."""
     found = [run for run in reversed(state.runs) if _has_features(run) and not run.kept_back()]
     return [FeatureRun(run, read_report(run)) for run in found]
 
@@ -205,34 +208,38 @@ def _has_features(run: Run) -> bool:
     return bool(run.facts["spec"].get("features")) and run.finished()
 
 
-def _none(location: Location) -> NoReturn:
+def _raise_no_features(location: Location) -> NoReturn:
     raise OutputError(
-        f"There are no features at {location.url}. `tlbatch extract` or `classify --features` writes them; they can be used "
-        "after the run is published."
+        f"There are no features at {location.url}. Run `tlbatch extract` or `classify --features` to write them. Features can "
+        "be used once their run is published."
     )
 
 
 def match_stored_features(runs: Sequence[FeatureRun], rows: pa.Table) -> list[FeatureMatch]:
-    """Which of some objects have features, in the very version that is promised.
+    """Find stored features for objects that are to be processed, of exactly the listed version.
 
     Args:
-        runs: where to look, first come first served.
-        rows: of a manifest, each with its number in a column `row`. An object without an etag is not known to be the same.
+        runs: the runs to search. The first run that has features of an object is used.
+        rows: of a manifest, each with its number in a column `row`. An object without an etag is never matched, because its
+            version is unknown.
+
+    Returns:
+        One match for each run that has features of some of the objects.
     """
     found = []
-    left = rows.select(["row", *_SAME])
+    left = rows.select(["row", *_IDENTITY])
     for source in runs:
-        own = source.run.manifest.select(_SAME)
-        own = own.append_column("own", pa.array(np.arange(own.num_rows)))
+        stored = source.run.manifest.select(_IDENTITY)
+        stored = stored.append_column("stored", pa.array(np.arange(stored.num_rows)))
         if source.report["failed_transient"]:
             errors = _errors_of(source)
-            own = own.filter(pc.invert(pc.is_in(own["uri"], errors["uri"].filter(errors["transient"]))))
-        own = own.group_by(_SAME).aggregate([("own", "min")])
-        both = left.join(own, _SAME, join_type="inner")
+            stored = stored.filter(pc.invert(pc.is_in(stored["uri"], errors["uri"].filter(errors["transient"]))))
+        stored = stored.group_by(_IDENTITY).aggregate([("stored", "min")])
+        both = left.join(stored, _IDENTITY, join_type="inner")
         if not both.num_rows:
             continue
         target = np.full(source.run.manifest.num_rows, -1)
-        target[both["own_min"].to_numpy()] = both["row"].to_numpy()
+        target[both["stored_min"].to_numpy()] = both["row"].to_numpy()
         taken = target[target >= 0]
         left = left.filter(pa.array(~np.isin(left["row"].to_numpy(), taken)))
         found.append(FeatureMatch(source, target))
@@ -240,7 +247,7 @@ def match_stored_features(runs: Sequence[FeatureRun], rows: pa.Table) -> list[Fe
 
 
 def _errors_of(source: FeatureRun) -> pa.Table:
-    """Uri and transient of what failed in a run."""
+    """Columns `uri` and `transient` of the images that failed in a run."""
     names = [item for item in source.report["files"].items() if item[0].startswith("errors/")]
     return pa.concat_tables(read_checked(source.run.location, *named).select(["uri", "transient"]) for named in names)
 
@@ -254,25 +261,25 @@ def _holds_features(name: str) -> bool:
 
 
 def read_checked(run: Location, name: str, facts: PublishedFile) -> pa.Table:
-    """One published file of a run; raises CountsError if it differs from the file that was published."""
+    """Read a published file of a run; raises CountsError if its digest differs from the recorded one."""
     data = run.join(*name.split("/")).read()
     if sha256(data) != facts["sha256"]:
-        raise CountsError(f"{run.url}/{name} differs from its recorded sha256; run `tlbatch verify` for details.")
+        raise CountsError(f"{run.url}/{name} differs from its recorded sha256. Run `tlbatch verify` for details.")
     return from_parquet(data)
 
 
 def matrix(features: pa.ChunkedArray) -> np.ndarray:
-    """(n, F) of a column of fixed-size lists, in the precision it was written in."""
+    """A column of fixed-size lists as an array of shape (n, F), in its stored precision."""
     column = features.combine_chunks()
     flat: np.ndarray = column.flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(len(column), column.type.list_size)
 
 
 class StoredOutcomes(NamedTuple):
-    """What a run knows of some rows of its manifest: tables of images with features and of those that failed.
+    """The stored outcome of some manifest rows: one table of images that succeeded, and one of images that failed.
 
-    `good` has the columns of the features table, `bad` those of errors; both also `row` and `index`, an image's place in the
-    manifest and in its object, and `images`, how many images that object has.
+    `good` has the columns of the stored predictions and features, `bad` those of the errors table. Both also have `row`, the
+    image's manifest row, `index`, its position in the object, and `images`, the number of images in the object.
     """
 
     good: pa.Table
@@ -280,25 +287,25 @@ class StoredOutcomes(NamedTuple):
 
 
 def read_range(run: Location, files: FileRange, rows: pa.Table) -> StoredOutcomes:
-    """The images of a range, each with its position.
+    """Read the images of a range of manifest rows, each with its position.
 
     Args:
         run: the run's folder.
-        files: which files.
+        files: the range and its files.
         rows: all manifest rows of the range: row, uri, key and format.
 
     Raises:
-        CountsError: a file is damaged, or holds an image that is not in the manifest.
+        CountsError: a file is damaged, or its images do not match the manifest.
     """
     tables = {name: read_checked(run, name, facts) for name, facts in files.files.items()}
     good, bad = _good(tables), tables.get(f"errors/{_part(files)}", schema.ERRORS.empty_table())
-    placed = _positions([good, bad], rows)
-    images = np.bincount(placed["row"] - files.start, minlength=files.end - files.start)
+    positions = _positions([good, bad], rows)
+    images = np.bincount(positions["row"] - files.start, minlength=files.end - files.start)
     if len(images) != files.end - files.start or not images.all():
-        raise CountsError(f"The tables of {run.url} do not match its manifest; run `tlbatch verify` for details.")
-    placed["images"] = images[placed["row"] - files.start]
-    first, second = placed.iloc[: len(good)], placed.iloc[len(good) :]
-    return StoredOutcomes(_beside(good, first), _beside(bad, second))
+        raise CountsError(f"The tables of {run.url} do not match its manifest. Run `tlbatch verify` for details.")
+    positions["images"] = images[positions["row"] - files.start]
+    first, second = positions.iloc[: len(good)], positions.iloc[len(good) :]
+    return StoredOutcomes(_with_positions(good, first), _with_positions(bad, second))
 
 
 def _part(files: FileRange) -> str:
@@ -306,7 +313,7 @@ def _part(files: FileRange) -> str:
 
 
 def _good(tables: Mapping[str, pa.Table]) -> pa.Table:
-    """The images that did not fail: their predictions, their features or, as both have the same rows, both."""
+    """The images that did not fail: their predictions, their features, or both side by side. Both have the same rows."""
     features, predictions = (
         next((table for name, table in tables.items() if holds(name)), None) for holds in (_holds_features, _holds_predictions)
     )
@@ -315,17 +322,17 @@ def _good(tables: Mapping[str, pa.Table]) -> pa.Table:
     return predictions.append_column("features", features["features"])
 
 
-def _beside(table: pa.Table, places: pd.DataFrame) -> pa.Table:
+def _with_positions(table: pa.Table, positions: pd.DataFrame) -> pa.Table:
     for name, kind in (("row", pa.int64()), ("index", pa.int32()), (schema.IMAGES, pa.int32())):
-        table = table.append_column(name, pa.array(places[name].to_numpy(), kind))
+        table = table.append_column(name, pa.array(positions[name].to_numpy(), kind))
     return table
 
 
 def _positions(tables: Sequence[pa.Table], rows: pa.Table) -> pd.DataFrame:
     """Row and index of each image of the tables, one table after the other.
 
-    A loose image is found by uri and key, an image of a shard by the shard's uri. Where one object is listed twice, its
-    images stand twice in the tables as well, in the manifest's order.
+    A loose image is found by uri and key, an image of a shard by the uri of the shard. If the manifest lists an object twice,
+    its images are also in the tables twice, in the order of the manifest.
     """
     seen = pa.concat_tables([table.select(["uri", "key"]) for table in tables]).to_pandas()
     listed = rows.select(["row", "uri", "key", "format"]).to_pandas()
@@ -341,21 +348,27 @@ def _positions(tables: Sequence[pa.Table], rows: pa.Table) -> pd.DataFrame:
     found = seen.merge(listed[["uri", "name", "copy", "row"]], on=["uri", "name", "copy"], how="left", sort=False)
     if found["row"].isna().any():
         key = found.loc[found["row"].isna(), "key"].iloc[0]
-        raise CountsError(f"{key} has features and is not in the manifest of its run; `tlbatch verify` says more.")
-    placed = pd.DataFrame({"row": found["row"].to_numpy(np.int64)})
-    placed["index"] = placed.groupby("row").cumcount().to_numpy(np.int32)
-    return placed
+        raise CountsError(f"{key} has features but is not in the manifest of its run. Run `tlbatch verify` for details.")
+    positions = pd.DataFrame({"row": found["row"].to_numpy(np.int64)})
+    positions["index"] = positions.groupby("row").cumcount().to_numpy(np.int32)
+    return positions
 
 
 def range_of_row(ranges: Sequence[FileRange], row: int) -> FileRange:
-    """The range that holds a manifest row."""
+    """The range that contains a manifest row."""
     return next(one for one in ranges if one.start <= row < one.end)
 
 
 def look_up(source: FeatureTable, column: str, names: pa.Array) -> pa.Table:
-    """key, uri and features of the images with these names, run by run in the manifest's order; no image is read.
+    """uri, key and features of the images with these names, run by run in the order of the manifest. No image is read.
 
-    Only files are read that can hold one of them: what is in a shard is not known from the manifest.
+    Files that cannot contain any of the names are not read. The manifest does not list the images of a shard, so files that
+    cover shards are always read.
+
+    Args:
+        source: the features of a table.
+        column: the column that `names` refer to, `uri` or `key`.
+        names: the names to look up.
     """
     return pa.concat_tables(_look_up(one, column, names) for one in source.runs)
 

@@ -1,7 +1,7 @@
-"""What an output holds that nobody will ever need: `gc` shows it, and removes it when asked to.
+"""An output folder -> the files in it that no command will use again; `gc` lists them and removes them on request.
 
-Never touched: what is published, or belongs to the run that the next command continues; nor what was once published, unless
-`keep` says how many of those runs are enough.
+Files of the table and of the run that the next command continues are never touched. Runs that were published earlier also stay,
+unless `keep` limits their number.
 """
 
 from __future__ import annotations
@@ -19,21 +19,26 @@ from tlbatch.output.run import READS_AT_ONCE, read_output, require_runs
 from tlbatch.schema import PART_SUFFIX, RECEIPT_SUFFIX
 from tlbatch.storage.location import Location, is_leftover
 
-#: Why something is not needed.
-_CUT_SHORT = "a write that was cut short"
-_NEVER_BEGAN = "of a run that never began"
-_GIVEN_UP = "of an unfinished run that a later one followed"
-_PUBLISHED = "staged for a run that is published"
-_NO_RECEIPT = "a part without a receipt"
-_REPLACED = "of a run that is no part of the table any more"
-_UPLOAD = "an upload that was never ended"
+#: Why something is not needed; the `why` of a leftover.
+_CUT_SHORT = "interrupted write"
+_NEVER_BEGAN = "run that never began"
+_GIVEN_UP = "unfinished run followed by a later run"
+_PUBLISHED = "staged files of a published run"
+_NO_RECEIPT = "part without a receipt"
+_REPLACED = "run that is no longer part of the table"
+_UPLOAD = "unfinished upload"
 
 
 @dataclass
 class Leftover:
-    """Something nobody needs: a path below the output, why, how much it is, and how long ago the last of it was written.
+    """Something that is not needed.
 
-    Of an upload nobody knows the bytes.
+    Attributes:
+        path: below the output.
+        why: the reason it is not needed.
+        objects: how many objects it has.
+        bytes: their total size; 0 for an unfinished upload, whose size is unknown.
+        hours: since the newest of them was written.
     """
 
     path: str
@@ -43,7 +48,7 @@ class Leftover:
     hours: float = float("inf")
 
     def add(self, size: int, hours: float) -> None:
-        """Count one object that lies there."""
+        """Count one object."""
         self.objects += 1
         self.bytes += size
         self.hours = min(self.hours, hours)
@@ -57,22 +62,23 @@ def gc(
     remove: bool = False,
     storage_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Find what is left of runs that died, and remove it if told to.
+    """Find what dead runs left behind, and remove it on request.
 
     Args:
         output: the output folder or URL.
-        older_than: hours; what was written later may still be somebody's.
-        keep: how many runs that are no part of the table any more are kept, to roll back to; None keeps all of them. Features
-            that only such a run has go with it.
-        remove: whether to remove it. It takes the lease for as long as it works, so no run is at work meanwhile.
-        storage_options: fsspec's options for it.
+        older_than: minimum age in hours; another process may still use newer files.
+        keep: how many runs that are no longer part of the table to keep for rollback, the newest first; None keeps all of them.
+            Features that only a removed run has are removed with it.
+        remove: whether to remove it. The lease is held meanwhile, so no run can be active.
+        storage_options: fsspec options for the output.
 
     Returns:
-        `leftovers`, each with path, why, objects, bytes and hours; `bytes` of all; `removed`, whether they are gone.
+        `output`; `leftovers`, each with path, why, objects, bytes and hours; `bytes`, their total; and `removed`, whether
+        they were removed.
 
     Raises:
         OutputError: there is no output.
-        LeaseHeldError: a run is at work there.
+        LeaseHeldError: a run is active there.
     """
     location = require_runs(output, storage_options)
     require_free(location)
@@ -110,7 +116,7 @@ def _hours(now: float, then: float) -> float:
 
 
 class _Reasons:
-    """Why an object of an output is not needed, told by its name and by what else is there."""
+    """Why an object of an output is not needed, from its name and from the other objects of the output."""
 
     def __init__(self, output: Location, names: set[str], keep: int | None) -> None:
         state = read_output(output)
@@ -125,13 +131,13 @@ class _Reasons:
             self._state.update({run.run_id: _REPLACED for run in replaced if run.run_id not in needed})
         current = runs[-1].run_id if runs else None
         if current is not None and current not in published:
-            promises = f"{schema.RUNS}/{current}/{schema.MANIFEST}" in names
-            self._state[current] = _NO_RECEIPT if promises else _NEVER_BEGAN
-        # A receipt's name begins with that of its part.
+            has_manifest = f"{schema.RUNS}/{current}/{schema.MANIFEST}" in names
+            self._state[current] = _NO_RECEIPT if has_manifest else _NEVER_BEGAN
+        # The name of a receipt begins with the name of its part.
         self._receipted = {name.rsplit(".", 4)[0] for name in names if name.endswith(RECEIPT_SUFFIX)}
 
     def of(self, key: str) -> tuple[str, str] | None:
-        """What is to go with this object, and why; None where it is needed."""
+        """The path to remove because of this object, and why; None if the object is needed."""
         if is_leftover(key):
             return key, _CUT_SHORT
         folder, _, rest = key.partition("/")

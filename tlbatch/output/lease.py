@@ -1,7 +1,8 @@
-"""Who may work on an output: one run at a time, until it gives the right back, or is dead.
+"""`lease.json` -> which run may write to an output: one at a time, until it releases the lease or dies.
 
-The lease saves work and never decides what is right: a run that lost it without noticing stages parts that nobody needs and
-publishes nothing, because the plan of a run is put once and `latest.json` is swapped (`commit.py`).
+The lease only avoids wasted work; correctness does not depend on it. A run that lost its lease without noticing stages parts
+that are never used, and publishes nothing: the part plan of a run is created once, and the pointer `latest.json` is replaced by
+compare-and-swap (`commit.py`).
 """
 
 from __future__ import annotations
@@ -27,16 +28,18 @@ from tlbatch.storage.retry import no_retries
 
 log = logging.getLogger(__name__)
 
-#: Clocks of two hosts are taken to differ by less than this many seconds: stores refuse requests signed with a worse one.
+#: The clocks of two hosts are assumed to differ by less than this many seconds: stores refuse requests that are signed with a
+#: larger difference.
 _CLOCKS_DIFFER = 900.0
 
 
 class Lease:
-    """The right to work on an output, held while the `with` block runs.
+    """The exclusive right to write to an output, held while the `with` block runs.
 
-    `lease.json` is put if absent and renewed every few seconds. A holder whose process on this machine is gone, or that
-    stopped renewing, is dead; its lease is taken over by compare-and-swap, so that of two heirs one wins. Because two hosts'
-    clocks differ, a lease that expired only just now is watched for longer than a heartbeat before it is taken.
+    `lease.json` is created if it does not exist, and renewed every `HEARTBEAT` seconds. A holder is dead if its process on this
+    machine has ended, or if it stopped renewing. The lease of a dead holder is taken over by compare-and-swap, so only one of
+    several contenders gets it. The clocks of two hosts differ, so a lease that has only just expired is observed for longer
+    than a heartbeat before it is taken over.
     """
 
     LIFETIME = 60.0
@@ -64,7 +67,7 @@ class Lease:
         """Take the lease.
 
         Raises:
-            LeaseHeldError: somebody alive holds it; says who, since when, and until when at most.
+            LeaseHeldError: a live process holds it. The message names the run, host and process, and when the lease expires.
         """
         mine = self._renewed()
         if not self._location.create(mine):
@@ -73,45 +76,45 @@ class Lease:
                 self._require_dead(old)
                 mine = self._renewed()
             if not self._location.swap(mine, old):
-                raise LeaseHeldError("Another run took the lease of this output just now; run the same command again later.")
+                raise LeaseHeldError("Another run has just taken the lease of this output. Run the same command again later.")
         self._held = mine
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Give the lease back, if it is still ours."""
+        """Release the lease if this run still holds it."""
         self._stop.set()
         with no_retries() if kind is not None else contextlib.nullcontext():
             self._thread.join()
             try:
                 if not self._lost.is_set():
                     self._location.remove(self._held)
-            except OSError as trouble:  # it expires by itself
-                log.warning("the lease could not be given back: %s", trouble)
+            except OSError as failure:  # the lease expires by itself
+                log.warning("the lease could not be released and will expire by itself: %s", failure)
         if kind is KeyboardInterrupt and self._lost.is_set():
             self.require_held()
 
     def require_held(self) -> None:
-        """Raises LeaseHeldError when the lease is somebody else's, which a pause of a minute allows, or is gone."""
-        there = self._read()
-        if there is None:
+        """Raises LeaseHeldError if the lease is gone or another run took it, which is possible after a pause of a minute."""
+        stored = self._read()
+        if stored is None:
             raise LeaseHeldError(
-                f"The lease of {self._output.url} is gone: it was removed, or the output with it, while run "
-                f"{self._facts['run_id']} was at work. Nothing more is written; run the same command again."
+                f"The lease of {self._output.url} is gone: {schema.LEASE} or the whole output was removed while run "
+                f"{self._facts['run_id']} was running. Nothing more is written. Run the same command again."
             )
-        if self._lost.is_set() or not self._is_mine(there):
-            raise LeaseHeldError("This run lost its lease to another one; run the same command again later.")
+        if self._lost.is_set() or not self._is_mine(stored):
+            raise LeaseHeldError("This run lost its lease to another run. Run the same command again later.")
 
     def _require_dead(self, old: bytes) -> None:
-        """Raises LeaseHeldError unless the holder is dead: by its process, by its clock, or by its silence."""
+        """Raises LeaseHeldError unless the process of the holder has ended, or its lease has expired and is not renewed."""
         expired_for = _expired_for(old, self._clock())
         if expired_for is None or expired_for > _CLOCKS_DIFFER:
             return
         time.sleep(1.5 * self.HEARTBEAT)
-        there = self._read()
-        if there is not None and there != old:
+        stored = self._read()
+        if stored is not None and stored != old:
             raise LeaseHeldError(
-                "Another run holds the lease of this output, by a clock that is behind; run the command later."
+                "Another run holds the lease of this output; the clock of its host is behind. Run the same command again later."
             )
 
     def _renewed(self) -> bytes:
@@ -120,7 +123,7 @@ class Lease:
         return json.dumps({**facts, "expires_at": now + self.LIFETIME}).encode()
 
     def _is_mine(self, lease: bytes) -> bool:
-        """By its token: the heartbeat renews the rest at any moment."""
+        """Compares the token alone: the heartbeat may change the other fields at any moment."""
         return f'"{self._facts["token"]}"'.encode() in lease
 
     def _read(self) -> bytes | None:
@@ -132,14 +135,14 @@ class Lease:
     def _beat(self) -> None:
         while not self._stop.wait(self.HEARTBEAT):
             try:
-                kept = self._renew()
-            except OSError as error:  # a bad minute of the store; the next beat tries again
-                log.warning("the lease could not be renewed: %s", error)
+                renewed = self._renew()
+            except OSError as error:  # the store may be unavailable for a while
+                log.warning("the lease could not be renewed; the next heartbeat tries again: %s", error)
                 continue
-            if not kept:
+            if not renewed:
                 self._lost.set()
                 if self._in_main_thread:
-                    _interrupt_main()  # whatever it works on, nobody needs it
+                    _interrupt_main()  # its results would never be published
                 return
 
     def _renew(self) -> bool:
@@ -147,28 +150,28 @@ class Lease:
         if self._location.swap(renewed, self._held):
             self._held = renewed
             return True
-        there = self._read()
-        if there is None or not self._is_mine(there):
+        stored = self._read()
+        if stored is None or not self._is_mine(stored):
             return False
-        self._held = there  # written by a beat that never heard so
+        self._held = stored  # an earlier heartbeat wrote it, but its response was lost
         return True
 
 
 def _interrupt_main() -> None:
-    """End what the main thread does, by a signal this process heeds; one started in the background may ignore Ctrl-C's."""
-    heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number))]
-    if heeded:
-        signal.pthread_kill(threading.main_thread().ident or 0, heeded[0])
+    """Interrupt the main thread with a signal that this process handles: a background process may ignore SIGINT."""
+    handled = [number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number))]
+    if handled:
+        signal.pthread_kill(threading.main_thread().ident or 0, handled[0])
 
 
 def require_free(output: Location) -> None:
-    """Raises LeaseHeldError where a run is at work; a first look, before anything is started. The lease itself decides."""
+    """Raises LeaseHeldError if a run holds the lease. An early check before anything is started; `Lease` itself decides."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         _expired_for(output.join(schema.LEASE).read(), time.time())
 
 
 def read_lease(output: Location) -> dict[str, Any] | None:
-    """Who is at work on an output; None where nobody is, or the holder is dead."""
+    """The run that holds the lease of an output; None if there is no lease or its holder is dead."""
     try:
         lease = output.join(schema.LEASE).read()
         _expired_for(lease, time.time())
@@ -181,24 +184,24 @@ def read_lease(output: Location) -> dict[str, Any] | None:
 
 
 def _expired_for(lease: bytes, now: float) -> float | None:
-    """Seconds since a lease expired by this clock; None where its holder is gone for certain.
+    """Seconds since a lease expired by the local clock; None if its holder is certainly dead.
 
     Raises:
-        LeaseHeldError: it has not expired, and its holder may well be alive.
+        LeaseHeldError: the lease has not expired, and its holder may be alive.
     """
     try:
         facts = json.loads(lease)
         expired = now - float(facts["expires_at"])
-        gone = _is_gone(facts)
+        dead = _is_dead(facts)
     except (ValueError, KeyError, TypeError):
-        return None  # nobody wrote this to hold anything
-    if gone:
-        log.info("the lease of run %s may be taken over: its process is gone", facts["run_id"])
+        return None  # not a lease
+    if dead:
+        log.info("the lease of run %s can be taken over: its process has ended", facts["run_id"])
         return None
     if expired < 0:
         raise LeaseHeldError(
-            f"Run {facts['run_id']} works on this output since {facts['since']}, on {facts['host']} as process "
-            f"{facts['pid']}; wait for it, or, if it died, until its lease expires at {facts['expires']}."
+            f"Run {facts['run_id']} has been working on this output since {facts['since']}, on {facts['host']} as process "
+            f"{facts['pid']}. Wait until it ends or, if it died, until its lease expires at {facts['expires']}."
         )
     return expired
 
@@ -208,7 +211,7 @@ def _iso(seconds: float) -> str:
 
 
 def _machine() -> str:
-    """Where a process number means something: this boot of this kernel, and this container of it. Empty where none tells."""
+    """The scope in which a process number is unique: boot of the kernel and PID namespace; empty if they are unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -216,8 +219,8 @@ def _machine() -> str:
         return ""
 
 
-def _is_gone(facts: Mapping[str, Any]) -> bool:
-    """Whether the holder ran on this very machine and is no process any more."""
+def _is_dead(facts: Mapping[str, Any]) -> bool:
+    """Whether the holder ran on this machine and its process has ended."""
     if not facts.get("machine") or facts["machine"] != _machine():
         return False
     try:

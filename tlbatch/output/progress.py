@@ -1,4 +1,4 @@
-"""How far a run is: `progress.json`, rewritten every few seconds while the run is at work."""
+"""Receipts of an active run -> `progress.json`, rewritten every 2 seconds."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tlbatch.storage.retry import no_retries
 log = logging.getLogger(__name__)
 
 _HEARTBEAT_SECONDS = 2.0
-#: Points of a run's history; when there are as many, every other one goes.
+#: The most points of a run's history. When it is full, every other point is dropped.
 _HISTORY = 240
 
-#: Called every few seconds with the numbers of `progress.json`.
+#: Called every 2 seconds with the numbers of `progress.json`.
 Watcher = Callable[[Mapping[str, Any]], None]
 
 
 @contextlib.contextmanager
 def heartbeat(run: Run, watch: Watcher | None) -> Iterator[None]:
-    """Rewrite `progress.json` every few seconds while the block runs, and once after it."""
+    """Rewrite `progress.json` every 2 seconds while the block runs, and once more when it ends without an error."""
     stop = threading.Event()
     began = time.monotonic()
     objects = int(run.facts["objects"])
@@ -58,7 +58,7 @@ def heartbeat(run: Run, watch: Watcher | None) -> Iterator[None]:
             try:
                 beat()
             except OSError as error:
-                log.warning("progress could not be written: %s", error)
+                log.warning("%s could not be written; the next update tries again: %s", schema.PROGRESS, error)
 
     thread = threading.Thread(target=loop, name="tlbatch-heartbeat", daemon=True)
     thread.start()
@@ -76,7 +76,7 @@ def heartbeat(run: Run, watch: Watcher | None) -> Iterator[None]:
 
 
 def read_history(run: Run) -> list[list[float]]:
-    """[seconds since the epoch, images done] while a run was at work; nothing where nobody kept it."""
+    """Points [seconds since the epoch, images done] of a run; empty if it has no readable `progress.json`."""
     try:
         return list(json.loads(run.location.join(schema.PROGRESS).read()).get("history", []))
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""An output folder -> how it stands, by what it says of itself."""
+"""An output folder -> its published runs, its lease and the state of each run, from what its documents say."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from tlbatch.storage.location import Location
 
 
 def status(output: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """How an output stands, from the folder alone: what is published, who is at work, and each run's counts.
+    """The state of an output, from its folder alone.
+
+    Returns:
+        `output`; `published`, the runs that make up the table; `lease`, the active run or None; and `runs`, each run with its
+        state and counts.
 
     Raises:
         OutputError: there is no output.
@@ -30,9 +34,9 @@ def _describe(run: Run, published: list[str]) -> dict[str, Any]:
     facts = {"run_id": run.run_id, "began": run.facts["began"]}
     report = _read_json(run.location.join(schema.REPORT))
     if report is not None and (run.run_id in published or run.finished()):
-        other = "kept back" if "kept_back" in report else "superseded"
+        unpublished = "kept back" if "kept_back" in report else "superseded"
         counts = {name: report[name] for name in ("listed", "predicted", "failed")}
-        return {**facts, "state": "published" if run.run_id in published else other, **counts, "left": 0}
+        return {**facts, "state": "published" if run.run_id in published else unpublished, **counts, "left": 0}
     counts = count_staged(run.staged.names()).counts(run.facts["objects"])
     return {**facts, "state": "unfinished", **counts, "progress": _read_json(run.location.join(schema.PROGRESS))}
 

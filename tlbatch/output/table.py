@@ -1,4 +1,4 @@
-"""An output folder -> its table: for each image the row of the newest published run that lists its object."""
+"""An output folder -> its table: for each image, the row of the newest published run that lists its object."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class FileRange(NamedTuple):
-    """A half-open range of manifest rows, and the published files that hold its images: path below the run -> its facts."""
+    """A half-open range of manifest rows, and the published files with its images: path below the run -> facts of the file."""
 
     start: int
     end: int
@@ -32,15 +32,15 @@ class FileRange(NamedTuple):
 
 
 def file_ranges(files: Mapping[str, PublishedFile], *, predictions: bool = True) -> list[FileRange]:
-    """The published files of a run by their range of manifest rows, in order; every row is in one range.
+    """The published files of a run by range of manifest rows, in order. Every row is in exactly one range.
 
     Args:
-        files: as `report.json` names them.
-        predictions: whether the files of predictions are wanted.
+        files: `files` of `report.json`.
+        predictions: whether to include the files of predictions.
     """
     found: dict[tuple[int, int], dict[str, PublishedFile]] = {}
     for name, facts in files.items():
-        # A range without features and without a failed image has a file of predictions only.
+        # If the only file of a range is a file of predictions, the range is kept even if predictions are not included.
         of_range = found.setdefault((facts["objects"][0], facts["objects"][1]), {})
         if predictions or not name.startswith("predictions/"):
             of_range[name] = facts
@@ -50,12 +50,12 @@ def file_ranges(files: Mapping[str, PublishedFile], *, predictions: bool = True)
 def read_predictions(
     output: str, columns: Sequence[str] | None = None, *, storage_options: Mapping[str, Any] | None = None
 ) -> pd.DataFrame:
-    """The predictions of an output: one row an image, columns as in `docs/formats.md`.
+    """The predictions of an output: one row per image, with the columns described in `docs/formats.md`.
 
     Args:
         output: the output folder or URL.
-        columns: only these columns.
-        storage_options: fsspec's options for it.
+        columns: the columns to read; None reads all.
+        storage_options: fsspec options for the output.
 
     Raises:
         OutputError: nothing is published there.
@@ -67,13 +67,13 @@ def read_predictions(
 def read_errors(
     output: str, columns: Sequence[str] | None = None, *, storage_options: Mapping[str, Any] | None = None
 ) -> pd.DataFrame:
-    """The images of an output that could not be classified, and why; else as `read_predictions`."""
+    """The images of an output that could not be classified, with the reasons. Arguments and errors as in `read_predictions`."""
     frame: pd.DataFrame = read_published(output, "errors", columns, storage_options).to_pandas()
     return frame
 
 
 def require_published(location: Location) -> list[Run]:
-    """The runs that make up an output's table, the oldest first; raises OutputError where there are none."""
+    """The runs that make up the table of an output, the oldest first; raises OutputError if nothing is published."""
     found = read_table_runs(location)
     if not found:
         raise OutputError(f"Nothing is published at {location.url}: it has no {schema.LATEST}.")
@@ -81,57 +81,64 @@ def require_published(location: Location) -> list[Run]:
 
 
 def read_published(output: str, folder: str, columns: Sequence[str] | None, options: Mapping[str, Any] | None) -> pa.Table:
-    """One of an output's tables, `predictions`, `errors` or `features`, in the columns asked for."""
+    """One table of an output, `predictions`, `errors` or `features`, with the requested columns."""
     table = read_table(require_published(resolve(output, options)), folder, _with_names(columns))
     return table if columns is None else table.select(list(columns))
 
 
 def _with_names(columns: Sequence[str] | None) -> list[str] | None:
-    """Columns, and what tells one image from another."""
+    """The requested columns plus `key` and `uri`, which identify an image."""
     return None if columns is None else list(dict.fromkeys([*columns, "key", "uri"]))
 
 
 def read_table(runs: Sequence[Run], folder: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """One table of the runs that make it up, the oldest first; `columns` must hold `uri`."""
+    """The current rows of one table of an output.
+
+    Args:
+        runs: the runs that make up the output, the oldest first.
+        folder: `predictions`, `errors` or `features`.
+        columns: must include `uri`; None reads all columns.
+    """
     current = [one.current_rows(read_run_table(one.run.location, folder, columns)) for one in snapshot(runs)]
     return pa.concat_tables(reversed(current))
 
 
 def read_run_table(run: Location, folder: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """One table of one published run, its parts joined in order."""
+    """One table of one published run: its files concatenated in order."""
     wanted = list(columns) if columns is not None else None
     return pa.concat_tables([from_parquet(part.read(), wanted) for part in _parts(run, folder)])
 
 
 def current_parts(runs: Sequence[Run], folder: str) -> list[tuple[Location, pa.ChunkedArray]]:
-    """The published files of a table, the oldest first, each with the uris of which a newer run has something else to say."""
+    """The published files of a table, the oldest first, each with the uris that newer runs have superseded."""
     found = [(part, one.superseded) for one in snapshot(runs) for part in reversed(_parts(one.run.location, folder))]
     return found[::-1]
 
 
 def read_part(part: Location, superseded: pa.ChunkedArray, columns: Sequence[str] | None) -> pa.Table:
-    """One of them, as `parts_of` gives it, without the rows that are superseded."""
+    """The current rows of a file from `current_parts`."""
     table = from_parquet(part.read(), _with_names(columns))
     table = table.filter(pc.invert(pc.is_in(table["uri"], superseded)))
     return table if columns is None else table.select(list(columns))
 
 
 def read_groups(runs: Sequence[Run], folder: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """One table of the runs that make it up in pieces of at most 65,536 rows, the oldest first; `columns` hold `uri`.
+    """The current rows of one table of an output, in batches of at most 65,536 rows, the oldest run first.
 
-    However large the table is, one piece and the uris of newer runs are held at a time.
+    Memory use does not depend on the size of the table: one batch and the uris of newer runs are in memory at a time. `columns`
+    must include `uri`.
     """
     for one in reversed(list(snapshot(runs))):
         for part in _parts(one.run.location, folder):
-            yield from (one.current_rows(piece) for piece in _row_groups(part, columns))
+            yield from (one.current_rows(rows) for rows in _row_groups(part, columns))
 
 
 def read_manifest_rows(runs: Sequence[Run], uris: pa.Array) -> pa.Table:
-    """The rows of the runs' manifests that have some uris, of each uri the newest run's."""
+    """The manifest rows with the given uris. If several runs list a uri, the rows of the newest run are returned."""
     found = [
-        one.current_rows(piece.filter(pc.is_in(piece["uri"], uris)))
+        one.current_rows(rows.filter(pc.is_in(rows["uri"], uris)))
         for one in snapshot(runs)
-        for piece in _row_groups(one.run.location.join(schema.MANIFEST), schema.MANIFEST_SCHEMA.names)
+        for rows in _row_groups(one.run.location.join(schema.MANIFEST), schema.MANIFEST_SCHEMA.names)
     ]
     return pa.concat_tables([schema.MANIFEST_SCHEMA.empty_table(), *found])
 
@@ -146,7 +153,7 @@ def _parts(run: Location, folder: str) -> list[Location]:
 def _row_groups(part: Location, columns: Sequence[str]) -> Iterator[pa.Table]:
     info = part.info()
     if info is None:
-        raise OutputError(f"{part.url} is missing; `tlbatch verify` says what else is.")
+        raise OutputError(f"{part.url} is missing. Run `tlbatch verify` for details.")
     file = pq.ParquetFile(open_range_file(part, info.size))
     for number in range(file.num_row_groups):
         yield file.read_row_group(number, columns=list(columns))

@@ -1,7 +1,7 @@
-"""An output folder -> whether it is whole: believes nothing that can be computed again.
+"""An output folder -> the differences between what it records and what its files contain; everything is computed again.
 
-A table is checked file by file against the manifest, whose rows are read along with them, so that memory does not grow with
-the number of images.
+A table is compared with its manifest one file at a time, and the manifest is read at the same pace, so memory use does not grow
+with the number of images.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from tlbatch.output.table import FileRange, file_ranges
 from tlbatch.schema import IMAGE, from_parquet, sha256
 from tlbatch.storage.range_file import open_range_file
 
-#: Differences that `verify` names before it stops counting them.
+#: The most differences that `verify` names. It counts all of them.
 MOST_DIFFERENCES = 20
-#: Bytes and rows of a manifest that are held at a time.
+#: Bytes and rows of a manifest that are in memory at a time.
 _PIECE, _ROWS = 8 << 20, 65_536
 
 
@@ -37,8 +37,8 @@ def verify(output: str, storage_options: Mapping[str, Any] | None = None) -> dic
     """Recompute counts, identities and digests of every run of an output.
 
     Returns:
-        `ok`; `runs`, how many were checked; `listed`, `predicted` and `failed` of the published table; and
-        `differences`, at most `MOST_DIFFERENCES` sentences.
+        `ok`; `output`; `runs`, the number of runs in the output; `listed`, `predicted` and `failed` of the published table;
+        `differences`, at most `MOST_DIFFERENCES` sentences; and `differences_in_all`, their total number.
 
     Raises:
         OutputError: there is no output.
@@ -72,16 +72,16 @@ def verify(output: str, storage_options: Mapping[str, Any] | None = None) -> dic
 
 
 def _check_order(table: list[Run], entries: Pointer) -> list[str]:
-    """A night's run adds to the runs before it, and to no others."""
+    """Check that each run adds to exactly the runs before it in the pointer."""
     return [
-        f"{run.run_id}: it adds to other runs than those before it in {schema.LATEST}"
+        f"{run.run_id}: adds to runs other than those before it in {schema.LATEST}"
         for number, run in enumerate(table)
         if run.on != entries[:number]
     ]
 
 
 def _check_unpublished(run: Run) -> list[str]:
-    """A run that is not in the table: its manifest, and its parts as far as they are there."""
+    """Check a run that is not part of the table: its manifest and the parts that are still staged."""
     if run.finished() or not run.has_manifest():
         return []
     wrong = []
@@ -92,14 +92,14 @@ def _check_unpublished(run: Run) -> list[str]:
     receipts = read_receipts(run)
     wrong += [f"{run.run_id}/{schema.STAGED}/{name}: the receipt is damaged" for name in receipts.broken]
     for body in receipts.bodies:
-        with contextlib.suppress(FileNotFoundError):  # the run is at work and has just published
+        with contextlib.suppress(FileNotFoundError):  # the run has just published and removed its parts
             if sha256(run.staged.join(body["part"]).read()) != body["part_sha256"]:
                 wrong.append(f"{run.run_id}/{schema.STAGED}/{body['part']}: differs from its receipt")
     return wrong
 
 
 def _check_published(one: SnapshotRun, books_sha256: str) -> tuple[dict[str, int], list[str]]:
-    """What a run adds to the table's counts, and what is wrong with it; one file's worth of rows is held at a time."""
+    """The counts that a run adds to the table, and its differences. The rows of one file are in memory at a time."""
     run = one.run
     nothing = {"listed": 0, "predicted": 0, "failed": 0}
     try:
@@ -114,24 +114,24 @@ def _check_published(one: SnapshotRun, books_sha256: str) -> tuple[dict[str, int
     if manifest.damage:
         return nothing, [f"{run.run_id}/{schema.MANIFEST}: {manifest.damage}"]
     wrong = [f"{run.run_id}/{name}: is not in the report" for name in _unexpected(run, report)]
-    found = _Found(one)
+    found = _FileCounts(one)
     for files in file_ranges(report["files"]):
         wrong += [f"{run.run_id}/{damage}" for damage in _check_range(run, manifest, files, found)]
     if manifest.rest():
-        wrong.append(f"{run.run_id}: the manifest goes on where the tables end")
+        wrong.append(f"{run.run_id}: the manifest has rows that no file of the tables covers")
     recorded = cast("Mapping[str, Any]", report)
     for name, counted in found.counts().items():
         if not wrong and counted != recorded[name]:
             wrong.append(f"{run.run_id}: {name} is {recorded[name]} in the report and {counted} in the files")
-    return found.seen, wrong
+    return found.current, wrong
 
 
 @dataclass
-class _Found:
-    """What a run's tables hold, added up file by file; `seen` is what of it no newer run has taken the place of."""
+class _FileCounts:
+    """Counts of a run's tables, summed file by file. `current` counts only rows that no newer run has superseded."""
 
     snapshot_run: SnapshotRun
-    seen: dict[str, int] = field(default_factory=lambda: {"listed": 0, "predicted": 0, "failed": 0})
+    current: dict[str, int] = field(default_factory=lambda: {"listed": 0, "predicted": 0, "failed": 0})
     predicted: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
@@ -139,8 +139,8 @@ class _Found:
     def add(self, name: str, table: pa.Table) -> None:
         """Count one file."""
         current = self.snapshot_run.current_rows(table).num_rows
-        self.seen["listed"] += current
-        self.seen["failed" if name.startswith("errors/") else "predicted"] += current
+        self.current["listed"] += current
+        self.current["failed" if name.startswith("errors/") else "predicted"] += current
         if name.startswith("errors/"):
             self.kinds += count_values(table["kind"])
             return
@@ -149,7 +149,7 @@ class _Found:
             self.labels += count_values(table["label"])
 
     def counts(self) -> dict[str, Any]:
-        """The same numbers as the report's, under the same names."""
+        """The numbers that the report also has, under the same names."""
         failed = self.kinds.total()
         return {
             "listed": self.predicted + failed,
@@ -161,7 +161,7 @@ class _Found:
 
 
 class _Manifest:
-    """A run's manifest from its first row to its last, read piece by piece."""
+    """The rows of a run's manifest in order, read in batches. `damage` says what is wrong with it; empty if it is intact."""
 
     def __init__(self, run: Run) -> None:
         self.damage = ""
@@ -184,7 +184,7 @@ class _Manifest:
         )
 
     def take(self, rows: int) -> pa.Table:
-        """The next rows, fewer at its end."""
+        """The next rows; fewer at the end of the manifest."""
         while self._left.num_rows < rows:
             batch = next(self._batches, None)
             if batch is None:
@@ -194,17 +194,17 @@ class _Manifest:
         return taken
 
     def rest(self) -> bool:
-        """Whether there are rows that nobody took."""
+        """Whether rows are left that were not taken."""
         return bool(self.take(1).num_rows)
 
 
-#: What of each table is held against the manifest and counted.
+#: The columns of each table that are compared with the manifest and counted.
 _COLUMNS = {"predictions": ["uri", "key", "label"], "errors": ["uri", "key", "kind"], "features": ["uri", "key"]}
 
 
-def _check_range(run: Run, manifest: _Manifest, files: FileRange, found: _Found) -> Iterator[str]:
-    """Sentences about damaged files; where there are none, about images in no table, not promised, or in the tables twice."""
-    promised = manifest.take(files.end - files.start)
+def _check_range(run: Run, manifest: _Manifest, files: FileRange, found: _FileCounts) -> Iterator[str]:
+    """Differences of a range: its damaged files, or if there are none, its missing, extra and duplicate images."""
+    listed = manifest.take(files.end - files.start)
     seen = []
     damaged = False
     for name, facts in files.files.items():
@@ -219,37 +219,37 @@ def _check_range(run: Run, manifest: _Manifest, files: FileRange, found: _Found)
             damaged = True
             continue
         if name.startswith("features/") and any(other.startswith("predictions/") for other in files.files):
-            continue  # it has the rows of the predictions
+            continue  # its rows are those of the predictions file
         table = from_parquet(data, _COLUMNS[name.split("/")[0]])
         found.add(name, table)
         seen.append(table.select(["uri", "key"]))
     if not damaged:
-        yield from _unbalanced(promised, pa.concat_tables(seen))
+        yield from _image_differences(listed, pa.concat_tables(seen))
 
 
 def _unexpected(run: Run, report: Mapping[str, Any]) -> list[str]:
-    """Files a reader of the run's folders would take for its tables."""
+    """Files that a reader would take for part of the run's tables, but which the report does not list."""
     folders = ("predictions", "errors", "features")
     found = [f"{folder}/{name}" for folder in folders for name in run.location.join(folder).names()]
     return [name for name in found if name.endswith(schema.PART_SUFFIX) and name not in report["files"]]
 
 
-def _unbalanced(promised: pa.Table, seen: pa.Table) -> Iterator[str]:
-    """Sentences about images that were promised and are in no table, or are there and were not promised, or twice."""
-    shards = promised.filter(pc.not_equal(promised["format"], IMAGE))["uri"]
+def _image_differences(listed: pa.Table, seen: pa.Table) -> Iterator[str]:
+    """Images that are not in the tables as often as they are listed, and listed shards without any image there."""
+    shards = listed.filter(pc.not_equal(listed["format"], IMAGE))["uri"]
     for uri in shards.filter(pc.invert(pc.is_in(shards, seen["uri"].combine_chunks()))).to_pylist():
-        yield f"the shard {uri} was listed and nothing of it is in the tables"
-    # Which images a shard holds is known from the shard alone; of loose ones each is promised by name.
-    loose = promised.filter(pc.equal(promised["format"], IMAGE)).select(["uri", "key"])
+        yield f"the shard {uri} was listed, but none of its images are in the tables"
+    # The manifest lists each loose image by name. It does not list the images of a shard.
+    loose = listed.filter(pc.equal(listed["format"], IMAGE)).select(["uri", "key"])
     seen = seen.filter(pc.invert(pc.is_in(seen["uri"], shards.combine_chunks())))
-    left, right = (_how_often(table, name) for table, name in ((loose, "promised"), (seen, "found")))
+    left, right = (_how_often(table, name) for table, name in ((loose, "listed"), (seen, "found")))
     joined = left.join(right, keys=["uri", "key"], join_type="full outer")
-    wrong = joined.filter(pc.fill_null(pc.not_equal(joined["promised"], joined["found"]), True))
+    wrong = joined.filter(pc.fill_null(pc.not_equal(joined["listed"], joined["found"]), True))
     for row in wrong.sort_by("key").to_pylist():
-        yield f"{row['key']} was listed {row['promised'] or 0} times and is in the tables {row['found'] or 0} times"
+        yield f"{row['key']} was listed {row['listed'] or 0} times and is in the tables {row['found'] or 0} times"
 
 
 def _how_often(images: pa.Table, name: str) -> pa.Table:
-    """How often each uri and key stands in a table, in a column `name`."""
+    """The number of rows with each uri and key of a table, in a column `name`."""
     counted = images.group_by(["uri", "key"]).aggregate([([], "count_all")])
     return counted.rename_columns({"count_all": name})

@@ -60,8 +60,7 @@ def _bottleneck_sentence(found: Mapping[str, Any]) -> str:
     stage, remedy = found["stage"], found["remedy"]
     if stage == "start":
         return f"Bottleneck: {remedy}."
-    end = "." if stage == "list" else " would help."  # the remedy of `list` is a whole sentence
-    return f"Bottleneck: {stage}, busy {found['busy']:.0%} of the time. {remedy[:1].upper()}{remedy[1:]}{end}"
+    return f"Bottleneck: {stage}, busy {found['busy']:.0%} of the time. {remedy[:1].upper()}{remedy[1:]} would help."
 
 
 def show_forecast(result: Mapping[str, Any]) -> None:

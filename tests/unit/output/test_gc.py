@@ -56,11 +56,11 @@ def test_all_that_dead_runs_leave_is_found_and_nothing_else(output):
     now.location.join(".report.json.abc.tmp").write(b"half")
     age(output, 30.0)
     assert told(output) == {
-        "runs/given-up": "of an unfinished run that a later one followed",
-        "runs/published/staged": "staged for a run that is published",
-        f"runs/now/staged/{lost}.parquet": "a part without a receipt",
-        "runs/never": "of a run that never began",
-        "runs/now/.report.json.abc.tmp": "a write that was cut short",
+        "runs/given-up": "unfinished run followed by a later run",
+        "runs/published/staged": "staged files of a published run",
+        f"runs/now/staged/{lost}.parquet": "part without a receipt",
+        "runs/never": "run that never began",
+        "runs/now/.report.json.abc.tmp": "interrupted write",
     }
     before = {path for path in output.path.rglob("*") if path.is_file()}
     shown = tlbatch.gc(output.url)
@@ -101,7 +101,7 @@ def test_what_is_young_stays(output):
 
 def test_a_run_at_work_is_left_alone(output):
     begin(output)
-    with Lease(output, "first"), pytest.raises(LeaseHeldError, match="Run first works on this output"):
+    with Lease(output, "first"), pytest.raises(LeaseHeldError, match="Run first has been working on this output"):
         tlbatch.gc(output.url)
     assert not output.join(schema.LEASE).exists()
 
@@ -117,7 +117,7 @@ def test_the_command_shows_first_and_removes_when_told(output):
     age(output, 30.0)
     done = run_cli("gc", output.url)
     assert done.returncode == 0, done.stderr
-    assert "runs/given-up: of an unfinished run that a later one followed" in done.stdout
+    assert "runs/given-up: unfinished run followed by a later run" in done.stdout
     assert "Nothing was removed; add --remove" in done.stdout
     assert json.loads(run_cli("gc", output.url, "--older-than", "48", "--json").stdout)["leftovers"] == []
     assert json.loads(run_cli("gc", output.url, "--remove", "--json").stdout)["removed"]
@@ -136,7 +136,7 @@ def test_of_runs_that_are_no_part_of_the_table_as_many_are_kept_as_one_says(outp
     output.join(schema.LATEST).write(schema.seal({"runs": [{"run_id": "now", "books_sha256": ""}]}))
     age(output, 30.0)
     assert not told(output)
-    why = "of a run that is no part of the table any more"
+    why = "run that is no longer part of the table"
     assert told(output, keep=1) == {"runs/second": why, "runs/third": why}
     assert told(output, keep=9) == {}
     tlbatch.gc(output.url, keep=0, remove=True)

@@ -26,7 +26,7 @@ def output(tmp_path):
 def test_the_second_run_is_told_who_holds_the_lease(output):
     with Lease(output, "first"), pytest.raises(LeaseHeldError) as caught, Lease(output, "second"):
         pass
-    assert "Run first works on this output since 20" in str(caught.value)
+    assert "Run first has been working on this output since 20" in str(caught.value)
     assert f"as process {os.getpid()}" in str(caught.value)
     assert not output.join(schema.LEASE).exists()
     with Lease(output, "third"):
@@ -54,7 +54,7 @@ def test_a_lease_that_expired_just_now_is_watched_before_it_is_taken(output, mon
 
     monkeypatch.setattr("tlbatch.output.lease.time", SimpleNamespace(**{**vars(time), "sleep": watch}))
     if renewed:
-        with pytest.raises(LeaseHeldError, match="by a clock that is behind"), Lease(output, "heir", clock=lambda: 160.0):
+        with pytest.raises(LeaseHeldError, match="the clock of its host is behind"), Lease(output, "heir", clock=lambda: 160.0):
             pass
     else:
         with Lease(output, "heir", clock=lambda: 160.0) as lease:
@@ -150,7 +150,7 @@ def test_a_loser_in_another_thread_finds_out_when_it_asks(output, monkeypatch):
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert "is gone: it was removed, or the output with it" in said[0]
+    assert "is gone: lease.json or the whole output was removed" in said[0]
 
 
 def test_a_beat_whose_answer_was_lost_is_no_loss(output, monkeypatch):

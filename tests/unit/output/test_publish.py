@@ -145,7 +145,7 @@ def test_a_pointer_that_moved_meanwhile_is_not_overwritten(run, tmp_path):
     stage(run, [50])
     write(run)
     theirs = schema.seal({"runs": [{"run_id": "theirs", "books_sha256": ""}]})
-    with pytest.raises(CountsError, match="changed by somebody else"):
+    with pytest.raises(CountsError, match="Another process changed"):
         publish_run(output, run, REPORT, lambda: output.join(schema.LATEST).write(theirs))
     assert output.join(schema.LATEST).read() == theirs
 
