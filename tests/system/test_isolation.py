@@ -17,23 +17,23 @@ from tlbatch.execution.isolation import MAX_DEATHS, Quarantine
 from tlbatch.storage.resolve import resolve
 
 
-def test_two_deaths_alone_with_a_worker_condemn_an_image(tmp_path):
-    suspects = Quarantine(resolve(str(tmp_path / "suspects")))
-    assert suspects.condemn(7, 0) is None
+def test_two_deaths_in_isolation_make_an_image_a_failure(tmp_path):
+    quarantine = Quarantine(resolve(str(tmp_path / "suspects")))
+    assert quarantine.failure_of(7, 0) is None
     with contextlib.ExitStack() as never_left:
         for _ in range(MAX_DEATHS):
-            assert suspects.condemn(7, 0) is None
-            never_left.enter_context(suspects.alone_with(7, 0, "decode"))
-        found = suspects.condemn(7, 0)
+            assert quarantine.failure_of(7, 0) is None
+            never_left.enter_context(quarantine.isolated(7, 0, "decode"))
+        found = quarantine.failure_of(7, 0)
     assert (found.kind, found.stage, found.attempts) == (ErrorKind.WORKER_LOST, "decode", MAX_DEATHS)
-    assert suspects.condemn(70, 0) is None
+    assert quarantine.failure_of(70, 0) is None
 
 
 def test_an_image_that_comes_through_leaves_no_mark(tmp_path):
-    suspects = Quarantine(resolve(str(tmp_path / "suspects")))
-    with suspects.alone_with(7, 0, "decode"):
+    quarantine = Quarantine(resolve(str(tmp_path / "suspects")))
+    with quarantine.isolated(7, 0, "decode"):
         assert len(list((tmp_path / "suspects").iterdir())) == 1
-    with pytest.raises(ValueError, match="bad"), suspects.alone_with(7, 0, "predict"):
+    with pytest.raises(ValueError, match="bad"), quarantine.isolated(7, 0, "predict"):
         raise ValueError("bad")
     assert not list((tmp_path / "suspects").iterdir())
 

@@ -302,7 +302,7 @@ def test_one_object_that_cannot_be_read_costs_only_itself(faulty, bucket):
         raise TimeoutError("this one hangs")
 
     reader._answered -= 100  # nothing else was read for a while, and what could be read still can
-    assert reader._patiently(bad, bucket).kind == "timeout"
+    assert reader._with_retries(bad, bucket).kind == "timeout"
 
 
 def test_a_wrong_address_is_given_up_after_a_while(monkeypatch):

@@ -141,7 +141,7 @@ class Reader:
         if isinstance(location, Failure):
             return location
         etag = row["etag"] or None
-        given = self._patiently(lambda: location.fetch(0, None, etag), location)
+        given = self._with_retries(lambda: location.fetch(0, None, etag), location)
         if isinstance(given, Failure):
             return given
         data, attempts = given
@@ -171,7 +171,7 @@ class Reader:
         etag = row["etag"] or None
 
         def fetch(start: int, end: int) -> bytes:
-            given = self._patiently(lambda: location.fetch(start, end, etag), location)
+            given = self._with_retries(lambda: location.fetch(start, end, etag), location)
             if isinstance(given, Failure):
                 raise _GaveUpError(given)
             if len(given[0]) > end - start:
@@ -209,12 +209,12 @@ class Reader:
         return ShardOptions(row["key"], self._field, self._max_bytes)
 
     def _size_of(self, location: Location) -> int | Failure:
-        given = self._patiently(location.info, location)
+        given = self._with_retries(location.info, location)
         if isinstance(given, Failure):
             return given
         return given[0].size if given[0] is not None else Failure("read", ErrorKind.NOT_FOUND, f"{location.url} does not exist")
 
-    def _patiently(self, ask: Callable[[], T], location: Location) -> tuple[T, int] | Failure:
+    def _with_retries(self, ask: Callable[[], T], location: Location) -> tuple[T, int] | Failure:
         """Call `ask`, a request for `location`, with retries: its result and the number of attempts, or a Failure."""
         try:
             return self._call(ask), 1

@@ -51,7 +51,7 @@ def reader(deadline: float = 0.2) -> Reader:
 )
 def test_what_passes_is_waited_out(trouble):
     store = Store(trouble, trouble, b"x")
-    assert reader(30.0)._patiently(store, NOWHERE) == (b"x", 3)
+    assert reader(30.0)._with_retries(store, NOWHERE) == (b"x", 3)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_what_passes_is_waited_out(trouble):
 )
 def test_a_refusal_is_an_answer(refusal, kind):
     store = Store(refusal)
-    failure = reader()._patiently(store, NOWHERE)
+    failure = reader()._with_retries(store, NOWHERE)
     assert (failure.kind, failure.attempts, store.asked) == (kind, 1, 1)
 
 
@@ -78,8 +78,8 @@ def test_a_refusal_is_an_answer(refusal, kind):
 )
 def test_trouble_with_one_object_is_its_failure_while_others_can_be_read(trouble, kind):
     one = reader(1.0)
-    one._patiently(Store(b"fine"), NOWHERE)
-    failure = one._patiently(Store(trouble), NOWHERE)
+    one._with_retries(Store(b"fine"), NOWHERE)
+    failure = one._with_retries(Store(trouble), NOWHERE)
     assert failure.kind is kind
     assert failure.transient
     assert failure.attempts > 2
@@ -90,15 +90,15 @@ def test_trouble_with_every_object_is_the_stores():
     one._good = Store(b"once", OSError("500"))
     one._good()
     with pytest.raises(StoreUnavailableError, match="the store did not answer for 0 s: 500"):
-        one._patiently(Store(OSError("500")), NOWHERE)
+        one._with_retries(Store(OSError("500")), NOWHERE)
 
 
 def test_an_object_that_cannot_be_read_first_of_all_is_its_own_failure_where_the_store_knows_of_it(tmp_path):
     one = reader(0.01)
     for _ in range(31):
-        assert one._patiently(Store(OSError("500")), resolve(str(tmp_path))).kind is ErrorKind.READ_FAILED
+        assert one._with_retries(Store(OSError("500")), resolve(str(tmp_path))).kind is ErrorKind.READ_FAILED
     with pytest.raises(StoreUnavailableError, match="the store lists its images, but none of them can be read"):
-        one._patiently(Store(OSError("500")), resolve(str(tmp_path)))
+        one._with_retries(Store(OSError("500")), resolve(str(tmp_path)))
 
 
 def test_what_is_no_address_is_a_failed_image():
@@ -118,13 +118,13 @@ def test_too_many_bytes_are_refused_where_nobody_told_how_many(tmp_path):
 def test_a_store_that_refuses_everything_ends_the_run_after_some():
     one = reader()
     for _ in range(31):
-        assert one._patiently(Store(PermissionError("no")), NOWHERE).kind is ErrorKind.ACCESS_DENIED
+        assert one._with_retries(Store(PermissionError("no")), NOWHERE).kind is ErrorKind.ACCESS_DENIED
     with pytest.raises(StoreUnavailableError, match="the store lists its images, but none of them can be read"):
-        one._patiently(Store(PermissionError("no")), NOWHERE)
+        one._with_retries(Store(PermissionError("no")), NOWHERE)
     other = reader()
-    other._patiently(Store(b"fine"), NOWHERE)
+    other._with_retries(Store(b"fine"), NOWHERE)
     for _ in range(100):
-        assert other._patiently(Store(PermissionError("no")), NOWHERE).kind is ErrorKind.ACCESS_DENIED
+        assert other._with_retries(Store(PermissionError("no")), NOWHERE).kind is ErrorKind.ACCESS_DENIED
 
 
 def test_fewer_requests_are_in_flight_after_a_503_and_more_again_later():
@@ -166,7 +166,7 @@ def test_requests_beyond_the_limit_wait():
     assert most[0] == 3
 
 
-def test_nothing_is_waited_for_in_a_hurry():
+def test_without_retries_nothing_waits():
     store = Store(TimeoutError("late"))
     with no_retries(), pytest.raises(TimeoutError):
         with_retries(store)
