@@ -15,14 +15,30 @@ from tlbatch.errors import LabelsError, TlbatchError
 from tlbatch.images.labels import read_labels
 from tlbatch.model.bases import BASES, build_network, weights_digest
 from tlbatch.model.bundle import load_bundle
+from tlbatch.schema import sha256
 from tlbatch.storage.resolve import resolve
 
 
-def test_the_base_is_bit_identical_after_training(bundle_url, weights, keras_model):
+def test_the_base_is_bit_identical_after_training(trained, weights):
+    model = keras.saving.load_model(Path(trained["bundle"], "model.keras"), compile=False)
     before = build_network(BASES["MobileNetV2"], 96, Path(weights).read_bytes())
-    inside = next(layer for layer in keras_model.layers if isinstance(layer, keras.Model) and len(layer.layers) > 100)
-    recorded = load_bundle(bundle_url).facts["base"]["weights_digest"]
+    inside = next(layer for layer in model.layers if isinstance(layer, keras.Model) and len(layer.layers) > 100)
+    recorded = load_bundle(trained["bundle"]).facts["base"]["weights_digest"]
     assert weights_digest(inside) == weights_digest(before) == recorded
+
+
+def test_a_bundle_holds_what_the_design_says(trained):
+    bundle = load_bundle(trained["bundle"])
+    assert {"model.keras", "head.keras", "openvino/model.xml", "openvino/model.bin", "probes.npz", "card.html"} <= set(
+        bundle.facts["files"]
+    )
+    assert bundle.labels == ["blue", "green", "red"]
+    assert bundle.size == (96, 96)
+    assert bundle.features_length == 1280
+    assert bundle.facts["base"]["name"] == "MobileNetV2"
+    assert {"keras", "tensorflow"} <= set(bundle.facts["versions"])
+    assert bundle.facts["metrics"]["accuracy"] >= 0.9
+    assert all(sha256(Path(trained["bundle"], name).read_bytes()) == digest for name, digest in bundle.facts["files"].items())
 
 
 def test_the_result_says_how_it_went(trained):
