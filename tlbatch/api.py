@@ -50,6 +50,8 @@ def _settings_of(kind: Callable[P, C]) -> Callable[[Callable[[C], R]], Callable[
 
         shown: Any = verb
         shown.__signature__ = _signature(cast("type[BaseModel]", kind), work.__annotations__["return"])
+        shown.__annotations__ = {name: one.annotation for name, one in shown.__signature__.parameters.items()}
+        shown.__annotations__["return"] = work.__annotations__["return"]
         shown.__doc__ = _documented(work, cast("type[BaseModel]", kind))
         del shown.__wrapped__  # or `inspect` would show the inner function
         return verb
@@ -253,7 +255,8 @@ def plan(config: RunConfig) -> dict[str, Any]:
     """Estimate what `classify` with these settings would do, and what it would cost; nothing is written.
 
     Returns:
-        `counts`, `objects`, `rescored`, `bytes`, `images`, `seconds`, `cpu_hours`, `gpu_hours` and `known_from`.
+        `counts`, `objects`, `rescored`, `bytes`, `images`, `seconds`, `cpu_hours`, `gpu_hours`, `known_from`, `output`,
+        `list_seconds` and `images_per_second`.
     """
     from tlbatch.commands.plan import plan as work
 

@@ -362,7 +362,7 @@ def test_a_disk_that_is_full_is_a_sentence_and_the_run_continues(staged, referen
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalLocation, "write", full)
-        with pytest.raises(StoreUnavailableError, match=r"No space left on device.*The table is unchanged"):
+        with pytest.raises(StoreUnavailableError, match=r"No space left on device.*Nothing more is published"):
             classify(store, bundle_url, staged)
     assert not (staged / "latest.json").exists()
     classify(store, bundle_url, staged)

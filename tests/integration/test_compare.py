@@ -203,6 +203,14 @@ def test_features_of_a_run_that_is_kept_back_are_not_the_tables(two_runs, publis
         find_features(str(published))
 
 
+def test_a_condition_on_features_counts_at_the_first_attempt(two_runs, published, store):
+    head = json.loads(next(Path(two_runs[1]).glob("runs/*/run.json")).read_text())["bundle_url"]
+    tlbatch.classify(images=str(store), bundle=head, output=str(published), features=True)
+    settings = {"images": str(store), "bundle": head, "output": str(published), "features": True, "top_k": 2}
+    report = tlbatch.classify(**settings, promote_if="psi_features<0.1")
+    assert report["compared"]["psi_features"] == 0
+
+
 def test_a_condition_on_features_that_are_not_there_does_not_hold(published, store, bundle_url):
     with pytest.raises(NotPromotedError, match="psi_features is unknown, because one of the runs has no features"):
         tlbatch.classify(images=str(store), bundle=bundle_url, output=str(published), top_k=1, promote_if="psi_features<0.1")

@@ -12,9 +12,13 @@ from support.pictures import write_store
 
 import tlbatch
 from tlbatch.commands.classify import ClassifyWork
+from tlbatch.commands.list_images import ListedStore
+from tlbatch.config import RunConfig, load
 from tlbatch.errors import BundleError, ConfigError
 from tlbatch.model.bundle import load_bundle
 from tlbatch.output import commit
+from tlbatch.output.run import read_output
+from tlbatch.storage.resolve import resolve
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -137,6 +141,20 @@ def test_a_store_that_changed_between_the_two_halves_of_a_command(bundles, bundl
     again = tlbatch.classify(**settings)
     assert [report["listed"] for report in again["tables"].values()] == [12, 12]
     assert all(tlbatch.verify(report["output"])["ok"] for report in again["tables"].values())
+
+
+def test_what_another_run_published_since_the_listing_is_listed_again(bundles, tmp_path):
+    """The second output of a pass: its table changed after the store was listed, so an older listing would not do."""
+    store = write_store(tmp_path / "store", 2)
+    config = load(RunConfig, {"images": str(store), "bundle": bundles[:2], "output": str(tmp_path / "out")})
+    states = [read_output(resolve(table.output)) for table in config.tables.values()]
+    listed = ListedStore(config, states, resolve(config.output), None)
+    assert listed.listing(states[0]).manifest.num_rows == 6
+    write_store(store, 1, first=100)
+    assert listed.listing(states[1]).manifest.num_rows == 6, "nothing was published since"
+    tlbatch.classify(images=str(store), bundle=bundles[1], output=states[1].output.url)
+    assert listed.listing(read_output(states[1].output)).manifest.num_rows == 9
+    assert listed.listing(states[0]).manifest.num_rows == 9
 
 
 def test_two_copies_of_one_bundle_are_two_tables(bundles, broken_store, tmp_path):

@@ -235,7 +235,7 @@ def many(tmp_path_factory) -> Path:
     store = tmp_path_factory.mktemp("many")
     for label, color in COLORS.items():
         (store / label).mkdir()
-        pictures = [encoded(noisy(color, number, (1000, 800))) for number in range(10)]
+        pictures = [encoded(noisy(color, number, (640, 512))) for number in range(10)]
         for number in range(300):
             (store / label / f"{number:04d}.jpg").write_bytes(pictures[number % 10])
     return store

@@ -51,9 +51,8 @@ def test_a_full_disk_is_said_and_once_there_is_room_the_run_continues(evening, b
     fill = "head -c 8m /dev/zero > ballast 2> /dev/null; truncate -s -60k ballast; "
     said = on_a_small_disk(tmp_path, out, f"{fill} {command} ls out/runs/new; rm ballast; {command} {TLBATCH} verify out")
     assert said.count("tlbatch: ") == 1, said
-    assert (
-        "stopped: No space left on device. The table is unchanged. Solve the problem, then run the same command again." in said
-    )
+    why = "stopped: No space left on device. Nothing more is published. Solve the problem, then run the same command again."
+    assert why in said
     first, second = said.split("code 4")[1].split("code 0", maxsplit=1)
     assert ('"old' in first, "run.json" in first) == (True, True), said
     assert '"new' in second, said
@@ -63,7 +62,7 @@ def test_a_read_only_disk_is_said(evening, bundle_url, tmp_path):
     store, out = evening
     said = on_a_small_disk(tmp_path, out, f"mount -o remount,ro .; {classify(store, bundle_url)}")
     assert said.count("tlbatch: ") == 1, said
-    assert f"{tmp_path}/out: Read-only file system. The table is unchanged" in said
+    assert f"{tmp_path}/out: Read-only file system. Nothing more is published" in said
     assert ("code 4" in said, '"old' in said) == (True, True), said
 
 

@@ -27,7 +27,8 @@ PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").gl
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _COMMAND = re.compile(r"(?:\.venv/bin/)?(tlbatch|make) +(.*)")
 
-#: Carries out commands and code, one JSON line each, in one process with one Ray; a placeholder of a run is looked up then.
+#: Carries out commands and code, one JSON line each, in one process with one Ray for all pages; a placeholder of a run is
+#: looked up then.
 _READER = r"""
 import json, os, pandas, shlex, sys, traceback
 import tlbatch
@@ -43,18 +44,22 @@ def fill_in(file):
     rows = pandas.read_csv(file)
     rows.assign(label=rows["key"].str.split("/").str[0]).to_csv(file, index=False)
 
+def carry_out(kind, text):
+    if kind == "page":
+        home, os.environ["OUTPUT"] = text
+        return os.chdir(home)
+    if kind == "python":
+        return exec(compile(text, "docs", "exec"), {"__name__": "docs"})
+    said = app([run_of(word) for word in shlex.split(text)], prog_name="tlbatch", standalone_mode=False)
+    if text.startswith("review"):
+        fill_in("review/labels.csv")
+    return said
+
 answers = os.fdopen(os.dup(1), "w", buffering=1)
 with ray_session():
     for line in sys.stdin:
-        kind, text = json.loads(line)
         try:
-            if kind == "python":
-                exec(compile(text, "docs", "exec"), {"__name__": "docs"})
-                said = 0
-            else:
-                said = app([run_of(word) for word in shlex.split(text)], prog_name="tlbatch", standalone_mode=False)
-                if text.startswith("review"):
-                    fill_in("review/labels.csv")
+            said = carry_out(*json.loads(line))
         except TlbatchError as error:
             said = f"{type(error).__name__}: {error}"
         except BaseException as error:
@@ -193,7 +198,51 @@ def _answers(url: str) -> bool:
     return True
 
 
-def carried_out(page: str, kitchen: Path, endpoint: str, bucket: str, jobs: str, tmp_path: Path) -> None:
+class Reader:
+    """The process that carries out the pages, one after the other."""
+
+    def __init__(self, folder: Path, endpoint: str) -> None:
+        self._log = folder / "stderr"
+        with self._log.open("w") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _READER],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                cwd=folder,
+                env={**os.environ, **environment(endpoint), **_TOKEN},
+            )
+
+    def carry_out(self, kind: str, text: object) -> object:
+        """The answer to one command; fails if the process has ended."""
+        self._process.stdin.write(json.dumps([kind, text]) + "\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith("ANSWER "):
+                return json.loads(line.removeprefix("ANSWER "))
+        pytest.fail(f"the process ended at {text}: {self.said()}")
+
+    def said(self) -> str:
+        return self._log.read_text()[-3000:]
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        try:
+            self._process.wait(60)
+        finally:
+            self._process.kill()
+            self._process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory, s3_server):
+    one = Reader(tmp_path_factory.mktemp("reader"), s3_server.endpoint)
+    yield one
+    one.close()
+
+
+def carried_out(page: str, reader: Reader, kitchen: Path, endpoint: str, bucket: str, jobs: str, tmp_path: Path) -> None:
     """Carry out a page; fails with the first command that does."""
     home = tmp_path / "home"
     shutil.copytree(kitchen, home)
@@ -201,22 +250,12 @@ def carried_out(page: str, kitchen: Path, endpoint: str, bucket: str, jobs: str,
         file.write_text(file.read_text().replace("s3://bucket", f"s3://{bucket}"))
     if any(piece.text.startswith("train") and piece.text.endswith("--bundle model/") for piece in pieces(page)):
         shutil.rmtree(home / "model")
-    asked = [piece for piece in pieces(page) if piece.kind != "make"]
-    lines = [json.dumps([piece.kind, _here(piece, home, endpoint, bucket, jobs)]) for piece in asked]
-    done = subprocess.run(
-        [sys.executable, "-c", _READER],
-        input="\n".join(lines) + "\n",
-        cwd=home,
-        env={**os.environ, **environment(endpoint), **_TOKEN, "OUTPUT": f"s3://{bucket}/predictions"},
-        capture_output=True,
-        text=True,
-        timeout=540,
-        check=False,
-    )
-    answers = [json.loads(line.removeprefix("ANSWER ")) for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
-    told = list(zip(asked, answers, strict=False))
-    assert [(piece, answer) for piece, answer in told if not _is_well(piece, answer)] == [], done.stderr[-3000:]
-    assert len(answers) == len(asked), (asked[len(answers)], done.stderr[-3000:])
+    reader.carry_out("page", [str(home), f"s3://{bucket}/predictions"])
+    for piece in pieces(page):
+        if piece.kind == "make":
+            continue
+        answer = reader.carry_out(piece.kind, _here(piece, home, endpoint, bucket, jobs))
+        assert _is_well(piece, answer), (piece, answer, reader.said())
 
 
 def _is_well(piece: Piece, answer: object) -> bool:
@@ -247,8 +286,8 @@ def _here(piece: Piece, home: Path, endpoint: str, bucket: str, jobs: str) -> st
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", [page for page in PAGES if any(piece.kind != "make" for piece in pieces(page))])
-def test_what_a_page_says_can_be_done(page, kitchen, s3_server, bucket, head, tmp_path):
-    carried_out(page, kitchen, s3_server.endpoint, bucket, head.jobs, tmp_path)
+def test_what_a_page_says_can_be_done(page, reader, kitchen, s3_server, bucket, head, tmp_path):
+    carried_out(page, reader, kitchen, s3_server.endpoint, bucket, head.jobs, tmp_path)
 
 
 def test_every_target_of_make_that_is_named_is_one():

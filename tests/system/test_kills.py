@@ -1,7 +1,8 @@
 """SIGKILL: of the command at everything it does to its output and at any moment, of its workers, of a node; then once more.
 
 The published files are those of a run that nobody disturbed, and whoever reads the table meanwhile sees a whole one.
-`make chaos` kills at every step and more often, `make test` takes a sample. `TLBATCH_KILLS` is how many.
+`make chaos` kills at every step and more often, and takes a node away; `make test` takes a sample (of nodes,
+`test_cluster.py` cuts a host off). `TLBATCH_KILLS` is how many.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ import tlbatch
 from tlbatch.output.verify import verify
 
 #: Kills at a thing done to the output, spread evenly over all of them, and races; the others are a part of it.
-KILLS = int(os.environ.get("TLBATCH_KILLS", "2"))
+KILLS = int(os.environ.get("TLBATCH_KILLS", "1"))
 
 
 def started(how: str, output: Path, store: Path, bundle: str, rows_per_task: int = 5) -> subprocess.Popen[str]:
@@ -151,7 +152,7 @@ def await_receipts(process: subprocess.Popen[str], output: Path, wanted: int) ->
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("seed", range(max(2, KILLS // 3)))
+@pytest.mark.parametrize("seed", range(max(1, KILLS // 3)))
 def test_a_command_that_is_killed_at_any_moment_is_continued_by_the_same_one(seed, large, bundle_url, tmp_path):
     store, files, seconds = large
     chance = random.Random(seed)
@@ -202,7 +203,7 @@ def workers_of(pid: int) -> list[tuple[str, psutil.Process]]:
     return [(title, process) for title, process in found if title.startswith("ray::MapWorker")]
 
 
-@pytest.mark.parametrize("seed", range(max(1, KILLS // 10)))
+@pytest.mark.parametrize("seed", range(KILLS // 10))
 def test_a_node_that_is_lost_and_replaced(seed, large, bundle_url, tmp_path):
     """Three nodes on the loopback, each with its own raylet and object store; one raylet is killed in mid-run."""
     store, files, _ = large

@@ -385,7 +385,7 @@ def test_a_store_that_stays_away_ends_the_run_and_the_same_command_completes_it(
     _, stderr = process.communicate(timeout=200)
     assert process.returncode == 4, stderr
     assert time.monotonic() - stopped < 120, "a minute of patience, and a minute to end"
-    assert "The table is unchanged. Solve the problem, then run the same command again." in stderr.splitlines()[-1]
+    assert "Nothing more is published. Solve the problem, then run the same command again." in stderr.splitlines()[-1]
     s3_server.start()
     done = subprocess.run(
         command, env={**os.environ, **environment(s3_server.endpoint)}, capture_output=True, text=True, check=False, timeout=200

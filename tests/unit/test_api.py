@@ -71,7 +71,7 @@ VERBS = {
 def test_help_knows_every_setting_of_a_verb(name):
     verb, fields = getattr(tlbatch, name), VERBS[name].model_fields
     parameters = inspect.signature(verb).parameters
-    assert set(parameters) == set(fields)
+    assert set(parameters) == set(fields) == set(verb.__annotations__) - {"return"}
     for field_name, field in fields.items():
         required = parameters[field_name].default is inspect.Parameter.empty
         assert required == field.is_required(), field_name

@@ -89,12 +89,11 @@ def _plainly(target: str) -> Run:
     return lambda settings, _: _call(target)(settings)
 
 
-def _by_fields(target: str, *names: str, **renamed: str) -> Run:
+def _by_fields(target: str, *names: str) -> Run:
     """A verb whose function takes some fields by position, the others by name."""
 
     def run(settings: BaseModel, _: Call) -> Mapping[str, Any]:
-        rest = [name for name in type(settings).model_fields if name not in names]
-        options = {renamed.get(name, name): getattr(settings, name) for name in rest}
+        options = {name: getattr(settings, name) for name in type(settings).model_fields if name not in names}
         result: Mapping[str, Any] = _call(target)(*(getattr(settings, name) for name in names), **options)
         return result
 
@@ -158,12 +157,9 @@ def _rollback(settings: configs.RollbackConfig, _: Call) -> Mapping[str, Any]:
 
 
 def _submit(settings: configs.SubmitConfig, call: Call) -> Mapping[str, Any]:
-    from tlbatch.commands.schedule import JOBS
     from tlbatch.commands.submit import submit
 
-    if call.words and call.words[0] not in JOBS:
-        raise ConfigError(f"{call.words[0]}: a job is one of {', '.join(JOBS)}.")
-    verb, inner = read_command(call.words)
+    verb, inner = read_job(call.words)
     passed = [word for word in call.words if word in ("--json", "--verbose")]
     say = partial(print, end="", flush=True, file=sys.stderr if call.as_json else results_stream())
     return submit(settings, verb, inner, passed, say)
@@ -172,8 +168,8 @@ def _submit(settings: configs.SubmitConfig, call: Call) -> Mapping[str, Any]:
 def _schedule(settings: configs.ScheduleConfig, call: Call) -> Mapping[str, Any]:
     from tlbatch.commands.schedule import schedule
 
-    _, inner = read_command(call.words)
-    return {"target": settings.target, "install": schedule(settings, call.words, inner)}
+    verb, inner = read_command(call.words)
+    return {"target": settings.target, "install": schedule(settings, call.words, verb, inner)}
 
 
 def _demo(settings: configs.DemoConfig, call: Call) -> Mapping[str, Any]:
@@ -363,7 +359,7 @@ def _settings(verb: Verb, given: Mapping[str, Any]) -> Any:
 
 
 def read_command(words: Sequence[str]) -> tuple[str, BaseModel]:
-    """The verb of a command and its checked settings; of `submit` those of the command behind it. Nothing is carried out."""
+    """The verb of a command and its checked settings; of `submit` those of the job behind it. Nothing is carried out."""
     if not words:
         raise ConfigError("Write the command behind the flags, for example: classify --images ... --bundle ...")
     name, rest = words[0], list(words[1:])
@@ -372,7 +368,16 @@ def read_command(words: Sequence[str]) -> tuple[str, BaseModel]:
     group: Any = typer.main.get_command(app)
     context = group.commands[name].make_context(name, rest)
     settings = _settings(VERBS[name], context.params)
-    return (name, read_command(context.args)[1]) if VERBS[name].takes_command else (name, settings)
+    return read_job(context.args) if VERBS[name].takes_command else (name, settings)
+
+
+def read_job(words: Sequence[str]) -> tuple[str, BaseModel]:
+    """As `read_command`, of a command that can be a job of a cluster."""
+    from tlbatch.commands.schedule import JOBS
+
+    if words and words[0] not in JOBS:
+        raise ConfigError(f"{words[0]}: a job is one of {', '.join(JOBS)}.")
+    return read_command(words)
 
 
 def _carry_out(verb: Verb, given: Mapping[str, Any], words: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ def notifying(url: str | None, verb: str, output: str) -> Iterator[Tell]:
 
     Args:
         url: where to post; None posts nothing. `${NAME}` is read from the environment, so that a secret need not be in a file.
-        verb: the command, such as classify.
+        verb: what the command did, such as classifying.
         output: the output of the command.
 
     Yields:

@@ -104,8 +104,8 @@ class ClassifyWork:
     def process(self, runs: Sequence[Run], rows: pa.Table) -> WorkStats:
         """Rescore what has stored features, if that is wanted, and classify the rest; `runs` are of tables that lack rows."""
         config = self.table.config
+        self.start_ray()
         with heartbeat(runs[0], self.watch):
-            self.start_ray()
             if config.incremental and config.stale == "rescore":
                 rows = self._rescore(runs, rows)
             if not rows.num_rows:
@@ -115,11 +115,11 @@ class ClassifyWork:
             stats = classify_rows(config, self.table.engine, bundles, runs, rows)
         return stats._replace(list_seconds=self.store.seconds)
 
-    def promotion_check(self, run: Run, state: OutputState) -> Promotion:
+    def promotion_check(self, run: Run, report: ReportDocument, state: OutputState) -> Promotion:
         """Compare a complete run with the table, as `promote_if` says."""
         if self.table.config.promote_if is None:
             return Promotion()
-        return check_promotion(state, run, parse_conditions(self.table.config.promote_if))
+        return check_promotion(state, run, report, parse_conditions(self.table.config.promote_if))
 
     def _rescore(self, runs: Sequence[Run], rows: pa.Table) -> pa.Table:
         """Predict from stored features what has some; returns the rows that have none."""
@@ -169,10 +169,12 @@ def classify(config: RunConfig, watch: Watcher | None = None, listing: Listing |
             config = config.model_copy(update={"num_gpus": float(auto)})
         tables = [OutputTable.of(one, bundle) for one, bundle in zip(config.tables.values(), bundles, strict=True)]
         root = resolve(config.output, config.storage_options)
-        reports, continued = _publish(tables, ListedStore(config, root, watch, listing), start_ray, watch)
+        states = [read_output(table.output) for table in tables]
+        reports, continued = _publish(tables, states, ListedStore(config, states, root, watch, listing), start_ray, watch)
         if config.incremental and continued:
             # Its manifest was listed by the command that began it, and the store may have changed since then.
-            more, _ = _publish(tables, ListedStore(config, root, watch), start_ray, watch, new_run_id())
+            states = [read_output(table.output) for table in tables]
+            more, _ = _publish(tables, states, ListedStore(config, states, root, watch), start_ray, watch, new_run_id())
             reports = [_merge_reports(*pair) for pair in zip(reports, more, strict=True)]
     if len(reports) == 1:
         return reports[0]
@@ -194,6 +196,7 @@ def _require_usable(config: RunConfig, bundles: Sequence[Bundle]) -> None:
 
 def _publish(
     tables: Sequence[OutputTable],
+    states: Sequence[OutputState],
     store: ListedStore,
     start_ray: Callable[[], None],
     watch: Watcher | None,
@@ -203,7 +206,6 @@ def _publish(
     began = time.monotonic()
     config = tables[0].config
     targets = [Target(table.output, table.spec, ClassifyWork(table, tables, store, start_ray, watch)) for table in tables]
-    states = [read_output(target.output) for target in targets]
     begun: list[Run] = []
     for target, state in zip(targets, states, strict=True):
         require_output(state, target.spec.spec["images"])

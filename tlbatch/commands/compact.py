@@ -45,7 +45,6 @@ def compact(config: CompactConfig, watch: Watcher | None = None) -> ReportDocume
     Raises:
         OutputError: nothing is published, or the table has rows of several bundles.
     """
-    began = time.monotonic()
     output = resolve(config.output, config.storage_options)
     state = read_output(output)
     if not state.pointer:
@@ -62,6 +61,7 @@ def compact(config: CompactConfig, watch: Watcher | None = None) -> ReportDocume
         )
     require_free(output)
     with ray_session(config.address) as start_ray:
+        began = time.monotonic()
         table = FeatureTable(tuple(FeatureRun(one.run, read_report(one.run), one.superseded) for one in current))
         work = CompactWork(config, table, state.pointer, watch)
         run_id = new_run_id()
@@ -128,6 +128,6 @@ class CompactWork:
             run_actors(runs, blocks, [(Copier, io_pool(len(blocks), 1, None))], job)
         return WorkStats()
 
-    def promotion_check(self, run: Run, state: OutputState) -> Promotion:  # noqa: ARG002 - the table stays the same
+    def promotion_check(self, *_: object) -> Promotion:
         """A compacted run is always published."""
         return Promotion()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 
 from tlbatch.config import RunConfig, TrainConfig
 from tlbatch.errors import InterruptedRunError
@@ -40,21 +41,28 @@ class ListedStore:
 
     Args:
         config: which store.
+        states: the outputs of the command, read before anything is listed.
         avoid: the folder that is written to.
         watch: called now and then with the number of objects.
         listing: the images, if the caller has chosen them.
     """
 
-    def __init__(self, config: RunConfig, avoid: Location, watch: Watcher | None, listing: Listing | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        states: Sequence[OutputState],
+        avoid: Location,
+        watch: Watcher | None,
+        listing: Listing | None = None,
+    ) -> None:
         self._config, self._avoid, self._watch = config, avoid, watch
         self._listing = listing
-        self._pointers: dict[str, Pointer] = {}
+        self._pointers: dict[str, Pointer] = {state.output.url: state.pointer for state in states}
         self._stop = threading.Event()
 
     def listing(self, state: OutputState) -> Listing:
         """A listing that is not older than what `state` has published."""
-        known = self._pointers.setdefault(state.output.url, state.pointer)
-        if self._listing is None or known != state.pointer:
+        if self._listing is None or self._pointers[state.output.url] != state.pointer:
             self._listing = list_images(self._config, self._avoid, self._watch, self._stop)
             self._pointers[state.output.url] = state.pointer
         return self._listing

@@ -63,7 +63,8 @@ def plan(config: RunConfig, watch: Watcher | None = None) -> dict[str, Any]:
     Returns:
         `counts` of new, changed, retry, stale, deleted and unchanged objects; `objects` to process, `rescored` of them from
         stored features; `bytes` to read, as far as the listing has sizes; `images`, an estimate if there are shards;
-        `seconds`, `cpu_hours`, `gpu_hours`; and `known_from`, the source of the estimate.
+        `seconds`, `cpu_hours`, `gpu_hours` and `images_per_second`; `known_from`, the source of the estimate; `output` and
+        `list_seconds`.
 
     Raises:
         UsageError: the command could not run.

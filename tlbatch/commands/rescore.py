@@ -44,7 +44,6 @@ def rescore(config: RescoreConfig, watch: Watcher | None = None) -> ReportDocume
         UsageError: the features have another base than the bundle, or something else does not fit; nothing was written.
         UnfinishedError: the run stopped and can be continued.
     """
-    began = time.monotonic()
     output = resolve(config.output, config.storage_options)
     state = read_output(output)
     source = find_features(config.features, config.storage_options)
@@ -56,6 +55,7 @@ def rescore(config: RescoreConfig, watch: Watcher | None = None) -> ReportDocume
     require_output(state, source.newest.facts["spec"]["images"])
     require_free(output)
     with ray_session(config.address) as start_ray:
+        began = time.monotonic()
         work = RescoreWork(config, source, state.pointer, bundle, start_ray, watch)
         current = run_to_continue(state, work.spec)
         run_id = current.run_id if current else (config.run_id or new_run_id())
@@ -120,6 +120,6 @@ class RescoreWork:
         blocks = pool.actors * pool.blocks_at_once
         return WorkStats({"fetch": blocks, "decode": blocks, "write": blocks, "predict": pool.actors})
 
-    def promotion_check(self, run: Run, state: OutputState) -> Promotion:  # noqa: ARG002 - `rescore` has no conditions
+    def promotion_check(self, *_: object) -> Promotion:
         """A rescored run is always published."""
         return Promotion()

@@ -31,12 +31,13 @@ JOBS = ("train", "classify", "extract", "rescore")
 _RETRY_LOOP = "for try in 1 2 3 4; do {command}; code=$?; [ $code -eq 4 ] || exit $code; sleep 300; done; exit $code"
 
 
-def schedule(config: ScheduleConfig, words: Sequence[str], settings: BaseModel) -> str:
+def schedule(config: ScheduleConfig, words: Sequence[str], verb: str, settings: BaseModel) -> str:
     """The text to install, with comments that explain how to install and remove it.
 
     Args:
         config: the target, the time and the name.
         words: the words of the command after `tlbatch`.
+        verb: what it does, of `submit` what the job does.
         settings: the configuration of the command, already checked.
 
     Raises:
@@ -45,7 +46,7 @@ def schedule(config: ScheduleConfig, words: Sequence[str], settings: BaseModel) 
     fields = parse_cron(config.at) if config.at != "now" else []
     if not fields and config.target != "kuberay":
         raise ConfigError(f"at: `now` is for kuberay only; with {config.target}, run the command itself to run it now.")
-    name = config.name or _name(words, settings)
+    name = config.name or _name(verb, settings)
     if config.target == "cron":
         return _cron(config.at, name, words)
     if config.target == "systemd":
@@ -53,9 +54,8 @@ def schedule(config: ScheduleConfig, words: Sequence[str], settings: BaseModel) 
     return _kuberay(config, name, words, settings)
 
 
-def _name(words: Sequence[str], settings: BaseModel) -> str:
+def _name(verb: str, settings: BaseModel) -> str:
     folder = str(getattr(settings, "output", None) or getattr(settings, "bundle", "")).rstrip("/").rsplit("/", 1)[-1]
-    verb = next(word for word in words if not word.startswith("-") and word != "submit")
     return re.sub(r"[^a-z0-9]+", "-", f"tlbatch {verb} {folder}".lower()).strip("-")[:52]
 
 

@@ -53,5 +53,5 @@ def _in_one_sentence(error: Exception, run_id: str) -> TlbatchError:
 
 def _stopped(run_id: str, why: str) -> StoreUnavailableError:
     return StoreUnavailableError(
-        f"Run {run_id} stopped: {why}. The table is unchanged. Solve the problem, then run the same command again."
+        f"Run {run_id} stopped: {why}. Nothing more is published. Solve the problem, then run the same command again."
     )

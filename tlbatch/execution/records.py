@@ -1,4 +1,4 @@
-"""What decoder, model and writer pass on, as Arrow tables: attempts with their pixels, and outcomes.
+"""What decoder and predictor pass on, as Arrow tables: attempts with their pixels, and outcomes.
 
 No image is lost: an image that failed is a row with its reason. If one actor decodes and predicts, only outcomes become Arrow
 tables. Otherwise the resized uint8 pixels do, too, and nothing larger.

@@ -136,8 +136,8 @@ class Work(Protocol):
     def process(self, runs: Sequence[Run], rows: pa.Table) -> WorkStats:
         """Stage the outcome of manifest rows (each with its number in a column `row`) as parts of each run."""
 
-    def promotion_check(self, run: Run, state: OutputState) -> Promotion:
-        """Whether a complete run may become the table."""
+    def promotion_check(self, run: Run, report: ReportDocument, state: OutputState) -> Promotion:
+        """Whether a complete run may become the table; its report is not written yet."""
 
 
 class Target(NamedTuple):
@@ -213,8 +213,8 @@ def run_to_publication(
                 with _failure_logged(run):
                     remove_staged(run)  # step 9: staged/ removed
                     mark_complete(run)  # step 10: _SUCCESS; the end of the block removes lease.json
-                if one.complete is not None:
-                    run.location.join(schema.KEPT_BACK).delete()
+                    if one.complete is not None:
+                        run.location.join(schema.KEPT_BACK).delete()
                 reports[number] = report
     if refused:
         raise NotPromotedError(" ".join(map(str, refused)))
@@ -236,7 +236,7 @@ def _failure_logged(run: Run) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        log.warning("what run %s staged could not be removed: %s", run.run_id, error)
+        log.warning("run %s could not be cleaned up; the next command tries again: %s", run.run_id, error)
 
 
 def clean_up(run: Run) -> None:
@@ -261,7 +261,7 @@ def _open(target: Target, run_id: str, lease: Lease, began: float) -> _OpenRun |
         run, complete = _unpromoted(target, state, lease, given) or (None, None)
         if run is None:
             run = _begin(target, given, run_id, lease)
-    return _OpenRun(target, lease, state, run, read_receipts(run), complete)
+    return _OpenRun(target, lease, state.without_manifests(), run, read_receipts(run), complete)
 
 
 def run_to_continue(state: OutputState, spec: RunSpec, *, clean: bool = False) -> Run | None:
@@ -344,7 +344,7 @@ def _unpromoted(target: Target, state: OutputState, lease: Lease, given: RunInpu
     report = read_report(run)
     report.pop("compared", None)
     report.pop("kept_back", None)
-    promotion = target.work.promotion_check(run, state)
+    promotion = target.work.promotion_check(run, report, state)
     if promotion.broken and report["failed_transient"]:
         return None  # a store that failed for a while may be the reason: the run is done again
     return run, _require_promotion(run, lease, report, promotion)
@@ -433,7 +433,7 @@ def _report(one: _OpenRun, receipts: Receipts, counts: PublishedCounts, stats: W
 
 def _promoted(one: _OpenRun, report: ReportDocument) -> ReportDocument:
     """The report of a run that may be published; raises NotPromotedError if a condition fails."""
-    return _require_promotion(one.run, one.lease, report, one.target.work.promotion_check(one.run, one.state))
+    return _require_promotion(one.run, one.lease, report, one.target.work.promotion_check(one.run, report, one.state))
 
 
 def _require_promotion(run: Run, lease: Lease, report: ReportDocument, promotion: Promotion) -> ReportDocument:

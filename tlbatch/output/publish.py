@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from tlbatch import schema
 from tlbatch.errors import CountsError
-from tlbatch.output.documents import PublishedFile, Receipt, ReportDocument
+from tlbatch.output.documents import PointerDocument, PublishedFile, Receipt, ReportDocument
 from tlbatch.output.receipts import Receipts
 from tlbatch.output.run import READS_AT_ONCE, Run, read_pointer
 from tlbatch.schema import from_parquet, part_name, sha256, to_parquet
@@ -273,7 +273,7 @@ def swap_pointer(output: Location, run: Run, report: ReportDocument, require_lea
     """
     location = output.join(schema.LATEST)
     old = location.read() if location.exists() else None
-    pointer = {
+    pointer: PointerDocument = {
         "schema_version": schema.SCHEMA_VERSION,
         "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "runs": [*run.on, {"run_id": run.run_id, "books_sha256": counts_digest(report)}],

@@ -124,6 +124,10 @@ class OutputState:
             return None
         return self.runs[-1]
 
+    def without_manifests(self) -> OutputState:
+        """The same state without the manifests that its runs hold in memory: a hundred bytes per object."""
+        return OutputState(self.output, tuple(Run(run.location, run.facts) for run in self.runs), self.pointer)
+
     def named(self, pointer: Pointer) -> list[Run]:
         """The runs that a pointer names, in its order; raises CountsError if one does not exist."""
         found = [self.by_id.get(entry["run_id"]) for entry in pointer]

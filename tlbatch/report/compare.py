@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from tlbatch import schema
 from tlbatch.errors import OutputError
+from tlbatch.output.documents import ReportDocument
 from tlbatch.output.features import FeatureRun, features_kind, matrix
 from tlbatch.output.run import Run, read_named_runs, read_report, read_table_runs, run_at
 from tlbatch.output.snapshot import snapshot
@@ -61,8 +62,16 @@ def _find(url: str, options: Mapping[str, Any] | None) -> list[Run]:
     return found
 
 
-def compare_tables(table_a: Sequence[Run], table_b: Sequence[Run], most: int = _MOST_CHANGED) -> dict[str, Any]:
-    """`compare` for two tables, each given as the runs that form it, the oldest first."""
+def compare_tables(
+    table_a: Sequence[Run],
+    table_b: Sequence[Run],
+    most: int = _MOST_CHANGED,
+    unwritten: Mapping[str, ReportDocument] | None = None,
+) -> dict[str, Any]:
+    """`compare` for two tables, each given as the runs that form it, the oldest first.
+
+    `unwritten` holds, by run, the reports of complete runs that have no `report.json` yet.
+    """
     first, second = (read_table(runs, "predictions", _COLUMNS).to_pandas() for runs in (table_a, table_b))
     both = _side_by_side(first, second)
     same = both["label_a"] == both["label_b"]
@@ -70,7 +79,7 @@ def compare_tables(table_a: Sequence[Run], table_b: Sequence[Run], most: int = _
         "psi_scores": stability_index(first["score"].to_numpy(), second["score"].to_numpy()),
         "psi_labels": index_of_shares(*_shares_of_labels(first["label"], second["label"])),
     }
-    vectors = [_vectors(runs) for runs in (table_a, table_b)]
+    vectors = [_vectors(runs, unwritten or {}) for runs in (table_a, table_b)]
     if vectors[0] is not None and vectors[1] is not None and vectors[0].shape[1] == vectors[1].shape[1]:
         columns = range(vectors[0].shape[1])
         indices["psi_features"] = float(np.mean([stability_index(vectors[0][:, at], vectors[1][:, at]) for at in columns]))
@@ -117,15 +126,17 @@ def _shares_of_labels(first: pd.Series, second: pd.Series) -> tuple[np.ndarray, 
     return one, other
 
 
-def _vectors(runs: Sequence[Run]) -> np.ndarray | None:
+def _vectors(runs: Sequence[Run], unwritten: Mapping[str, ReportDocument]) -> np.ndarray | None:
     """(n, F) features of a table's images, the newest runs first; None if a run has no features or features of another kind."""
-    if not all(run.facts["spec"].get("features") and run.location.join(schema.REPORT).exists() for run in runs):
+    if not all(run.facts["spec"].get("features") for run in runs):
+        return None
+    if not all(run.run_id in unwritten or run.location.join(schema.REPORT).exists() for run in runs):
         return None
     if len({features_kind(run) for run in runs}) > 1:
         return None
     tables: list[pa.Table] = []
     for one in snapshot(runs):
-        for table in FeatureRun(one.run, read_report(one.run)).vectors():
+        for table in FeatureRun(one.run, unwritten.get(one.run.run_id) or read_report(one.run)).vectors():
             tables.append(one.current_rows(table).slice(0, _MOST_VECTORS))
             if sum(table.num_rows for table in tables) >= _MOST_VECTORS:
                 return matrix(pa.concat_tables(tables)["features"])[:_MOST_VECTORS]

@@ -13,9 +13,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from tlbatch.output.progress import Watcher
 from tlbatch.report.console import status_lines
-
-Watcher = Callable[[Mapping[str, Any]], None]
 
 _LOG_SECONDS, _LOOK_SECONDS = 30.0, 2.0
 

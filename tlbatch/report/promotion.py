@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from tlbatch.errors import ConfigError
 from tlbatch.output.commit import Promotion
+from tlbatch.output.documents import ReportDocument
 from tlbatch.output.run import OutputState, Run
 from tlbatch.report.compare import compare_tables
 
@@ -50,8 +51,8 @@ def parse_conditions(text: str) -> list[Condition]:
     return list(found)
 
 
-def check_promotion(state: OutputState, run: Run, conditions: Sequence[Condition]) -> Promotion:
-    """Compare a complete run with the current table.
+def check_promotion(state: OutputState, run: Run, report: ReportDocument, conditions: Sequence[Condition]) -> Promotion:
+    """Compare a complete run, whose report may not be written yet, with the current table.
 
     Returns:
         The result of `compare` (None if nothing is published yet), and a sentence for each condition that does not hold.
@@ -59,7 +60,7 @@ def check_promotion(state: OutputState, run: Run, conditions: Sequence[Condition
     table = state.table
     if not table:
         return Promotion(checked=True)
-    measured = compare_tables(table, state.table_after(run), most=0)
+    measured = compare_tables(table, state.table_after(run), most=0, unwritten={run.run_id: report})
     broken = []
     for condition in conditions:
         value = measured.get(condition.name)

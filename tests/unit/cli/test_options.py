@@ -65,7 +65,7 @@ def test_a_flag_that_is_not_given_leaves_the_file_alone(tmp_path):
 def test_a_command_inside_another_is_read_and_not_carried_out():
     words = ["submit", "--address", "http://head:8265", "classify", "--images", "a", "--bundle", "b", "--output", "c"]
     name, settings = read_command(words)
-    assert (name, settings.output) == ("submit", "c")
+    assert (name, settings.output) == ("classify", "c"), "of the job"
     with pytest.raises(ConfigError, match="cannot be submitted or scheduled"):
         read_command(["demo"])
     with pytest.raises(ConfigError, match="Write the command behind the flags"):

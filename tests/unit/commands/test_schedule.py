@@ -23,7 +23,7 @@ CLASSIFY = ["classify", "--images", "s3://b/100%", "--bundle", "s3://b/model", "
 
 def made(target: str, at: str = "0 2 * * *", words=CLASSIFY, **settings) -> str:
     found = load(RunConfig, {"images": "s3://b/100%", "bundle": "s3://b/model", "output": "s3://b/out", "incremental": True})
-    return schedule(load(ScheduleConfig, {"target": target, "at": at, **settings}), words, found)
+    return schedule(load(ScheduleConfig, {"target": target, "at": at, **settings}), words, words[0], found)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,11 @@ def test_the_command_checks_what_it_schedules():
     assert "tlbatch plan --images" in plans.stdout, plans.stderr
     folder = run_cli("submit", "--address", "http://head:8265", "compact", "s3://b/out")
     assert (folder.returncode, "a job is one of train, classify" in folder.stderr) == (2, True)
+    for inner in (["status", "s3://b/out"], ["compact", "s3://b/out"]):
+        refused = run_cli("schedule", *at, "submit", "--address", "http://head:8265", *inner)
+        assert (refused.returncode, f"{inner[0]}: a job is one of train, classify" in refused.stderr) == (2, True)
     nothing = run_cli("schedule", *at)
     assert "Write the command behind the flags" in nothing.stderr
     remote = run_cli("schedule", *at, "submit", "--address", "http://head:8265", *CLASSIFY)
     assert "tlbatch submit --address http://head:8265 classify" in remote.stdout
+    assert "tlbatch-classify-out" in remote.stdout, "the name is that of the job"
