@@ -13,6 +13,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 from support.faulty_proxy import FaultyS3
@@ -82,12 +83,19 @@ def browser():
 
 @pytest.fixture(scope="session")
 def ray_here():
-    """One Ray on this machine for all tests that run the pipeline in this process."""
+    """One Ray on this machine for all tests that run the pipeline in this process.
+
+    It has one CPU: an actor takes a second of CPU time to start, and most tests need only one.
+    """
+    import ray
+
+    from tlbatch.execution.local_ray import start_local_ray
     from tlbatch.execution.session import ray_session
 
-    with ray_session() as wait:
-        wait()
+    start_local_ray(num_cpus=1, logging_level="ERROR")
+    with ray_session():
         yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -147,6 +155,12 @@ def keras_model(bundle_url: str):
     import keras
 
     return keras.saving.load_model(Path(bundle_url, "model.keras"), compile=False)
+
+
+@pytest.fixture(scope="session")
+def pixels() -> np.ndarray:
+    """(21, 96, 96, 3) uint8: noise, for engines that are compared with each other."""
+    return np.random.default_rng(1).integers(0, 256, (21, 96, 96, 3), np.uint8)
 
 
 @pytest.fixture(scope="session")

@@ -32,11 +32,6 @@ def copy(bundle_url, tmp_path):
     return shutil.copytree(bundle_url, tmp_path / "copy")
 
 
-@pytest.fixture(scope="module")
-def pixels():
-    return np.random.default_rng(1).integers(0, 256, (21, 96, 96, 3), np.uint8)
-
-
 def test_the_model_takes_uint8_and_gives_features_and_scores(keras_model, bundle_url, pixels):
     assert keras_model.inputs[0].dtype == "uint8"
     given = keras_model(pixels)
