@@ -18,8 +18,8 @@ from support.paths import TLBATCH
 def run_cli(*arguments: str | Path, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
     """The installed command in a process of its own.
 
-    A run has one actor, and writes no `report.html`, which reads images again, unless the command says otherwise; lines that say every half
-    minute how far it is, of which a slow machine has more, are left out of stderr.
+    A run has one actor, and writes no `report.html`, which reads images again, unless the command says otherwise. Lines that
+    say every half minute how far it is, of which a slow machine has more, are left out of stderr.
     """
     command = [TLBATCH, *map(str, arguments)]
     if arguments[0] in ("classify", "extract", "rescore"):
