@@ -6,8 +6,11 @@ features with it, and puts the same files into the bundle.
 
 from __future__ import annotations
 
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +25,29 @@ Files = Mapping[str, bytes]
 
 def export_openvino(model: keras.Model) -> Files:
     """The OpenVINO files of a Keras model, name -> bytes."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _export_possible():
         xml = Path(folder, "model.xml")
         model.export(str(xml), format="openvino", verbose=False)
         return _read(xml)
+
+
+@contextmanager
+def _export_possible() -> Iterator[None]:
+    """On Python 3.13 and newer, answer for OpenVINO (2026.4) which versions are installed.
+
+    Its own function deletes a local variable by `exec`, which raises NameError there (`findings/openvino-python-3.13.sh`).
+    """
+    if sys.version_info < (3, 13):
+        yield
+        return
+    from openvino.frontend.tensorflow import utils
+
+    original = utils.get_environment_setup
+    utils.get_environment_setup = lambda _: {"tensorflow": version("tensorflow")}
+    try:
+        yield
+    finally:
+        utils.get_environment_setup = original
 
 
 def join_openvino(base: Files, head: Files) -> Files:
