@@ -142,11 +142,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory, store: Path, weights: str,
 
 
 @pytest.fixture(scope="session")
-def bundle_url(tmp_path_factory: pytest.TempPathFactory, store: Path, weights: str) -> str:
-    """A bundle of a real base that tells the three colors apart; in `system/` a tiny one."""
+def real_bundle_url(tmp_path_factory: pytest.TempPathFactory, store: Path, weights: str) -> str:
+    """A bundle of a real base that tells the three colors apart."""
     from support.bundles import real_bundle
 
     return str(shared(tmp_path_factory, "bundle", lambda folder: real_bundle(store, weights, folder)))
+
+
+@pytest.fixture(scope="session")
+def bundle_url(real_bundle_url: str) -> str:
+    """The bundle that most tests use; in `system/` a tiny one."""
+    return real_bundle_url
 
 
 @pytest.fixture(scope="session")
