@@ -397,7 +397,7 @@ def test_what_was_let_through_loses_its_mark_even_if_that_is_the_last_thing_left
 
 
 def test_what_max_images_leaves_out_is_not_deleted():
-    with pytest.raises(ConfigError, match="what it leaves out would be taken for deleted"):
+    with pytest.raises(ConfigError, match="the images it leaves out would be taken for deleted"):
         load(RunConfig, {"images": "/a", "bundle": "/b", "output": "/o", "incremental": True, "max_images": 5})
 
 

@@ -87,7 +87,7 @@ def upload(endpoint: str, folder: str, count: int) -> None:
     """As many objects, of sixty pictures."""
     import obstore
     from obstore.store import S3Store
-    from s3server import ACCESS, SECRET
+    from support.s3_server import ACCESS, SECRET
 
     store = S3Store(
         BUCKET,

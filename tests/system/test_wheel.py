@@ -89,6 +89,7 @@ def test_help_train_and_classify_run_from_the_wheel(environment, tmp_path):
         text=True,
         check=True,
         cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )
     assert Path(where.stdout.strip()).is_relative_to(environment)
     store = write_store(tmp_path / "store", 4)
