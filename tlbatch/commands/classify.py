@@ -105,13 +105,13 @@ class ClassifyWork:
         """Rescore what has stored features, if that is wanted, and classify the rest; `runs` are of tables that lack rows."""
         config = self.table.config
         self.start_ray()
+        pinned = {table.output.url: table.bundle.pinned for table in self.tables}
+        bundles = [pinned[run.location.url.removesuffix(f"/{schema.RUNS}/{run.run_id}")] for run in runs]
         with heartbeat(runs[0], self.watch):
             if config.incremental and config.stale == "rescore":
                 rows = self._rescore(runs, rows)
             if not rows.num_rows:
                 return WorkStats()
-            pinned = {table.output.url: table.bundle.pinned for table in self.tables}
-            bundles = [pinned[run.location.url.removesuffix(f"/{schema.RUNS}/{run.run_id}")] for run in runs]
             stats = classify_rows(config, self.table.engine, bundles, runs, rows)
         return stats._replace(list_seconds=self.store.seconds)
 
@@ -169,12 +169,10 @@ def classify(config: RunConfig, watch: Watcher | None = None, listing: Listing |
             config = config.model_copy(update={"num_gpus": float(auto)})
         tables = [OutputTable.of(one, bundle) for one, bundle in zip(config.tables.values(), bundles, strict=True)]
         root = resolve(config.output, config.storage_options)
-        states = [read_output(table.output) for table in tables]
-        reports, continued = _publish(tables, states, ListedStore(config, states, root, watch, listing), start_ray, watch)
+        reports, continued = _publish(tables, root, start_ray, watch, listing=listing)
         if config.incremental and continued:
             # Its manifest was listed by the command that began it, and the store may have changed since then.
-            states = [read_output(table.output) for table in tables]
-            more, _ = _publish(tables, states, ListedStore(config, states, root, watch), start_ray, watch, new_run_id())
+            more, _ = _publish(tables, root, start_ray, watch, run_id=new_run_id())
             reports = [_merge_reports(*pair) for pair in zip(reports, more, strict=True)]
     if len(reports) == 1:
         return reports[0]
@@ -196,15 +194,18 @@ def _require_usable(config: RunConfig, bundles: Sequence[Bundle]) -> None:
 
 def _publish(
     tables: Sequence[OutputTable],
-    states: Sequence[OutputState],
-    store: ListedStore,
+    root: Location,
     start_ray: Callable[[], None],
     watch: Watcher | None,
+    *,
+    listing: Listing | None = None,
     run_id: str | None = None,
 ) -> tuple[list[ReportDocument], bool]:
     """Publish the tables of one pass. Returns their reports, and whether a run was continued that an earlier command began."""
     began = time.monotonic()
     config = tables[0].config
+    states = [read_output(table.output) for table in tables]
+    store = ListedStore(config, states, root, watch, listing)
     targets = [Target(table.output, table.spec, ClassifyWork(table, tables, store, start_ray, watch)) for table in tables]
     begun: list[Run] = []
     for target, state in zip(targets, states, strict=True):
