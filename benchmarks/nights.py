@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from photographs import repeated, run, train
 from tlbatch import schema
 from tlbatch.output.commit import RunInput
 from tlbatch.output.diff import StalenessRule, diff_with_table
+from tlbatch.output.documents import ReportDocument
 from tlbatch.output.publish import swap_pointer, write_report_document
 from tlbatch.output.run import begin_run, read_output, read_pointer
 from tlbatch.storage.resolve import resolve
@@ -72,8 +74,8 @@ def sorting(root: Path, objects: int) -> None:
         rows = listed if night == 0 else listed.take(np.arange(night, objects, 100))
         on = read_pointer(output)
         made = begin_run(output, f"night-{night}", rows, {"spec": {}, "bundle": "b", "base": ""}, on=on)
-        report = {"listed": 0, "predicted": 0, "failed": 0, "failed_by_kind": {}, "labels": {}, "files": {}}
-        report |= {"manifest_sha256": made.facts["manifest_sha256"], "failed_transient": 0}
+        counts = {"listed": 0, "predicted": 0, "failed": 0, "failed_by_kind": {}, "labels": {}, "files": {}}
+        report = cast("ReportDocument", {**counts, "manifest_sha256": made.facts["manifest_sha256"], "failed_transient": 0})
         write_report_document(made, report)
         swap_pointer(output, made, report, lambda: None)
     began = time.perf_counter()
