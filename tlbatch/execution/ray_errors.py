@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 from collections.abc import Iterator
 
 from tlbatch import errors
 from tlbatch.errors import InterruptedRunError, StoreUnavailableError, TlbatchError
-
-log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager

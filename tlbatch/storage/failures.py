@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 from tlbatch.errors import ChangedError, CredentialsError, RefusedError, ThrottledError
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 CONDITION_FAILED = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 _NO_CREDENTIALS = frozenset(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import shutil
 import stat
@@ -17,16 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import pyarrow as pa
 
 from tlbatch.errors import ChangedError
 from tlbatch.storage.location import TEMPORARY_SUFFIX, ObjectInfo, Upload, in_batches
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 #: Errors of a file that was removed after it was listed, and of a link to a missing file, through a file, or to itself.
 _DANGLING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import pyarrow as pa
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 #: Columns of a listing: key below the listed folder, size, and a string that identifies the version.
 LISTED = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())])

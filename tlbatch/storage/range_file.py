@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 from tlbatch.storage.location import Location
 from tlbatch.storage.retry import with_retries
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class RangeFile(io.RawIOBase):

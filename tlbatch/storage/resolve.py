@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
@@ -16,10 +15,6 @@ from tlbatch.errors import ConfigError, StoreError
 from tlbatch.storage.local import LocalLocation
 from tlbatch.storage.location import Location
 from tlbatch.storage.remote import RemoteLocation
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 def resolve(url: str, options: Mapping[str, Any] | None = None) -> Location:
