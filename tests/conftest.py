@@ -138,7 +138,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, store: Path, weights: str,
     import tlbatch
 
     bundle = tmp_path_factory.mktemp("bundles") / "colors"
-    return tlbatch.train(images=str(store), base="MobileNetV2", size=96, weights=weights, bundle=str(bundle))
+    quick = {"epochs": 12, "learning_rate": 0.01}
+    return tlbatch.train(images=str(store), base="MobileNetV2", size=96, weights=weights, bundle=str(bundle), **quick)
 
 
 @pytest.fixture(scope="session")

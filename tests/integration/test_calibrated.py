@@ -29,7 +29,15 @@ def test_precision_is_asked_for_at_training_and_seen_in_the_table(store, weights
     random = np.random.default_rng(0)
     names = [key[0] if random.random() < 0.8 else "rgb"[random.integers(3)] for key in keys]  # a fifth is mislabelled
     pd.DataFrame({"key": keys, "label": names}).to_csv(labels, index=False)
-    settings = {"labels": str(labels), "size": 64, "weights": weights, "precision": 0.8, "validation": 0.3}
+    settings = {
+        "labels": str(labels),
+        "size": 64,
+        "weights": weights,
+        "precision": 0.8,
+        "validation": 0.3,
+        "epochs": 12,
+        "learning_rate": 0.01,
+    }
     trained = tlbatch.train(images=str(store), bundle=str(tmp_path / "b"), **settings)
     bundle = load_bundle(trained["bundle"])
     threshold = trained["calibration"]["abstaining"]["test"]["threshold"]
@@ -50,7 +58,7 @@ def test_images_of_several_labels_from_training_to_evaluation(store, weights, tm
         rows += [(key, color), *([(key, "warm")] if color != "blue" else [])] if not key.endswith("9.jpg") else [(key, "-")]
     labels = tmp_path / "labels.csv"
     pd.DataFrame(rows, columns=["key", "label"]).to_csv(labels, index=False)
-    settings = {"labels": str(labels), "multi_label": True, "size": 96, "weights": weights, "epochs": 60}
+    settings = {"labels": str(labels), "multi_label": True, "size": 96, "weights": weights, "epochs": 12, "learning_rate": 0.01}
     trained = tlbatch.train(images=str(store), bundle=str(tmp_path / "b"), **settings)
     assert trained["labels"] == ["blue", "green", "red", "warm"]
     bundle = load_bundle(trained["bundle"])

@@ -62,7 +62,7 @@ def two_runs(store, bundle_url, tmp_path_factory) -> tuple[str, str]:
         labels=str(folder / "labels.csv"),
         bundle=str(folder / "head"),
         learning_rate=0.05,
-        epochs=200,
+        epochs=20,
     )
     tlbatch.classify(images=str(store), bundle=head["bundle"], output=str(folder / "b"), features=True)
     return str(folder / "a"), str(folder / "b")

@@ -118,7 +118,9 @@ def test_no_image_is_read_to_rescore_or_to_train(extracted, mixed, bundle_url, t
         labels = tmp_path / "labels.csv"
         keys = [f"{color}/{number:04d}.jpg" for color in ("red", "green", "blue") for number in range(20)]
         pd.DataFrame({"key": keys, "label": [key[0] for key in keys]}).to_csv(labels, index=False)
-        trained = tlbatch.train(features=str(output), labels=str(labels), bundle=str(tmp_path / "head"))
+        trained = tlbatch.train(
+            features=str(output), labels=str(labels), bundle=str(tmp_path / "head"), epochs=12, learning_rate=0.02
+        )
         assert trained["images_read"] == 0
         assert trained["accuracy"] >= 0.9
         report = tlbatch.rescore(features=str(output), bundle=trained["bundle"], output=str(tmp_path / "table"))

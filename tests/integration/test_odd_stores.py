@@ -138,7 +138,7 @@ def test_training_on_a_shard_with_a_labels_file(store, weights, tmp_path, ray_he
     (tmp_path / "s" / "all.tar").write_bytes(tar_of(bytes_of(store)))
     labels = tmp_path / "labels.csv"
     labels.write_text("key,label\n" + "".join(f"{key},{key.split('/')[0]}\n" for key in bytes_of(store) if "0001" not in key))
-    settings = {"base": "MobileNetV2", "size": 96, "weights": weights}
+    settings = {"base": "MobileNetV2", "size": 64, "weights": weights, "epochs": 2}
     trained = tlbatch.train(images=str(tmp_path / "s"), labels=str(labels), bundle=str(tmp_path / "b"), **settings)
     assert (sum(trained["images"].values()), trained["labels"]) == (57, ["blue", "green", "red"])
     with pytest.raises(LabelsError, match="shards, which have no class folders; give --labels"):

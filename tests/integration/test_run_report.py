@@ -354,6 +354,8 @@ def test_where_an_image_has_several_labels_each_is_counted_and_the_truth_is_a_ta
         size=96,
         weights=weights,
         bundle=str(tmp_path / "many"),
+        epochs=12,
+        learning_rate=0.01,
     )
     tlbatch.classify(images=str(store), bundle=str(tmp_path / "many"), output=str(tmp_path / "out"))
     found = summarize(read_table_runs(resolve(str(tmp_path / "out"))), predictions=True)

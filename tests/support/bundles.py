@@ -23,5 +23,5 @@ def real_bundle(store: Path, weights: str, folder: Path, size: int = 96) -> str:
     classes = np.array([labels.index(path.parent.name) for path in paths])
     validation = np.arange(len(paths)) % 5 == 0
     train, rest = (DataSplit(features[mask], classes[mask]) for mask in (~validation, validation))
-    head, _ = train_head(train, rest, len(labels), HeadTraining(epochs=30))
+    head, _ = train_head(train, rest, len(labels), HeadTraining(epochs=8, learning_rate=0.02))
     return save_bundle(resolve(str(folder)), frozen, Trained(head, tuple(labels), {}, {}), pixels).location.url

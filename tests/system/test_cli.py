@@ -211,7 +211,20 @@ def test_what_an_actor_refuses_is_a_sentence_too(store, bundle_url, tmp_path):
 
 def test_train_and_classify_as_a_person_sees_them(tmp_path, weights):
     store = write_store(tmp_path / "store", 4)
-    done = run_cli("train", "--images", store, "--size", "64", "--weights", weights, "--bundle", tmp_path / "b", COLUMNS="100")
+    done = run_cli(
+        "train",
+        "--images",
+        store,
+        "--size",
+        "64",
+        "--weights",
+        weights,
+        "--bundle",
+        tmp_path / "b",
+        "--epochs",
+        "5",
+        COLUMNS="100",
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "accuracy" in done.stdout
     (store / "red" / "bad.jpg").write_bytes(b"")

@@ -55,7 +55,20 @@ def test_the_whole_story_on_s3_gives_the_rows_of_a_local_disk(s3_server, weights
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    train = ["--images", f"{url}/store", "--labels", f"{url}/labels.csv", "--size", "96", "--weights", f"{url}/weights.h5"]
+    train = [
+        "--images",
+        f"{url}/store",
+        "--labels",
+        f"{url}/labels.csv",
+        "--size",
+        "96",
+        "--weights",
+        f"{url}/weights.h5",
+        "--epochs",
+        "8",
+        "--learning-rate",
+        "0.02",
+    ]
     trained = said("train", *train, "--bundle", f"{url}/bundle")
     assert trained["bundle"] == f"{url}/bundle"
     same = ["--set", "run_id=one"]
