@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit bases chaos fuzz soak cluster lint format bench lock clean
+.PHONY: help install demo test unit long bases chaos fuzz soak cluster lint format bench lock clean
 
 help:  ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,8 +26,11 @@ demo: $(INSTALLED)  ## Train on photographs of solar cells and classify all of t
 unit: $(INSTALLED)  ## Run the unit tests: no Ray, under a minute
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/unit
 
-test: $(INSTALLED)  ## Run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(INSTALLED)  ## Run the tests; of the long ones a sample, which SEED=N draws anew
+	TLBATCH_SAMPLE=$(SEED) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+long: $(INSTALLED)  ## Run all the long tests of which make test does a sample
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m sampled
 
 bases: $(INSTALLED)  ## Build every base of keras.applications (make test does a sample)
 	TLBATCH_BASES=all $(BIN)/python -m pytest --timeout 900 tests/integration/test_bases_built.py

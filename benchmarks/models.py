@@ -77,7 +77,7 @@ def half(images: int, batch: int, rounds: int) -> None:
     """
     import keras
 
-    from tlbatch.model.engines import to_half_precision
+    from tlbatch.model.precision import to_half_precision
 
     images = max(1, images // batch) * batch
     print(f"Keras on {keras.backend.backend()}, {devices()}; {images} images in batches of {batch}\n")

@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import os
+import random
 import shutil
 import threading
 import zipfile
@@ -25,6 +26,26 @@ from support.s3_server import S3Server, environment
 os.environ.update({name: value for name, value in environment("").items() if name != "AWS_ENDPOINT_URL"})
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With TLBATCH_SAMPLE=SEED: of the tests of a module that are marked `sampled(n)`, only n are run, drawn by the seed."""
+    seed = os.environ.get("TLBATCH_SAMPLE")
+    if seed is None:
+        return
+    marked: dict[str, list[str]] = {}
+    for item in items:
+        if item.get_closest_marker("sampled"):
+            marked.setdefault(item.location[0], []).append(item.nodeid)
+    drawn = set()
+    for item in items:
+        mark, module = item.get_closest_marker("sampled"), item.location[0]
+        if mark and module in marked:
+            names = sorted(marked.pop(module))
+            drawn.update(random.Random(f"{seed} {module}").sample(names, min(mark.args[0], len(names))))
+    left_out = [item for item in items if item.get_closest_marker("sampled") and item.nodeid not in drawn]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ Strings = Annotated[Sequence[str], BeforeValidator(_as_tuple)]
 
 # Fields that several configurations share: their help stands here once.
 Options = Annotated[StorageOptions, Field(description="fsspec's options for every URL: endpoint, region; no secrets.")]
-Engine = Annotated[Literal["auto", "openvino", "tensorflow"], Field(description="What executes the model.")]
+Engine = Annotated[Literal["auto", "openvino", "jax", "tensorflow"], Field(description="What executes the model.")]
 Output = Annotated[str, Field(description="Folder or URL of the output.")]
 TopK = Annotated[Count, Field(description="How many labels top_labels holds.")]
 MaxFailed = Annotated[Share, Field(description="Exit with code 3 if more than this share of the images failed.")]

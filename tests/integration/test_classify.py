@@ -29,8 +29,9 @@ from tlbatch.errors import (
 )
 from tlbatch.execution.predictor import _predict
 from tlbatch.images.decode import decode
+from tlbatch.model.batches import Outputs
 from tlbatch.model.bundle import load_bundle
-from tlbatch.model.engines import Outputs, load_engine
+from tlbatch.model.engines import load_engine
 from tlbatch.output import commit, publish
 from tlbatch.output.commit import WorkStats
 from tlbatch.storage.local import LocalLocation
@@ -145,8 +146,8 @@ except ConfigError as error:
     assert done.returncode == 0, done.stderr
     assert published_bytes(tmp_path / "placed") == published_bytes(tmp_path / "auto") == published_bytes(reference)
     assert "openvino" in done.stdout.splitlines()
-    assert "a GPU is reserved, but TensorFlow does not see it" in done.stdout
-    assert "The cluster has GPUs, but TensorFlow does not see them" in done.stderr
+    assert "GPUs are reserved, but neither JAX nor TensorFlow sees them" in done.stdout
+    assert "The cluster has GPUs, but neither JAX nor TensorFlow sees them" in done.stderr
     placed = json.loads((tmp_path / "placed" / "runs" / RUN_ID / "run.json").read_text())
     assert placed["resources"]["num_gpus"] == 0.5
 

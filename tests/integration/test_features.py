@@ -16,8 +16,9 @@ from support.pictures import write_store
 import tlbatch
 from tlbatch import schema
 from tlbatch.errors import BundleError, ConfigError, CountsError, LabelsError, OutputError
+from tlbatch.model.batches import HEAD_BATCH
 from tlbatch.model.bundle import load_bundle
-from tlbatch.model.engines import HEAD_BATCH, load_engine, load_head
+from tlbatch.model.engines import load_engine, load_head
 from tlbatch.output import features as stored
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -109,6 +110,7 @@ def test_what_failed_for_now_stays_failed_and_is_not_done_again(mixed, bundle_ur
     assert tlbatch.rescore(**again)["already_done"]
 
 
+@pytest.mark.sampled(2)
 def test_no_image_is_read_to_rescore_or_to_train(extracted, mixed, bundle_url, tmp_path):
     """The images are gone, and nobody notices."""
     output = extracted
@@ -130,6 +132,7 @@ def test_no_image_is_read_to_rescore_or_to_train(extracted, mixed, bundle_url, t
         away.rename(mixed)
 
 
+@pytest.mark.sampled(2)
 def test_a_head_trained_on_features_has_the_base_that_gave_them(extracted, bundle_url, store, tmp_path):
     output = extracted
     trained = tlbatch.train(features=str(output), bundle=str(tmp_path / "head"), epochs=5)  # labels: the folders
@@ -140,6 +143,7 @@ def test_a_head_trained_on_features_has_the_base_that_gave_them(extracted, bundl
     assert report["predicted"] == 60
 
 
+@pytest.mark.sampled(2)
 def test_features_of_another_size_are_refused_with_both_digests(extracted, store, weights, bundle_url, tmp_path):
     output = extracted
     other = tlbatch.train(images=str(store), size=64, weights=weights, bundle=str(tmp_path / "small"), epochs=1)
@@ -171,6 +175,7 @@ def test_mistakes_are_sentences(extracted, store, bundle_url, tmp_path, settings
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.sampled(2)
 def test_labels_that_have_no_features_are_counted_and_left_out(extracted, tmp_path, caplog):
     output = extracted
     labels = tmp_path / "labels.csv"
@@ -202,6 +207,7 @@ def test_a_damaged_features_file_is_not_used(extracted, bundle_url, tmp_path):
         tlbatch.rescore(features=str(copy), bundle=bundle_url, output=str(tmp_path / "out"))
 
 
+@pytest.mark.sampled(2)
 def test_features_in_many_files_are_rescored_file_by_file(extracted, bundle_url, tmp_path, monkeypatch):
     """Published files of seven images: every window finds its own errors and its part of the manifest."""
     from tlbatch.output import publish
@@ -242,7 +248,7 @@ def test_a_feature_that_float16_cannot_hold_is_no_silent_infinity(bundle_url):
     from tlbatch.execution.predictor import _classify_batch, _writable
     from tlbatch.execution.records import Attempt
     from tlbatch.images.decode import Pixels
-    from tlbatch.model.engines import Outputs
+    from tlbatch.model.batches import Outputs
 
     class Large:
         def predict(self, pixels):

@@ -59,6 +59,7 @@ def write_forms(folder: Path, loose: Path) -> dict[str, Path]:
     return {"loose": loose, **forms, **{name: folder / name for name in ("list.csv", "list.parquet", "list.txt")}}
 
 
+@pytest.mark.sampled(1)
 def test_label_and_score_of_each_key_are_the_same_in_every_form(images, bundle_url, tmp_path, ray_here):
     count, answers = len(bytes_of(images)), {}
     for form, location in write_forms(tmp_path / "forms", images).items():
@@ -133,6 +134,7 @@ def test_names_that_occur_twice_stay_two_rows(store, bundle_url, tmp_path, ray_h
     assert verify(output)["ok"]
 
 
+@pytest.mark.sampled(1)
 def test_training_on_a_shard_with_a_labels_file(store, weights, tmp_path, ray_here):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "all.tar").write_bytes(tar_of(bytes_of(store)))

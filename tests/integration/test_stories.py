@@ -21,6 +21,7 @@ def as_vgg(weight):
     return f"{weight.path.split('/')[-2]}_{'W' if weight.name == 'kernel' else 'b'}_1:0"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("base", "name_of", "length"), [("MobileNetV2", by_layer, 1280), ("ResNet50", by_layer, 2048), ("VGG16", as_vgg, 512)]
 )

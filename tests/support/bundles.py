@@ -1,15 +1,16 @@
-"""A bundle of a real base, trained in this process: the mathematics of `train` without its run on Ray."""
+"""A bundle of a real base, made in this process without Ray; its head is fitted in one step, which takes no seconds."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
 
 from tlbatch.images.decode import decode
 from tlbatch.model.bases import BASES
 from tlbatch.model.bundle import Trained, freeze, save_bundle
-from tlbatch.model.head import DataSplit, HeadTraining, train_head
+from tlbatch.model.head import build_head
 from tlbatch.storage.resolve import resolve
 
 
@@ -21,7 +22,6 @@ def real_bundle(store: Path, weights: str, folder: Path, size: int = 96) -> str:
     frozen = freeze(BASES["MobileNetV2"], size, weights, Path(weights).read_bytes())
     features = np.asarray(frozen.extractor(pixels, training=False)["features"])
     classes = np.array([labels.index(path.parent.name) for path in paths])
-    validation = np.arange(len(paths)) % 5 == 0
-    train, rest = (DataSplit(features[mask], classes[mask]) for mask in (~validation, validation))
-    head, _ = train_head(train, rest, len(labels), HeadTraining(epochs=8, learning_rate=0.02))
+    head, fitted = build_head(features.shape[1], len(labels)), LogisticRegression(C=0.01).fit(features, classes)
+    head.get_layer("scores").set_weights([fitted.coef_.T, fitted.intercept_])
     return save_bundle(resolve(str(folder)), frozen, Trained(head, tuple(labels), {}, {}), pixels).location.url

@@ -276,6 +276,7 @@ def table(output: Path) -> bytes:
     return next(output.rglob("predictions/part-00000.parquet")).read_bytes()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_continues_and_ends_as_an_undisturbed_one(many, bundle_url, tmp_path, number):
     process = start(many, bundle_url, tmp_path / "out")

@@ -44,6 +44,7 @@ def classify(store: Path, bundle: str) -> str:
     return f"{TLBATCH} classify {flags} >&2; echo code $?; grep -o '.run_id.: .[a-z]*' out/latest.json; "
 
 
+@pytest.mark.sampled(1)
 def test_a_full_disk_is_said_and_once_there_is_room_the_run_continues(evening, bundle_url, tmp_path):
     """All but 60 kB are taken: enough to begin, and not for the parts."""
     store, out = evening
@@ -66,6 +67,7 @@ def test_a_read_only_disk_is_said(evening, bundle_url, tmp_path):
     assert ("code 4" in said, '"old' in said) == (True, True), said
 
 
+@pytest.mark.sampled(1)
 def test_an_output_that_is_deleted_in_mid_run_stops_it_and_the_same_command_makes_it_anew(evening, bundle_url, tmp_path):
     store, _ = evening
     output = tmp_path / "out"

@@ -36,6 +36,7 @@ def fuzz(target: str, folder: Path, *options: str) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS + 240)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("target", TARGETS)
 def test_guided_by_coverage(target, folder):
     done = fuzz(target, folder, *(["--seconds", str(SECONDS)] if SECONDS else ["--runs", str(RUNS)]))

@@ -57,6 +57,7 @@ def test_the_switch_leaves_a_busy_process_alone():
     assert done.stdout == "done\n"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("plan", "lethal"),
     [

@@ -35,6 +35,7 @@ def programs(process: psutil.Process) -> set[str]:
     return found
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("asked", [[], ["--set", "address=local"]], ids=["by default", "asked for"])
 def test_nothing_listens_off_the_loopback_and_the_token_is_its_owners(store, bundle_url, tmp_path, asked):
     command = [TLBATCH, "classify", "--images", store, "--bundle", bundle_url, "--output", tmp_path / "out", *asked]

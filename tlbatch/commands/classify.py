@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from typing import Self
 
 import numpy as np
@@ -22,16 +21,16 @@ import pyarrow as pa
 from tlbatch import schema
 from tlbatch.commands.list_images import ListedStore
 from tlbatch.config import RunConfig, Spec
-from tlbatch.errors import BundleError, OutputError
+from tlbatch.errors import BundleError, ConfigError, OutputError
 from tlbatch.execution.classify_rows import classify_rows
 from tlbatch.execution.executor import map_file_tasks
 from tlbatch.execution.ray_errors import errors_say_how_to_continue
 from tlbatch.execution.rescorer import RescoreJob, rescore_matches, sources_of
-from tlbatch.execution.resources import has_usable_gpus
+from tlbatch.execution.resources import find_engine_on_gpus
 from tlbatch.execution.session import ray_session
 from tlbatch.images.listing import Listing
-from tlbatch.model.bundle import Bundle, load_bundle
-from tlbatch.model.engines import choose, gpus_of_this_process
+from tlbatch.model.bundle import Bundle, installed_versions, load_bundle
+from tlbatch.model.engines import choose, engine_on_gpu
 from tlbatch.output.commit import Promotion, RunInput, RunSpec, Target, WorkStats, run_to_continue, run_to_publication
 from tlbatch.output.diff import StalenessRule, diff_with_table
 from tlbatch.output.documents import ReportDocument
@@ -78,7 +77,7 @@ class OutputTable:
             facts={
                 "resources": config.resources.model_dump(mode="json"),
                 **bundle.for_run,
-                "versions": {name: version(name) for name in ("keras", "openvino", "ray", "tensorflow", "tlbatch")},
+                "versions": installed_versions("jax", "keras", "openvino", "ray", "tensorflow", "tlbatch"),
             },
             incremental=config.incremental,
         )
@@ -164,9 +163,7 @@ def classify(config: RunConfig, watch: Watcher | None = None, listing: Listing |
     bundles = [load_bundle(one.bundle, config.storage_options) for one in config.tables.values()]
     _require_usable(config, bundles)
     with ray_session(config.address) as start_ray:
-        if config.num_gpus is None:
-            auto = config.engine != "openvino" and has_usable_gpus(start_ray, config.address, gpus_of_this_process)
-            config = config.model_copy(update={"num_gpus": float(auto)})
+        config = _with_gpus(config, start_ray)
         tables = [OutputTable.of(one, bundle) for one, bundle in zip(config.tables.values(), bundles, strict=True)]
         root = resolve(config.output, config.storage_options)
         reports, continued = _publish(tables, root, start_ray, watch, listing=listing)
@@ -177,6 +174,23 @@ def classify(config: RunConfig, watch: Watcher | None = None, listing: Listing |
     if len(reports) == 1:
         return reports[0]
     return {**reports[0], "output": root.url, "tables": dict(zip(config.tables, reports, strict=True))}
+
+
+def _with_gpus(config: RunConfig, start_ray: Callable[[], None]) -> RunConfig:
+    """The configuration with `num_gpus` and, on GPUs, the engine that sees them.
+
+    If GPUs are configured and there is none now, an autoscaler may start machines that have them. The actors then check.
+    """
+    if config.num_gpus == 0 or config.engine == "openvino" or (config.num_gpus and config.engine != "auto"):
+        return config if config.num_gpus is not None else config.model_copy(update={"num_gpus": 0.0})
+    found = find_engine_on_gpus(start_ray, config.address, config.engine, config.num_gpus, engine_on_gpu)
+    if config.num_gpus and found == "":
+        raise ConfigError(
+            "num_gpus: GPUs are reserved, but neither JAX nor TensorFlow sees them; install tlbatch[gpu-jax] on the workers, "
+            "or set num_gpus=0."
+        )
+    gpus = config.num_gpus or float(bool(found))
+    return config.model_copy(update={"num_gpus": gpus, "engine": found or config.engine})
 
 
 def _require_usable(config: RunConfig, bundles: Sequence[Bundle]) -> None:

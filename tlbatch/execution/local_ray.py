@@ -65,7 +65,7 @@ def _warn_once(missing: str) -> None:
 
 @contextlib.contextmanager
 def _reduced_ray(reads_logs: bool) -> Iterator[None]:
-    """While Ray starts: start fewer processes, skip the import check for dashboard libraries, and listen on 127.0.0.1.
+    """While Ray starts: start fewer processes, those without a dashboard's parts, and listen only on 127.0.0.1.
 
     An address given to `ray.init` is not enough: Ray replaces 127.0.0.1 with the address of the machine and then listens on all
     interfaces, unless it assumes that it cannot be part of a cluster, as on Windows and macOS (`get_node_ip_address` in
@@ -78,11 +78,16 @@ def _reduced_ray(reads_logs: bool) -> Iterator[None]:
 
     before = ray_constants.ENABLE_RAY_CLUSTER, node.Node, utils.get_dashboard_dependency_error
     reduced = _reduced_node(node.Node, reads_logs)
-    ray_constants.ENABLE_RAY_CLUSTER, node.Node, utils.get_dashboard_dependency_error = False, reduced, lambda: None
+    ray_constants.ENABLE_RAY_CLUSTER, node.Node, utils.get_dashboard_dependency_error = False, reduced, _no_dashboard
     try:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER, node.Node, utils.get_dashboard_dependency_error = before
+
+
+def _no_dashboard() -> ImportError:
+    """What Ray finds where its dashboard's libraries are not installed: its agent then has no server and reports nothing."""
+    return ImportError("no dashboard")
 
 
 def _reduced_node(node: Any, reads_logs: bool) -> Any:

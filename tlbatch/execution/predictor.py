@@ -14,8 +14,9 @@ from tlbatch.errors import ErrorKind, Failure
 from tlbatch.execution.isolation import Quarantine, Watchdog
 from tlbatch.execution.records import Attempt, Classified, ClassifyJob, OutcomeFormat, PredictionFormat
 from tlbatch.images.decode import Pixels
+from tlbatch.model.batches import Outputs
 from tlbatch.model.bundle import Bundle, load_bundle
-from tlbatch.model.engines import Engine, Head, Outputs, load_engine, load_head
+from tlbatch.model.engines import Engine, Head, load_engine, load_head
 from tlbatch.schema import TABLE
 from tlbatch.storage.resolve import resolve
 
@@ -24,12 +25,13 @@ MIN_HANG_SECONDS, _HANG_FACTOR = 40.0, 20
 
 
 class Predictor:
-    """Attempts -> outcomes, batch by batch. One thread at a time runs the model."""
+    """Attempts -> outcomes, batch by batch. As many threads as the engine allows run the model at a time."""
 
     def __init__(self, job: ClassifyJob, bundle: Bundle) -> None:
         self._quarantine = Quarantine(resolve(job.quarantine_url, job.storage_options))
         self._engine = load_engine(bundle, job.engine, threads=job.predict_threads, gpu=job.gpu, batch_size=job.batch_size)
-        self._lock = threading.Lock()
+        self._engine_free = threading.BoundedSemaphore(self._engine.parallel)
+        self._heads_free = threading.Lock()
         self.at_once = self._engine.at_once
         began = time.perf_counter()
         self._engine.predict(np.zeros((self.at_once, *bundle.size, 3), np.uint8))
@@ -58,7 +60,7 @@ class Predictor:
             return first
         tables = [first]
         for head, outcomes in self._heads:
-            with self._lock:
+            with self._heads_free:
                 rescored = _with_head(head, classified)
             tables.append(outcomes.to_table(rescored))
         numbered = [table.append_column(TABLE, pa.array(np.full(len(table), n, np.int8))) for n, table in enumerate(tables)]
@@ -74,7 +76,7 @@ class Predictor:
             return self._classify([attempt])[0]
 
     def _classify(self, batch: list[Attempt]) -> list[Classified]:
-        with self._lock, self.watchdog.watching():
+        with self._engine_free, self.watchdog.watching():
             return _classify_batch(self._engine, batch)
 
 
@@ -113,7 +115,7 @@ def _classify_batch(engine: Engine, attempts: list[Attempt]) -> list[Classified]
     """Predict the images that have pixels; the others keep their failure."""
     arrays = [one.outcome.array for one in attempts if isinstance(one.outcome, Pixels)]
     began = time.perf_counter()
-    results = iter(_predict(engine, np.stack(arrays)) if arrays else ())
+    results = iter(_predict(engine, _stacked(arrays)) if arrays else ())
     share = (time.perf_counter() - began) / max(1, len(arrays))
     classified = []
     for one in attempts:
@@ -137,6 +139,17 @@ def _predict(engine: Engine, pixels: np.ndarray) -> list[tuple[np.ndarray, np.nd
             return [Failure("predict", ErrorKind.PREDICT_FAILED, f"{type(error).__name__}: {error}"[:500])]
         return [_predict(engine, pixels[number : number + 1])[0] for number in range(len(pixels))]
     return [_one_output(outputs, number) for number in range(len(pixels))]
+
+
+def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """(n, height, width, 3) pixels, as a view if the images lie one behind the other, as in a block of a decoding actor."""
+    first = arrays[0]
+    of_one_block = first.base is not None and all(array.base is first.base for array in arrays)
+    if of_one_block and (np.diff([array.ctypes.data for array in arrays]) == first.nbytes).all():
+        return np.lib.stride_tricks.as_strided(
+            first, (len(arrays), *first.shape), (first.nbytes, *first.strides), writeable=False
+        )
+    return np.stack(arrays)
 
 
 def _one_output(outputs: Outputs, number: int) -> tuple[np.ndarray, np.ndarray | None] | Failure:

@@ -99,25 +99,35 @@ def _has_autoscaler() -> bool:
     return any(name and not name.startswith("node_") for name in names)
 
 
-def has_usable_gpus(start: Callable[[], None], address: str | None, probe: Callable[[], int]) -> bool:
-    """Whether the cluster, or this machine, has GPUs that a worker can use.
+def find_engine_on_gpus(
+    start: Callable[[], None], address: str | None, engine: str, gpus: float | None, probe: Callable[[str], str]
+) -> str | None:
+    """The engine that can use the cluster's GPUs, or this machine's.
 
     Args:
         start: what `ray_session` gave; Ray on this machine is started only if there is a GPU.
         address: the cluster.
-        probe: runs on one of the GPUs and returns how many it sees.
+        engine: the engine that is wanted, or "auto".
+        gpus: GPUs of one actor, if configured.
+        probe: runs on a GPU and returns the engine that sees it, or nothing.
+
+    Returns:
+        The engine; empty if the GPUs are of no use to it; None if there is no GPU now.
     """
     import ray
 
     if not (ray.is_initialized() or cluster_address(address)) and not _gpus_of_this_machine():
-        return False
+        return None
     start()
-    if not ray.cluster_resources().get("GPU"):
-        return False
-    if ray.get(ray.remote(num_gpus=1, num_cpus=0)(probe).remote()):
-        return True
-    log.warning("The cluster has GPUs, but TensorFlow does not see them; install tlbatch[gpu] there. CPUs are used instead.")
-    return False
+    reserved = gpus or 1
+    if ray.cluster_resources().get("GPU", 0) < reserved:
+        return None
+    found = str(ray.get(ray.remote(num_gpus=reserved, num_cpus=0)(probe).remote(engine)))
+    if not found and not gpus:
+        log.warning(
+            "The cluster has GPUs, but neither JAX nor TensorFlow sees them; install tlbatch[gpu-jax] there. CPUs are used."
+        )
+    return found
 
 
 def _gpus_of_this_machine() -> int:

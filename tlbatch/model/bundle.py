@@ -6,6 +6,7 @@ not a bundle. The model includes the base's preprocessing, so it takes uint8 RGB
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -15,7 +16,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, cast
 
@@ -376,6 +377,15 @@ def save_bundle(
     return Bundle(location, facts, sha256(data))
 
 
+def installed_versions(*packages: str) -> dict[str, str]:
+    """The versions of those packages that are installed: a machine with JAX needs neither OpenVINO nor TensorFlow."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def copy_bundle(bundle: Bundle, location: Location) -> Bundle:
     """Copy a bundle's files to another location, `bundle.json` last; an existing bundle is replaced."""
     data = bundle.location.join(BUNDLE).read()
@@ -424,5 +434,5 @@ def _facts(frozen: Frozen, trained: Trained | None, files: Mapping[str, str]) ->
         "metrics": dict(trained.metrics) if trained else {},
         "training": dict(trained.training) if trained else {},
         "files": dict(files),
-        "versions": {name: version(name) for name in ("keras", "openvino", "tensorflow", "tlbatch")},
+        "versions": installed_versions("keras", "openvino", "tensorflow", "tlbatch"),
     }

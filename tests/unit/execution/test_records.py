@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tlbatch.errors import ErrorKind, Failure
+from tlbatch.execution.predictor import _stacked
 from tlbatch.execution.records import Attempt, attempts_from_table, attempts_to_table
 from tlbatch.images.decode import Pixels
 
@@ -44,3 +45,23 @@ def same_as(found, given):
         else:
             assert np.array_equal(one.outcome.array, other.outcome.array)
             assert one.outcome[1:] == other.outcome[1:]
+
+
+def test_pixels_of_one_block_are_stacked_without_a_copy():
+    block = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), np.uint8)
+    views = list(block)
+    stacked = _stacked(views[1:4])
+    assert np.shares_memory(stacked, block)
+    assert np.array_equal(stacked, block[1:4])
+    with pytest.raises(ValueError, match="read-only"):
+        stacked[0] = 0
+    for others in (
+        views[::2],
+        views[::-1],
+        [views[0], views[0]],
+        [block[0].copy(), block[1].copy()],
+        [block[0], block[1].copy()],
+    ):
+        assert np.array_equal(_stacked(others), np.stack(others))
+        assert not np.shares_memory(_stacked(others), block)
+    assert np.array_equal(_stacked(views[:1]), block[:1])

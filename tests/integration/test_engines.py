@@ -5,6 +5,7 @@ import shutil
 import stat
 import tempfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import fsspec
@@ -87,9 +88,11 @@ def test_an_engine_that_refused_images_takes_the_next_ones(bundle_url, pixels):
     assert engine.predict(pixels[:0]).scores.shape == (0, expected.shape[1])
 
 
-def test_auto_is_openvino_on_a_cpu_and_tensorflow_on_a_gpu(bundle_url):
+def test_auto_is_openvino_on_a_cpu_and_on_a_gpu_jax_where_it_is_installed(bundle_url, monkeypatch):
     bundle = load_bundle(bundle_url)
     assert choose(bundle, "auto", gpu=False) == "openvino"
+    assert choose(bundle, "auto", gpu=True) == "jax"
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None if name == "jax" else find_spec(name))
     assert choose(bundle, "auto", gpu=True) == "tensorflow"
 
 
