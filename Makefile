@@ -69,4 +69,4 @@ lock: $(INSTALLED)  ## Pin and hash the requirements anew from pyproject.toml
 		--generate-hashes --no-emit-index-url --quiet --output-file .ci/requirements.txt
 
 clean:  ## Remove what make made
-	rm -rf .venv .venv-peers .fuzz .mypy_cache .pytest_cache .ruff_cache tlbatch-demo
+	rm -rf .venv .venv-peers .mypy_cache .pytest_cache .ruff_cache tlbatch-demo

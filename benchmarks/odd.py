@@ -1,8 +1,8 @@
-"""Measure the cost of hostile images: photographs alone, and with five copies of the hostile corpus, alternating.
+"""Measure the cost of odd images: photographs alone, and with five copies of the odd ones, alternating.
 
     .venv/bin/python benchmarks/odd.py [IMAGES] [ROUNDS]
 
-The hostile images come from `hostile.py` of the tests. A rate counts all listed images over the whole command. A ratio above 1
+The odd images come from `hostile.py` of the tests. A rate counts all listed images over the whole command. A ratio above 1
 means that odd images cost less than photographs.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from photographs import repeated, run, train
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
-from support.hostile import corpus
+from support.hostile import MAX_PIXELS, corpus
 
 TIMES = 5
 
@@ -48,6 +48,7 @@ def main() -> None:
 def rate(store: Path, bundle: str, output: Path) -> float:
     """Listed images per second of one command."""
     asked = ["--images", store, "--bundle", bundle, "--output", output, "--set", "include=*", "--set", "max_failed_ratio=1"]
+    asked += ["--set", f"max_pixels={MAX_PIXELS}"]
     done = run("classify", *asked, "--set", "report=false")
     return float(done["listed"] / done["seconds"])
 

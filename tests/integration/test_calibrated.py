@@ -11,7 +11,7 @@ from tlbatch.model.bundle import load_bundle
 from tlbatch.model.head import DataSplit, HeadTraining, scores_of, train_head
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_balanced_weights_make_a_rare_class_count():
     random = np.random.default_rng(0)
     classes = (random.random(1500) < 0.08).astype(np.int64)
@@ -23,7 +23,7 @@ def test_balanced_weights_make_a_rare_class_count():
     assert recall["balanced"] > recall["none"] + 0.1
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.usefixtures("ray_here")
 def test_precision_is_asked_for_at_training_and_seen_in_the_table(store, weights, tmp_path):
     labels = tmp_path / "labels.csv"
@@ -50,7 +50,7 @@ def test_precision_is_asked_for_at_training_and_seen_in_the_table(store, weights
     assert (table["abstained"] == (table["score"] < np.float32(threshold))).all()
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.usefixtures("ray_here")
 def test_images_of_several_labels_from_training_to_evaluation(store, weights, tmp_path):
     """Each picture is `red`, `green` or `blue`, the red and green ones also `warm`; a few have no label at all."""

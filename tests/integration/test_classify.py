@@ -126,6 +126,7 @@ def test_the_same_inputs_give_the_same_bytes_whatever_the_resources(reference, s
     assert published_bytes(tmp_path / "out") == published_bytes(reference)
 
 
+@pytest.mark.sampled(2)
 def test_where_ray_counts_a_gpu(reference, store, bundle_url, tmp_path):
     """A Ray of its own that believes in a GPU: actors are placed on it, and its absence is noticed."""
     code = f"""
@@ -254,6 +255,7 @@ def staged(store, bundle_url, tmp_path, monkeypatch) -> Path:
     return tmp_path / "out"
 
 
+@pytest.mark.sampled(2)
 def test_a_run_continues_with_what_is_left(staged, reference, store, bundle_url, monkeypatch):
     parts = sorted((staged / "runs" / RUN_ID / "staged").glob("*.json"))
     assert len(parts) == 6
@@ -284,6 +286,7 @@ def test_changed_resources_continue_and_a_changed_spec_is_refused(staged, store,
     assert classify(store, bundle_url, staged, batch_size=5, num_cpus=1)["run_id"] == RUN_ID
 
 
+@pytest.mark.sampled(2)
 def test_a_run_that_died_right_after_the_flip_is_published_whatever_comes_next(staged, store, bundle_url, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(commit, "remove_staged", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -343,6 +346,7 @@ def test_an_output_of_another_store_is_refused(reference, bundle_url, tmp_path):
         classify(other, bundle_url, reference)
 
 
+@pytest.mark.sampled(2)
 def test_a_name_is_given_to_one_run_only(tmp_path, bundle_url):
     store = write_store(tmp_path / "store", 2)
     classify(store, bundle_url, tmp_path / "out", run_id="monday")
@@ -422,6 +426,7 @@ def test_many_files_are_written_on_ray_and_hold_the_same_rows(staged, reference,
     assert tlbatch.verify(str(staged))["ok"]
 
 
+@pytest.mark.sampled(2)
 def test_a_damaged_part_is_found_on_ray_too(staged, store, bundle_url, monkeypatch):
     monkeypatch.setattr(publish, "ROWS_PER_FILE", 25)
     part = next((staged / "runs" / RUN_ID / "staged").glob("*.parquet"))
@@ -452,6 +457,7 @@ def test_features_are_those_of_the_base(store, bundle_url, keras_model, tmp_path
     assert set(table["base"].to_pylist()) == {load_bundle(bundle_url).base_digest}
 
 
+@pytest.mark.sampled(2)
 def test_extract_of_a_named_base_writes_features_only_and_continues(store, weights, tmp_path):
     settings = {"images": str(store), "base": "MobileNetV2", "size": 64, "weights": weights, "output": str(tmp_path / "out")}
     report = tlbatch.extract(**settings, max_images=8)

@@ -20,6 +20,7 @@ def table(output: str) -> pd.DataFrame:
     return frame.sort_values("key").reset_index(drop=True)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("features", [False, True])
 def test_a_table_of_several_files_is_folded(tmp_path, tiny_url, monkeypatch, features):
     """A later range without features and without a failed image has neither a features nor an errors file."""

@@ -152,7 +152,7 @@ def test_what_is_no_bundle_is_a_sentence(tmp_path, content, sentence):
     assert sentence in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "openvino/../../evil", "model.keras/../x", "other.py"])
+@pytest.mark.parametrize("name", ["../other", "/other", "openvino/../../other", "model.keras/../x", "other.py"])
 def test_a_bundle_names_no_file_outside_its_folder(copy, name):
     facts = json.loads((copy / BUNDLE).read_text())
     facts["files"][name] = "0" * 64

@@ -16,6 +16,7 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(tensorflow_engine, "gpus_of_this_process", lambda: 1)
 
 
+@pytest.mark.sampled(1)
 def test_half_precision_gives_the_same_labels(bundle_url, keras_model, store, as_on_a_gpu):
     pixels = np.stack([decode(path.read_bytes(), (96, 96)).array for path in sorted(store.rglob("*.jpg"))])
     given = load_engine(load_bundle(bundle_url), "tensorflow", gpu=True, threads=2, batch_size=20).predict(pixels)
@@ -26,6 +27,7 @@ def test_half_precision_gives_the_same_labels(bundle_url, keras_model, store, as
     assert (given.scores.argmax(1) == expected.argmax(1)).all()
 
 
+@pytest.mark.sampled(1)
 def test_half_precision_that_the_probes_refuse_is_not_used(bundle_url, keras_model, pixels, as_on_a_gpu, monkeypatch, caplog):
     monkeypatch.setattr(engines, "HALF_TOLERANCE", 1e-9)
     given = load_engine(load_bundle(bundle_url), "tensorflow", gpu=True, threads=2, batch_size=32).predict(pixels)

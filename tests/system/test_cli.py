@@ -209,6 +209,7 @@ def test_what_an_actor_refuses_is_a_sentence_too(store, bundle_url, tmp_path):
     assert not (tmp_path / "out" / "latest.json").exists()
 
 
+@pytest.mark.sampled(1)
 def test_train_and_classify_as_a_person_sees_them(tmp_path, weights):
     store = write_store(tmp_path / "store", 4)
     done = run_cli(

@@ -154,7 +154,7 @@ def quiet(cluster, filled):
     return result(done), cluster.fetched()
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_a_job_uses_all_hosts_and_its_exit_code_comes_back(cluster, filled, quiet):
     job, peers = quiet
     assert (job["status"], job["exit_code"]) == ("SUCCEEDED", 0)
@@ -168,7 +168,7 @@ def test_a_job_uses_all_hosts_and_its_exit_code_comes_back(cluster, filled, quie
     assert f"tlbatch: The output {filled}/quiet belongs to another run" in wrong.stderr, wrong.stderr
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_a_job_goes_on_when_its_submitter_is_killed_and_a_host_is_cut_off_and_comes_back(cluster, filled, quiet):
     words = ["tlbatch", "submit", "--address", JOBS, "--follow", *classify(filled, "alone")]
     submitter = cluster.network.middle.start(*words, env=cluster.env)
@@ -279,7 +279,7 @@ def test_cluster_yaml_is_what_ray_takes():
     assert text.count("COSTS MONEY") >= len(prepared["available_node_types"]) + 1
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_a_cluster_grows_from_nothing_for_the_work(tmp_path, store, bundle_url):
     """The machine types of `cluster.yaml` with Ray's own provider of machines that are none: raylets on one host."""
     reason = why_not()

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.contracts import FACTS, TARGETS, seeds
-from support.paths import ROOT, SUPPORT
+from support.paths import SUPPORT
 
 SECONDS = int(os.environ.get("TLBATCH_FUZZ_SECONDS", "0"))
 EXAMPLES = int(os.environ.get("TLBATCH_EXAMPLES", "200"))
@@ -25,8 +25,8 @@ FUZZ = SUPPORT / "fuzz.py"
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """For corpus and findings; those of `make fuzz` stay, and the next one goes on with them."""
-    return ROOT / ".fuzz" if SECONDS else tmp_path
+    """For corpus and findings; those of `make fuzz` stay, outside the repository, and the next one goes on with them."""
+    return Path.home() / ".cache" / "tlbatch-fuzz" if SECONDS else tmp_path
 
 
 def fuzz(target: str, folder: Path, *options: str) -> subprocess.CompletedProcess:

@@ -97,7 +97,7 @@ def recorded(bundle_url, tmp_path_factory) -> tuple[list[list[str]], list[str]]:
     return frames, last
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_a_terminal_shows_calm_lines_and_nothing_else(recorded):
     frames, last = recorded
     print("\n".join(max(frames, key=lambda frame: any("left" in line for line in frame))))
@@ -118,7 +118,7 @@ def test_what_is_left_on_the_screen_is_the_result(recorded):
     assert not any("classifying" in line for line in last)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_without_a_terminal_there_is_a_plain_log(bundle_url, tmp_path):
     """The real command with a clock that is thirty times as fast."""
     store = write_store(tmp_path / "images", 300)
@@ -153,7 +153,7 @@ def test_status_watches_until_nobody_is_at_work(capsys, monkeypatch):
     assert "r  unfinished: 9 listed, 3 predicted, 0 failed, 6 left, 7 images/s" in capsys.readouterr().err
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_status_of_a_run_at_work_as_another_process_sees_it(bundle_url, tmp_path):
     store = write_store(tmp_path / "images", 300)
     command = [TLBATCH, "classify", "--images", str(store), "--bundle", bundle_url, "--output", str(tmp_path / "table")]

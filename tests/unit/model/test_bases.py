@@ -112,10 +112,10 @@ def test_a_download_that_cannot_be_had_names_the_file_option(monkeypatch):
 
 
 def test_external_links_in_a_weights_file_are_not_followed(tmp_path):
-    secret = tmp_path / "secret.h5"
-    with h5py.File(secret, "w") as file:
+    second = tmp_path / "second.h5"
+    with h5py.File(second, "w") as file:
         file["Conv1/kernel"] = np.zeros(3)
-    with h5py.File(tmp_path / "evil.h5", "w") as file:
-        file["Conv1"] = h5py.ExternalLink(str(secret), "Conv1")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["Conv1"] = h5py.ExternalLink(str(second), "Conv1")
     with pytest.raises(WeightsError, match="file has nothing"):
-        build_network(MOBILENET, SMALL, (tmp_path / "evil.h5").read_bytes())
+        build_network(MOBILENET, SMALL, (tmp_path / "other.h5").read_bytes())

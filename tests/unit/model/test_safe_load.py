@@ -1,4 +1,7 @@
-"""A model file is refused, before Keras sees it, unless it only describes a network and its numbers."""
+"""A model file is refused, before Keras sees it, unless it only describes a network and its numbers.
+
+No file here would harm anything if it were loaded: what is not allowed is a name of this module, and limits are lowered.
+"""
 
 import io
 import json
@@ -9,14 +12,18 @@ from pathlib import Path
 
 import h5py
 import keras
+import numpy as np
 import pytest
+from PIL import PngImagePlugin
 from support.models import stacked
+from support.paths import ROOT
 
+from tlbatch.config import RunConfig
 from tlbatch.errors import WeightsError
+from tlbatch.images import tar
+from tlbatch.model import safe_load
 from tlbatch.model.bases import build_network, find_base
-from tlbatch.model.safe_load import load_safely, require_safe
-
-# What a file could do if it were believed. Each names the weakness of Keras that it is an instance of.
+from tlbatch.model.safe_load import _FORBIDDEN, load_safely, require_safe
 
 
 def rewritten(source: Path, target: Path, change, extra: dict[str, bytes] | None = None) -> Path:
@@ -37,158 +44,220 @@ def with_layer(config: dict, layer: dict) -> dict:
     return config
 
 
-CALLS = {
-    "CVE-2024-3660: Lambda with marshalled code": {
+#: Names of this module that were called: none ever is.
+called: list[str] = []
+
+
+class Stranger:
+    """A class that is no part of Keras."""
+
+    def __init__(self, **_: object) -> None:
+        called.append("Stranger")
+
+
+def stranger(*_: object, **__: object) -> None:
+    """A function that is no part of Keras."""
+    called.append("stranger")
+
+
+#: What stands in the place of the last layer. The weaknesses of Keras that were of this kind: any function of any module could
+#: be named (CVE-2025-1550), functions of Keras itself that read files (CVE-2025-8747) or change how it loads (CVE-2025-9906).
+NOT_ON_THE_LIST = {
+    "a class of another package": {"module": __name__, "class_name": "Stranger"},
+    "a function of another package": {"module": __name__, "class_name": "stranger"},
+    "a registered object of another package": {"module": __name__, "class_name": "Dense", "registered_name": "other>Dense"},
+    "a name of Keras that another package registered": {
         "module": "keras.layers",
-        "class_name": "Lambda",
-        "config": {"function": {"class_name": "__lambda__", "config": {"code": "4wAAAAA=", "defaults": None, "closure": None}}},
-    },
-    "CVE-2025-1550: any function of any module": {
-        "module": "subprocess",
-        "class_name": "run",
-        "config": {"args": ["touch", "CANARY"]},
-    },
-    "CVE-2025-8747: keras.utils.get_file": {
-        "module": "keras.utils",
-        "class_name": "get_file",
-        "config": {"fname": "CANARY", "origin": "file:///etc/passwd"},
-    },
-    "CVE-2025-9906: switching the safe mode off": {
-        "module": "keras.config",
-        "class_name": "enable_unsafe_deserialization",
-        "config": {},
-    },
-    "CVE-2025-49655: TorchModuleWrapper": {
-        "module": "keras.layers",
-        "class_name": "TorchModuleWrapper",
-        "config": {"module": "gASVAAAA"},
-    },
-    "CVE-2025-12058: a vocabulary out of a file": {
-        "module": "keras.layers",
-        "class_name": "StringLookup",
-        "config": {"vocabulary": "/etc/passwd"},
-    },
-    "TFSMLayer: a SavedModel of somebody's": {
-        "module": "keras.layers",
-        "class_name": "TFSMLayer",
-        "config": {"filepath": "/tmp/evil"},
-    },
-    "a registered object of another package": {
-        "module": "evil.layers",
         "class_name": "Dense",
-        "config": {},
-        "registered_name": "evil>Dense",
+        "registered_name": "other>Dense",
     },
-    "an operation that is none": {"module": "keras.src.ops.numpy", "class_name": "backend", "config": {}},
+    "a function of Keras that is no layer": {"module": "keras.utils", "class_name": "to_categorical"},
+    "a setting of Keras": {"module": "keras.config", "class_name": "image_data_format"},
+    "an operation that is none": {"module": "keras.src.ops.numpy", "class_name": "backend"},
+    "operations of another module": {"module": "keras.src.ops.function", "class_name": "Function"},
     "a function for an activation": {
         "module": "keras.layers",
         "class_name": "Dense",
-        "config": {"units": 3, "activation": {"module": "os", "class_name": "function", "config": "system"}},
+        "config": {"units": 3, "activation": {"module": __name__, "class_name": "function", "config": "stranger"}},
     },
+    "a class for an initializer": {
+        "module": "keras.layers",
+        "class_name": "Dense",
+        "config": {"units": 3, "kernel_initializer": {"module": __name__, "class_name": "Stranger", "config": {}}},
+    },
+    "a class name that is no text": {"module": "keras.layers", "class_name": ["Dense"]},
 }
 
 
-@pytest.mark.parametrize("attack", CALLS)
-def test_a_model_that_would_run_code_is_refused_before_keras_sees_it(tmp_path, attack, monkeypatch):
-    stacked().save(tmp_path / "good.keras")
-    path = rewritten(tmp_path / "good.keras", tmp_path / "evil.keras", lambda config: with_layer(config, CALLS[attack]))
+@pytest.fixture
+def keras_never_loads(monkeypatch):
     monkeypatch.setattr(keras.saving, "load_model", lambda *_, **__: pytest.fail("Keras saw it"))
-    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("what", NOT_ON_THE_LIST)
+def test_what_is_not_on_the_list_is_refused_before_keras_sees_it(tmp_path, what, keras_never_loads):
+    stacked().save(tmp_path / "good.keras")
+    path = rewritten(
+        tmp_path / "good.keras", tmp_path / "other.keras", lambda config: with_layer(config, NOT_ON_THE_LIST[what])
+    )
     with pytest.raises(WeightsError, match="which could run code or read files"):
         load_safely(path)
-    assert not (tmp_path / "CANARY").exists()
+    assert called == []
+
+
+@pytest.mark.parametrize("name", sorted(_FORBIDDEN))
+def test_a_layer_of_keras_that_may_run_code_or_read_files_is_refused(tmp_path, name, keras_never_loads):
+    """Without anything in it. Keras itself let through code in a `Lambda` (CVE-2024-3660), a pickled module in a
+    `TorchModuleWrapper` (CVE-2025-49655) and a vocabulary from any file (CVE-2025-12058).
+    """
+    stacked().save(tmp_path / "good.keras")
+    layer = {"module": "keras.layers", "class_name": name}
+    path = rewritten(tmp_path / "good.keras", tmp_path / "other.keras", lambda config: with_layer(config, layer))
+    with pytest.raises(WeightsError, match=f"contains '{name}', which could run code or read files"):
+        load_safely(path)
+
+
+def old_file(path: Path, layer: dict) -> Path:
+    """An `.h5` file with another last layer."""
+    stacked().save(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = json.dumps(with_layer(json.loads(file.attrs["model_config"]), layer))
+    return path
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
-def test_a_lambda_in_an_old_file_is_refused_too(tmp_path):
-    """CVE-2025-9905: `.h5` was loaded whatever the safe mode."""
-    stacked().save(tmp_path / "model.h5")
-    with h5py.File(tmp_path / "model.h5", "r+") as file:
-        config = json.loads(file.attrs["model_config"])
-        file.attrs["model_config"] = json.dumps(with_layer(config, CALLS["CVE-2024-3660: Lambda with marshalled code"]))
-    with pytest.raises(WeightsError, match="'Lambda', which could run code"):
-        require_safe(tmp_path / "model.h5")
+@pytest.mark.parametrize("layer", [{"module": __name__, "class_name": "Stranger"}, {"class_name": "Lambda"}])
+def test_in_an_old_file_the_list_is_the_same(tmp_path, layer, keras_never_loads):
+    """CVE-2025-9905: Keras loaded an `.h5` without its safe mode."""
+    path = old_file(tmp_path / "model.h5", layer)
+    with pytest.raises(WeightsError, match=f"'{layer['class_name']}', which could run code"):
+        load_safely(path)
+    assert called == []
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 def test_a_file_that_is_two_things_is_refused(tmp_path):
-    """Keras goes by the name, so an old file with a harmless archive at its end would show that to whoever goes by content."""
-    stacked().save(tmp_path / "model.h5")
-    with h5py.File(tmp_path / "model.h5", "r+") as file:
-        config = json.loads(file.attrs["model_config"])
-        file.attrs["model_config"] = json.dumps(with_layer(config, CALLS["TFSMLayer: a SavedModel of somebody's"]))
+    """Keras goes by the name: an old file with an archive at its end would be checked as the one and loaded as the other."""
+    path = old_file(tmp_path / "model.h5", {"module": __name__, "class_name": "Stranger"})
     stacked().save(tmp_path / "good.keras")
-    (tmp_path / "both.h5").write_bytes((tmp_path / "model.h5").read_bytes() + (tmp_path / "good.keras").read_bytes())
+    (tmp_path / "both.h5").write_bytes(path.read_bytes() + (tmp_path / "good.keras").read_bytes())
     with pytest.raises(WeightsError, match="it is also a zip archive"):
         require_safe(tmp_path / "both.h5")
-    shutil.copy(tmp_path / "model.h5", tmp_path / "named.keras")
+    shutil.copy(path, tmp_path / "named.keras")
     with pytest.raises(WeightsError, match="is not a Keras model that can be loaded safely"):
         require_safe(tmp_path / "named.keras")
 
 
 def test_an_archive_holds_a_network_and_its_numbers_and_nothing_else(tmp_path):
-    """CVE-2025-12060 and its like: a member whose name leads out of the folder it is unpacked to; nothing else is taken."""
+    """CVE-2025-12060 and its like: members that are unpacked to where their names lead. Only the known three are taken."""
     stacked().save(tmp_path / "good.keras")
-    for name in ("../../CANARY", "/tmp/CANARY", "assets/vocabulary.txt"):
-        path = rewritten(tmp_path / "good.keras", tmp_path / "evil.keras", lambda config: config, {name: b"x"})
+    for name in ("notes.txt", "assets/vocabulary.txt", "other/model.weights.h5"):
+        path = rewritten(tmp_path / "good.keras", tmp_path / "other.keras", lambda config: config, {name: b"x"})
         with pytest.raises(WeightsError, match=re.escape(f"it contains the file {name!r}")):
             require_safe(path)
 
 
+def test_a_configuration_over_the_limit_is_not_read(tmp_path, monkeypatch):
+    stacked().save(tmp_path / "good.keras")
+    require_safe(tmp_path / "good.keras")
+    monkeypatch.setattr(safe_load, "_MOST_CONFIG_BYTES", 100)
+    with pytest.raises(WeightsError, match="its configuration is larger than"):
+        require_safe(tmp_path / "good.keras")
+
+
+def archive_of(weights: bytes, path: Path) -> Path:
+    """A `.keras` file with these bytes for its numbers."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", "{}")
+        archive.writestr("model.weights.h5", weights)
+    return path
+
+
 @pytest.mark.parametrize("kind", ["link", "external", "virtual"])
 def test_numbers_that_lie_in_another_file_are_refused(tmp_path, kind):
-    """CVE-2026-1669: HDF5 that reads any file of the machine into a model's weights."""
-    (tmp_path / "secret.bin").write_bytes(bytes(64))
+    """CVE-2026-1669: HDF5 that takes its numbers from other files. Here they lie in one that the test makes."""
+    (tmp_path / "second.bin").write_bytes(bytes(64))
+    with h5py.File(tmp_path / "second.h5", "w") as second:
+        second["x"] = np.zeros(16, np.float32)
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         if kind == "link":
-            file["layers"] = h5py.ExternalLink("/etc/passwd", "/x")
+            file["layers"] = h5py.ExternalLink(str(tmp_path / "second.h5"), "/x")
         elif kind == "external":
-            file.create_dataset("layers", (16,), "f4", external=[(str(tmp_path / "secret.bin"), 0, 64)])
+            file.create_dataset("layers", (16,), "f4", external=[(str(tmp_path / "second.bin"), 0, 64)])
         else:
             layout = h5py.VirtualLayout((16,), "f4")
-            layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "x", (16,))
+            layout[:] = h5py.VirtualSource(str(tmp_path / "second.h5"), "x", (16,))
             file.create_virtual_dataset("layers", layout)
-    with zipfile.ZipFile(tmp_path / "evil.keras", "w") as archive:
-        archive.writestr("config.json", "{}")
-        archive.writestr("model.weights.h5", buffer.getvalue())
     with pytest.raises(WeightsError, match="'layers' in it is stored in another file"):
-        require_safe(tmp_path / "evil.keras")
+        require_safe(archive_of(buffer.getvalue(), tmp_path / "other.keras"))
 
 
-def hollow() -> bytes:
-    """HDF5 with four terabytes of which nothing is stored."""
+def not_stored(side: int) -> bytes:
+    """HDF5 with side x side numbers of which none is stored."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
-        file.create_dataset("layers/dense/vars/0", (1 << 20, 1 << 20), "f4", chunks=(1024, 1024), compression="gzip")
+        file.create_dataset("layers/dense/vars/0", (side, side), "f4", chunks=(32, 32), compression="gzip")
     return buffer.getvalue()
 
 
-def test_numbers_that_are_not_stored_are_refused(tmp_path):
+def test_numbers_that_are_not_stored_are_refused(tmp_path, monkeypatch):
     """CVE-2026-0897: a shape for which reading makes room, in a model and in weights."""
-    with zipfile.ZipFile(tmp_path / "evil.keras", "w") as archive:
-        archive.writestr("config.json", "{}")
-        archive.writestr("model.weights.h5", hollow())
-    with pytest.raises(WeightsError, match="declares 4,398,046,511,104 bytes, but only 0 are stored"):
-        require_safe(tmp_path / "evil.keras")
-    base = find_base("MobileNetV2")
-    with pytest.raises(WeightsError, match="declares 4,398,046,511,104 bytes, but only 0 are stored"):
-        build_network(base, 32, hollow())
+    monkeypatch.setattr(safe_load, "_MOST_UNSTORED", 4 * 64 * 64)
+    require_safe(archive_of(not_stored(64), tmp_path / "good.keras"))
+    with pytest.raises(WeightsError, match="declares 16,900 bytes, but only 0 are stored"):
+        require_safe(archive_of(not_stored(65), tmp_path / "other.keras"))
+    with pytest.raises(WeightsError, match="declares 16,900 bytes, but only 0 are stored"):
+        build_network(find_base("MobileNetV2"), 32, not_stored(65))
+
+
+def test_numbers_that_are_stored_in_far_fewer_bytes_are_refused(tmp_path, monkeypatch):
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        stored = file.create_dataset("layers/dense/vars/0", data=np.zeros((64, 64), np.float32), compression="gzip")
+        ratio = stored.nbytes / stored.id.get_storage_size()
+    path = archive_of(buffer.getvalue(), tmp_path / "zeros.keras")
+    monkeypatch.setattr(safe_load, "_MOST_UNSTORED", 0)
+    monkeypatch.setattr(safe_load, "_MOST_UNPACKED", int(ratio) + 1)
+    require_safe(path)
+    monkeypatch.setattr(safe_load, "_MOST_UNPACKED", int(ratio) - 1)
+    with pytest.raises(WeightsError, match="declares 16,384 bytes, but only"):
+        require_safe(path)
 
 
 @pytest.mark.parametrize(
     "layer",
     [
-        {"module": "keras.layers", "class_name": "Dense", "config": {"units": 1 << 40}},
-        {"module": "keras.layers", "class_name": "Reshape", "config": {"target_shape": [1 << 30, 1]}},
+        {"module": "keras.layers", "class_name": "Dense", "config": {"units": 1001}},
+        {"module": "keras.layers", "class_name": "Reshape", "config": {"target_shape": [1001, 1]}},
     ],
 )
-def test_sizes_that_no_image_model_has_are_refused(tmp_path, layer):
+def test_sizes_that_no_image_model_has_are_refused(tmp_path, layer, monkeypatch):
     """Keras would make room for them before it finds that the file holds nothing of the kind."""
     stacked().save(tmp_path / "good.keras")
-    path = rewritten(tmp_path / "good.keras", tmp_path / "evil.keras", lambda config: with_layer(config, layer))
-    with pytest.raises(WeightsError, match=r"its configuration has a size of 1[0-9]{9,}"):
+    path = rewritten(tmp_path / "good.keras", tmp_path / "other.keras", lambda config: with_layer(config, layer))
+    monkeypatch.setattr(safe_load, "_MOST_SIZE", 1000)
+    with pytest.raises(WeightsError, match="its configuration has a size of 1001"):
         require_safe(path)
+    monkeypatch.setattr(safe_load, "_MOST_SIZE", 1001)
+    require_safe(path)
+
+
+def test_the_limits_are_those_of_the_documentation():
+    rows = re.findall(r"^\| (.+?) \| ([0-9,]+) \| (?:yes|no|Pillow's) \|$", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)
+    limits = {name: int(number.replace(",", "")) for name, number in rows}
+    defaults = RunConfig(images="i", bundle="b", output="o")
+    assert limits == {
+        "`max_pixels`: pixels of an image, or of a tile of a TIFF": defaults.max_pixels,
+        "`max_side`: pixels of an image's longer side": defaults.max_side,
+        "`max_bytes`: bytes of an image": defaults.max_bytes,
+        "bytes of a text beside a PNG's pixels, unpacked": PngImagePlugin.MAX_TEXT_CHUNK,
+        "bytes of one text header in a tar": tar._MAX_HEADER_BYTES,
+        "bytes of a model's configuration": safe_load._MOST_CONFIG_BYTES,
+        "a size in a model's configuration": safe_load._MOST_SIZE,
+        "bytes of a weight for each byte that is stored": safe_load._MOST_UNPACKED,
+        "bytes of a weight beyond that": safe_load._MOST_UNSTORED,
+    }
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"no model"])
