@@ -28,6 +28,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,9 +123,10 @@ def has_gpu() -> bool:
 
 def pixels_of(count: int, size: int) -> np.ndarray:
     """(count, size, size, 3) uint8: the photographs, repeated."""
-    from tlbatch.images.decode import decode
+    from tlbatch.images.decode import Pixels, decode
 
-    found = [decode(path.read_bytes(), (size, size)).array for path in sorted((ROOT / "photos").glob("*.jpg"))]
+    decoded = [decode(path.read_bytes(), (size, size)) for path in sorted((ROOT / "photos").glob("*.jpg"))]
+    found = [one.array for one in decoded if isinstance(one, Pixels)]
     return np.stack([found[number % len(found)] for number in range(count)])
 
 
@@ -179,12 +181,20 @@ def model(_: argparse.Namespace) -> None:
         for batch in batches:
             engine = JaxEngine(made, os.cpu_count() or 1, batch, half=has_gpu(), gpu=has_gpu())
             pixels = pixels_of(batch * (8 if has_gpu() else 1), size)
-            cells.append(best_rate(lambda engine=engine, pixels=pixels: len(engine.predict(pixels).features)))
+            cells.append(best_rate(partial(_predicted, engine, pixels)))
             if batch == batches[len(batches) // 2]:
-                with ThreadPoolExecutor(2) as pool:
-                    both = best_rate(lambda e=engine, p=pixels, t=pool: sum(len(o.features) for o in t.map(e.predict, [p] * 4)))
-                by_hand = best_rate(lambda e=engine, p=pixels, b=batch: _loop_by_hand(e, p, b))
+                both = best_rate(partial(_by_two_threads, engine, pixels))
+                by_hand = best_rate(partial(_loop_by_hand, engine, pixels, batch))
         print(f"| {name} at {size} | " + " | ".join(f"{rate:,.0f}" for rate in (*cells, both, by_hand)) + " |", flush=True)
+
+
+def _predicted(engine: Any, pixels: np.ndarray) -> int:
+    return len(engine.predict(pixels).features)
+
+
+def _by_two_threads(engine: Any, pixels: np.ndarray) -> int:
+    with ThreadPoolExecutor(2) as pool:
+        return sum(pool.map(partial(_predicted, engine), [pixels] * 4))
 
 
 def _loop_by_hand(engine: Any, pixels: np.ndarray, batch: int) -> int:
@@ -342,20 +352,18 @@ def bound(without: str, images: int) -> None:
             super().__init__(job, after_a_death=after_a_death)
             engine = self._predictor._engine
             length, labels = engine.predict(np.zeros((1, SIZE, SIZE, 3), np.uint8)).features.shape[1], 2
-            engine.predict = lambda pixels: Outputs(
-                np.zeros((len(pixels), length), np.float32), np.full((len(pixels), labels), 0.5, np.float32)
-            )
+            nothing = Outputs(np.zeros((self._predictor.at_once, length), np.float32), None)
+            scores = np.full((self._predictor.at_once, labels), 0.5, np.float32)
+            vars(engine)["predict"] = lambda pixels: Outputs(nothing.features[: len(pixels)], scores[: len(pixels)])
 
     class WithoutDecoding(DecodingActor):
         def __init__(self, job: Any, *, after_a_death: bool = False) -> None:
             super().__init__(job, after_a_death=after_a_death)
             pixels = Pixels(np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8), 500, 375)
-            self._decoder._decode = lambda row, fetched: _attempt(row, fetched, pixels)
+            vars(self._decoder)["_decode"] = lambda row, fetched: _attempt(row, fetched, pixels)
 
-    if without == "model":
-        sizing.PredictingActor = WithoutModel
-    else:
-        sizing.DecodingActor = WithoutDecoding
+    replaced = {"model": ("PredictingActor", WithoutModel), "decoding": ("DecodingActor", WithoutDecoding)}
+    setattr(sizing, *replaced[without])
     print(f"- without {without}: {images:,} in {classified(images)['wall']:.1f} s", flush=True)
 
 
