@@ -31,6 +31,7 @@ ONLY_IN = {
     "ray": {"execution"},
     "tensorflow": {"model"},
     "openvino": {"model"},
+    "jax": {"model"},
     "keras": {"model", "commands"},  # commands name Keras in types only
     "PIL": {"images"},
 }
