@@ -379,6 +379,7 @@ def killed(options: argparse.Namespace) -> None:
     settings = {"run_id": "one", "rows_per_task": max(8, options.images[0] // 40)}
     run_alone(options.images[0], {**settings, "output": str(whole)})
     kills: list[int] = []
+    os.environ["TLBATCH_KILLED"] = str(broken)
     killer = threading.Thread(target=_kill_predictor, args=(broken, kills))
     killer.start()
     again = run_alone(options.images[0], {**settings, "output": str(broken)})
@@ -393,13 +394,16 @@ def killed(options: argparse.Namespace) -> None:
 
 
 def _kill_predictor(output: Path, kills: list[int]) -> None:
-    """Kill the process that has JAX loaded as soon as a part is staged."""
+    """Kill the actor of this run that has JAX loaded, as soon as a part is staged."""
     end = time.monotonic() + 120
-    while time.monotonic() < end and not any(output.glob("runs/one/staged/*.n*.p*")):
+    while not any(output.glob("runs/one/staged/*.n*.p*")):
+        if time.monotonic() > end:
+            return
         time.sleep(0.05)
+    of_this_run = f"TLBATCH_KILLED={output}".encode()
     for maps in Path("/proc").glob("[0-9]*/maps"):
         try:
-            if b"ray::" in maps.with_name("cmdline").read_bytes() and "jaxlib" in maps.read_text():
+            if of_this_run in maps.with_name("environ").read_bytes() and "jaxlib" in maps.read_text():
                 os.kill(int(maps.parent.name), signal.SIGKILL)
                 kills.append(int(maps.parent.name))
                 return

@@ -121,7 +121,7 @@ def published(store, bundle_url, tmp_path) -> Path:
     return output
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_a_run_that_differs_too_much_is_kept_back_and_the_table_stays(published, two_runs, store, monkeypatch):
     before = (published / "latest.json").read_bytes()
     head = json.loads(next(Path(two_runs[1]).glob("runs/*/run.json")).read_text())["bundle_url"]
@@ -147,7 +147,7 @@ def test_a_run_that_differs_too_much_is_kept_back_and_the_table_stays(published,
     assert not list(published.rglob("_KEPT_BACK"))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_a_run_that_is_kept_back_is_not_taken_for_other_images(published, two_runs, bundle_url, store, tmp_path):
     """It waits for its own command; another one goes on as if it were not there."""
     head = json.loads(next(Path(two_runs[1]).glob("runs/*/run.json")).read_text())["bundle_url"]
@@ -159,7 +159,7 @@ def test_a_run_that_is_kept_back_is_not_taken_for_other_images(published, two_ru
     assert more["predicted"] == 60
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dies_at", ["staged", "_SUCCESS"])
 def test_a_run_that_dies_while_it_is_kept_back_is_kept_back(published, two_runs, store, monkeypatch, dies_at):
     """Once it is marked it only wants to be tidied: nothing is done again."""
@@ -184,7 +184,7 @@ def test_a_run_that_dies_while_it_is_kept_back_is_kept_back(published, two_runs,
     assert tlbatch.classify(**{**settings, "promote_if": None})["predicted"] == 60
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_of_several_tables_the_one_that_is_kept_back_holds_up_no_other(published, two_runs, bundle_url, store, tmp_path):
     head = json.loads(next(Path(two_runs[1]).glob("runs/*/run.json")).read_text())["bundle_url"]
     copy = shutil.copytree(head, tmp_path / "changing")
@@ -198,7 +198,7 @@ def test_of_several_tables_the_one_that_is_kept_back_holds_up_no_other(published
     assert states == {"changing": "kept back", other: "published"}
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_features_of_a_run_that_is_kept_back_are_not_the_tables(two_runs, published, store):
     head = json.loads(next(Path(two_runs[1]).glob("runs/*/run.json")).read_text())["bundle_url"]
     settings = {"images": str(store), "bundle": head, "output": str(published), "features": True}
@@ -208,7 +208,7 @@ def test_features_of_a_run_that_is_kept_back_are_not_the_tables(two_runs, publis
         find_features(str(published))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_a_condition_on_features_counts_at_the_first_attempt(two_runs, published, store):
     head = json.loads(next(Path(two_runs[1]).glob("runs/*/run.json")).read_text())["bundle_url"]
     tlbatch.classify(images=str(store), bundle=head, output=str(published), features=True)
@@ -217,7 +217,7 @@ def test_a_condition_on_features_counts_at_the_first_attempt(two_runs, published
     assert report["compared"]["psi_features"] == 0
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_a_condition_on_features_that_are_not_there_does_not_hold(published, store, bundle_url):
     with pytest.raises(NotPromotedError, match="psi_features is unknown, because one of the runs has no features"):
         tlbatch.classify(images=str(store), bundle=bundle_url, output=str(published), top_k=1, promote_if="psi_features<0.1")

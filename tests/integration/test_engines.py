@@ -5,7 +5,6 @@ import shutil
 import stat
 import tempfile
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import fsspec
@@ -13,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 
+from tlbatch.commands import classify
 from tlbatch.config import RunConfig
 from tlbatch.errors import BundleError, ConfigError
 from tlbatch.execution.actors import Classifier
@@ -21,7 +21,7 @@ from tlbatch.execution.sizing import ExecutionPlan
 from tlbatch.images.listing import Selection, list_store
 from tlbatch.model import engines
 from tlbatch.model.bundle import BUNDLE, load_bundle, require_bundle_place
-from tlbatch.model.engines import choose, load_engine, load_head
+from tlbatch.model.engines import calls_at_once, choose, load_engine, load_head
 from tlbatch.model.head import build_head
 from tlbatch.schema import sha256
 from tlbatch.storage.resolve import resolve
@@ -88,12 +88,41 @@ def test_an_engine_that_refused_images_takes_the_next_ones(bundle_url, pixels):
     assert engine.predict(pixels[:0]).scores.shape == (0, expected.shape[1])
 
 
-def test_auto_is_openvino_on_a_cpu_and_on_a_gpu_jax_where_it_is_installed(bundle_url, monkeypatch):
+def test_auto_is_openvino_on_a_cpu_and_jax_on_a_gpu(bundle_url):
     bundle = load_bundle(bundle_url)
     assert choose(bundle, "auto", gpu=False) == "openvino"
     assert choose(bundle, "auto", gpu=True) == "jax"
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None if name == "jax" else find_spec(name))
-    assert choose(bundle, "auto", gpu=True) == "tensorflow"
+    assert [calls_at_once(engine) for engine in ("jax", "openvino", "tensorflow")] == [2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "found", "becomes"),
+    [
+        ("auto", None, None, ("auto", 0)),  # no GPU: the CPU's engine
+        ("auto", None, "", ("auto", 0)),  # GPUs that nothing sees
+        ("auto", None, "jax", ("jax", 1)),
+        ("tensorflow", None, "tensorflow", ("tensorflow", 1)),
+        ("auto", 0.5, "tensorflow", ("tensorflow", 0.5)),
+        ("auto", 1, None, ("auto", 1)),  # none now: an autoscaler may start one
+        ("jax", 1, "never asked", ("jax", 1)),
+        ("openvino", None, "never asked", ("openvino", 0)),
+        ("auto", 0, "never asked", ("auto", 0)),
+    ],
+)
+def test_the_engine_on_gpus_follows_from_what_is_wanted_and_what_is_there(monkeypatch, asked, gpus, found, becomes):
+    monkeypatch.setattr(
+        classify, "find_engine_on_gpus", lambda *_: pytest.fail("it was asked") if found == "never asked" else found
+    )
+    config = RunConfig(images="i", bundle="b", output="o", engine=asked, num_gpus=gpus)
+    given = classify._with_gpus(config, lambda: None)
+    assert (given.engine, given.num_gpus) == becomes
+
+
+def test_reserved_gpus_that_nothing_sees_are_a_sentence(monkeypatch):
+    monkeypatch.setattr(classify, "find_engine_on_gpus", lambda *_: "")
+    config = RunConfig(images="i", bundle="b", output="o", num_gpus=1)
+    with pytest.raises(ConfigError, match=r"neither JAX nor TensorFlow sees them; install tlbatch\[gpu-jax\]"):
+        classify._with_gpus(config, lambda: None)
 
 
 def test_a_bundle_without_openvino_falls_back_or_says_so(copy):

@@ -110,7 +110,7 @@ def test_what_failed_for_now_stays_failed_and_is_not_done_again(mixed, bundle_ur
     assert tlbatch.rescore(**again)["already_done"]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_no_image_is_read_to_rescore_or_to_train(extracted, mixed, bundle_url, tmp_path):
     """The images are gone, and nobody notices."""
     output = extracted
@@ -132,7 +132,7 @@ def test_no_image_is_read_to_rescore_or_to_train(extracted, mixed, bundle_url, t
         away.rename(mixed)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_a_head_trained_on_features_has_the_base_that_gave_them(extracted, bundle_url, store, tmp_path):
     output = extracted
     trained = tlbatch.train(features=str(output), bundle=str(tmp_path / "head"), epochs=5)  # labels: the folders
@@ -143,7 +143,7 @@ def test_a_head_trained_on_features_has_the_base_that_gave_them(extracted, bundl
     assert report["predicted"] == 60
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_features_of_another_size_are_refused_with_both_digests(extracted, store, weights, bundle_url, tmp_path):
     output = extracted
     other = tlbatch.train(images=str(store), size=64, weights=weights, bundle=str(tmp_path / "small"), epochs=1)
@@ -175,7 +175,7 @@ def test_mistakes_are_sentences(extracted, store, bundle_url, tmp_path, settings
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_labels_that_have_no_features_are_counted_and_left_out(extracted, tmp_path, caplog):
     output = extracted
     labels = tmp_path / "labels.csv"
@@ -207,7 +207,7 @@ def test_a_damaged_features_file_is_not_used(extracted, bundle_url, tmp_path):
         tlbatch.rescore(features=str(copy), bundle=bundle_url, output=str(tmp_path / "out"))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_features_in_many_files_are_rescored_file_by_file(extracted, bundle_url, tmp_path, monkeypatch):
     """Published files of seven images: every window finds its own errors and its part of the manifest."""
     from tlbatch.output import publish

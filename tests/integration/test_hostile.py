@@ -59,13 +59,14 @@ def test_a_picture_over_the_limit_is_refused_before_its_pixels_take_memory(kind,
     assert done.stderr == ""
 
 
-def test_a_text_over_pillows_limit_is_not_unpacked(monkeypatch):
+@pytest.mark.parametrize("chunk", [b"zTXt", b"iCCP"])
+def test_a_text_or_profile_over_pillows_limit_is_not_unpacked(monkeypatch, chunk):
     """The limit is Pillow's own, and tlbatch leaves it where it is."""
     prepare_process()
     assert PngImagePlugin.MAX_TEXT_CHUNK == ImageFile.SAFEBLOCK == 1 << 20
-    assert isinstance(decode(png_with_text(5_000), (96, 96)), Pixels)
+    assert isinstance(decode(png_with_text(5_000, chunk), (96, 96)), Pixels)
     monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_CHUNK", 1_000)
-    found = decode(png_with_text(5_000), (96, 96))
+    found = decode(png_with_text(5_000, chunk), (96, 96))
     assert isinstance(found, Failure)
     assert "Decompressed data too large" in found.message
 

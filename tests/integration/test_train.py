@@ -67,7 +67,7 @@ def test_a_split_is_stratified_seeded_and_leaves_no_part_empty():
     assert not np.array_equal(part_of, split_classes(classes, 0.15, 0.2, 8))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_training_from_a_labels_file_with_images_that_cannot_be_read(tmp_path, weights, ray_here, caplog):
     store = write_store(tmp_path / "store", 6)
     (store / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
@@ -85,7 +85,7 @@ def test_training_from_a_labels_file_with_images_that_cannot_be_read(tmp_path, w
     assert "1 labels belong to no image" in caplog.text
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_a_row_that_stands_twice_counts_once(tmp_path, store, weights, ray_here):
     keys = sorted(str(path.relative_to(store)) for path in store.rglob("*.jpg"))[::4]
     rows = [f"{key},{key.split('/')[0]}" for key in [*keys, keys[0]]]
@@ -94,7 +94,7 @@ def test_a_row_that_stands_twice_counts_once(tmp_path, store, weights, ray_here)
     assert sum(result["images"].values()) == len(keys)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_one_cannot_train_on_nothing_but_broken_images(tmp_path, weights, ray_here):
     for label in ("a", "b"):
         (tmp_path / "s" / label).mkdir(parents=True)
@@ -105,7 +105,7 @@ def test_one_cannot_train_on_nothing_but_broken_images(tmp_path, weights, ray_he
     assert not (tmp_path / "b").exists()
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_a_split_of_the_labels_files_own_is_kept(tmp_path, weights, ray_here):
     """What its author set aside is measured on, and never trained on."""
     store = write_store(tmp_path / "store", 5)
@@ -126,7 +126,7 @@ def test_a_split_of_the_labels_files_own_is_kept(tmp_path, weights, ray_here):
         tlbatch.train(**settings, bundle=str(tmp_path / "b2"))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_a_training_that_was_killed_while_saving_can_be_run_again(tmp_path, store, weights, ray_here):
     (tmp_path / "b" / ".training").mkdir(parents=True)
     (tmp_path / "b" / "model.keras").write_bytes(b"half")

@@ -146,6 +146,10 @@ def _over_the_limit() -> Iterator[Odd]:
     for kind in FORMATS:
         yield Odd(f"over-the-limit.{kind}", saved(Image.new("RGB", (1000, 1000), (9, 90, 200)), kind), {ErrorKind.TOO_LARGE})
     yield Odd("tile-over-the-limit.tif", tiled_tiff(1024), {ErrorKind.TOO_LARGE})
+    yield Odd("frame-over-the-limit.gif", _gif(8, 1000), {ErrorKind.TOO_LARGE, *TORN})
+    upside_down = bytearray(saved(Image.new("RGB", (1000, 1000)), "BMP"))
+    upside_down[22:26] = struct.pack("<i", -1000)  # stored from the top, as its negative height says
+    yield Odd("from-the-top-over-the-limit.bmp", bytes(upside_down), {ErrorKind.TOO_LARGE})
 
 
 def _with_much_beside() -> Iterator[Odd]:
@@ -158,9 +162,15 @@ def _with_much_beside() -> Iterator[Odd]:
     yield Odd("many-comments.jpg", jpeg[:2] + comment * 60 + jpeg[2:], FINE)
 
 
-def png_with_text(length: int) -> bytes:
-    """A good picture with a compressed text of this length beside it."""
-    return _png(96, 72, _rows(96, 72), (b"zTXt", b"k\0\0" + zlib.compress(b"a" * length)))
+def png_with_text(length: int, chunk: bytes = b"zTXt") -> bytes:
+    """A good picture with a compressed text of this length beside it, or with a colour profile (iCCP)."""
+    return _png(96, 72, _rows(96, 72), (chunk, b"k\0\0" + zlib.compress(b"a" * length)))
+
+
+def _gif(screen: int, frame: int) -> bytes:
+    """A GIF of a square screen and a larger square frame, with next to no pixels."""
+    head = b"GIF89a" + struct.pack("<HHBBB", screen, screen, 0xF7, 0, 0) + bytes(768)
+    return head + b"," + struct.pack("<HHHHB", 0, 0, frame, frame, 0) + b"\x02\x02\x4c\x01\0;"
 
 
 def tiled_tiff(side: int) -> bytes:

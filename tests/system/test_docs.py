@@ -284,7 +284,7 @@ def _here(piece: Piece, home: Path, endpoint: str, bucket: str, jobs: str) -> st
     return text
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", [page for page in PAGES if any(piece.kind != "make" for piece in pieces(page))])
 def test_what_a_page_says_can_be_done(page, reader, kitchen, s3_server, bucket, head, tmp_path):

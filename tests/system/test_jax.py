@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,15 +15,16 @@ from support.paths import PHOTOS, TLBATCH
 from support.pictures import write_store
 
 import tlbatch
-from tlbatch.errors import ConfigError
 from tlbatch.images.decode import decode
 from tlbatch.model.bundle import load_bundle
-from tlbatch.model.engines import engine_on_gpu, load_engine
+from tlbatch.model.engines import load_engine
+from tlbatch.model.jax_engine import _compile_once
 from tlbatch.output.verify import verify
 
 #: A worker in a process as Ray starts one: the engine and a head alone, then the actors of both plans.
 _WORKER = """
 import sys
+from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tlbatch.config import RunConfig
 from tlbatch.execution.actors import Classifier, DecodingActor, PredictingActor
@@ -30,13 +32,21 @@ from tlbatch.execution.classify_rows import job_of
 from tlbatch.execution.sizing import ExecutionPlan
 from tlbatch.images.listing import Selection, list_store
 from tlbatch.model.bundle import load_bundle
-from tlbatch.model.engines import load_engine, load_head
+from tlbatch.model.engines import HALF_TOLERANCE, load_engine, load_head
+from tlbatch.model.jax_engine import JaxEngine
 from tlbatch.output.receipts import numbered
 from tlbatch.storage.resolve import resolve
 
 url, pixels, store, scores = sys.argv[1:]
 bundle = load_bundle(url)
-outputs = load_engine(bundle, "jax", threads=2).predict(np.load(pixels))
+engine, images = load_engine(bundle, "jax", threads=2), np.load(pixels)
+outputs = engine.predict(images)
+with ThreadPoolExecutor(2) as pool:
+    for given in pool.map(engine.predict, [images[:40], images[40:80]] * 2):
+        assert np.array_equal(given.scores, outputs.scores[:40]) or np.array_equal(given.scores, outputs.scores[40:80])
+half = JaxEngine(bundle, 2, 16, half=True).predict(images[:16])
+assert 0 < np.abs(half.scores - outputs.scores[:16]).max() < HALF_TOLERANCE
+assert half.scores.dtype == half.features.dtype == np.float32
 np.savez(scores, **outputs._asdict(), of_head=load_head(bundle, "jax").predict(outputs.features))
 rows = numbered(list_store(resolve(store), Selection()).manifest)
 job = job_of(RunConfig(images=store, bundle=url, output="unused"), url, "jax", ExecutionPlan([], 1, 1, 16), rows)
@@ -114,23 +124,61 @@ def _kill_the_one_with_jax() -> int:
     raise AssertionError("no actor has loaded JAX")
 
 
+def in_a_process(code: str, tmp_path: Path) -> str:
+    """What code prints in a process that sees no GPU, where the machine has one too."""
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100, env=env)
+    return done.stdout.strip()
+
+
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("engine", ["auto", "jax", "tensorflow"])
-def test_where_there_is_no_gpu_no_engine_sees_one(engine):
-    code = f"from tlbatch.model.engines import engine_on_gpu; print(repr(engine_on_gpu({engine!r})))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
-    assert done.stdout.strip() == "''"
-    assert engine_on_gpu("openvino") == ""
+def test_where_there_is_no_gpu_no_engine_sees_one(engine, tmp_path):
+    code = f"from tlbatch.model.engines import engine_on_gpu; print(engine_on_gpu({engine!r}), engine_on_gpu('openvino'), '.')"
+    assert in_a_process(code, tmp_path) == "."
 
 
-def test_keras_on_another_backend_in_this_process_is_a_sentence(tiny_url):
-    import keras
+_REFUSED = """
+import sys
+from tlbatch.errors import ConfigError
+from tlbatch.model.bundle import load_bundle
+from tlbatch.model.engines import load_engine
+{before}
+try:
+    load_engine(load_bundle({url!r}), "jax", gpu={gpu})
+except ConfigError as error:
+    print(error)
+"""
 
-    assert keras.config.backend() == "tensorflow"
-    with pytest.raises(ConfigError, match="Keras already runs on tensorflow in this process"):
-        load_engine(load_bundle(tiny_url), "jax")
+
+@pytest.mark.parametrize(
+    ("before", "gpu", "sentence"),
+    [
+        ("import keras", False, "Keras already runs on tensorflow in this process"),
+        ("", True, "a GPU is reserved, but JAX does not see it; install tlbatch[gpu-jax]"),
+        (
+            "sys.modules['jax'] = None; import importlib.util; importlib.util.find_spec = lambda _: None",
+            False,
+            "not installed here",
+        ),
+    ],
+)
+def test_what_jax_cannot_do_here_is_a_sentence(tiny_url, tmp_path, before, gpu, sentence):
+    assert sentence in in_a_process(_REFUSED.format(before=before, gpu=gpu, url=tiny_url), tmp_path)
 
 
-def test_a_reserved_gpu_that_jax_does_not_see_is_a_sentence(tiny_url):
-    with pytest.raises(ConfigError, match=r"JAX does not see it; install tlbatch\[gpu-jax\]"):
-        load_engine(load_bundle(tiny_url), "jax", gpu=True)
+@pytest.mark.parametrize("found", ["nothing", "a folder of this user", "a folder for all", "a file", "a setting of the user"])
+def test_what_is_compiled_is_kept_only_in_a_folder_of_the_users_own(tmp_path, monkeypatch, caplog, found):
+    folder = tmp_path / f"tlbatch-jax-{os.getuid()}"
+    if "folder" in found:
+        folder.mkdir()
+        folder.chmod(0o777 if "all" in found else 0o700)
+    elif found == "a file":
+        folder.write_bytes(b"")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    settings = {}
+    config = SimpleNamespace(jax_compilation_cache_dir="/theirs" if "setting" in found else None, update=settings.__setitem__)
+    _compile_once(SimpleNamespace(config=config))
+    kept = found in ("nothing", "a folder of this user")
+    assert settings.get("jax_compilation_cache_dir") == (str(folder) if kept else None)
+    assert bool(caplog.messages) == (found in ("a folder for all", "a file"))

@@ -103,7 +103,7 @@ class Reading:
         self._thread.join()
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("number", range(KILLS))
 def test_a_command_that_is_killed_anywhere_is_continued_by_the_same_one(number, evening, undisturbed, bundle_url, tmp_path):
     store, out = evening
@@ -153,7 +153,7 @@ def await_receipts(process: subprocess.Popen[str], output: Path, wanted: int) ->
         time.sleep(0.01)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("seed", range(max(1, KILLS // 3)))
 def test_a_command_that_is_killed_at_any_moment_is_continued_by_the_same_one(seed, large, bundle_url, tmp_path):
     store, files, seconds = large
@@ -174,7 +174,7 @@ def test_a_command_that_is_killed_at_any_moment_is_continued_by_the_same_one(see
     require_same(tmp_path / "out", files)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("seed", range(max(1, KILLS // 5)))
 def test_workers_that_are_killed_are_replaced(seed, large, bundle_url, tmp_path):
     """Two of them: an image that was alone with both when they died would rightly be held to have killed them."""
@@ -226,7 +226,7 @@ def test_a_node_that_is_lost_and_replaced(seed, large, bundle_url, tmp_path):
     require_same(tmp_path / "out", files)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("number", range(max(1, KILLS // 2)))
 def test_of_two_commands_one_wins(number, evening, undisturbed, bundle_url, tmp_path):
     """Both stand before the lease; then both go on."""

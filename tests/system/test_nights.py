@@ -103,7 +103,7 @@ def second_bundle(store, bundle_url, tmp_path_factory) -> str:
     return trained["bundle"]
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 @pytest.mark.timeout(600)
 def test_five_nights(nights, second_bundle):
     size = int(os.environ.get("TLBATCH_NIGHTS", "100"))
@@ -201,7 +201,7 @@ def wait_for(what, process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 def test_of_two_nights_one_runs_and_the_other_says_who(nights, bundle_url):
     nights.put(range(300))
     first = start(nights, bundle_url, "rows_per_task=10", "run_id=first")
@@ -217,7 +217,7 @@ def test_of_two_nights_one_runs_and_the_other_says_who(nights, bundle_url):
     assert first.returncode == 0, said
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 def test_what_failed_for_now_is_tried_again_and_what_is_broken_is_not(tmp_path, store, bundle_url):
     images = tmp_path / "images"
     images.mkdir()
@@ -243,7 +243,7 @@ def test_what_failed_for_now_is_tried_again_and_what_is_broken_is_not(tmp_path, 
     assert tlbatch.verify(str(tmp_path / "out"))["failed"] == 1
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 def test_a_night_on_which_things_were_only_deleted(tmp_path, store, bundle_url):
     images = shutil.copytree(store, tmp_path / "images")
     settings = {"images": str(images), "bundle": bundle_url, "output": str(tmp_path / "out"), "incremental": True}
@@ -260,7 +260,7 @@ def test_a_night_on_which_things_were_only_deleted(tmp_path, store, bundle_url):
     assert names == [whole["run_id"]], "a whole run replaces the table"
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 def test_a_table_goes_back_to_what_it_was_after_a_run(tmp_path, store, bundle_url):
     images = tmp_path / "images"
     (images / "a").mkdir(parents=True)
@@ -285,7 +285,7 @@ def test_a_table_goes_back_to_what_it_was_after_a_run(tmp_path, store, bundle_ur
         tlbatch.rollback(settings["output"], "nonsense")
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 def test_an_unfinished_increment_is_not_taken_for_a_whole_run(tmp_path, store, bundle_url):
     settings = {"images": str(store), "bundle": bundle_url, "output": str(tmp_path / "out")}
     tlbatch.classify(**settings, max_images=40)
@@ -310,7 +310,7 @@ def test_an_unfinished_increment_is_not_taken_for_a_whole_run(tmp_path, store, b
     assert tlbatch.classify(**settings, incremental=True)["listed"] == 20
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 def test_features_of_a_table_of_several_nights_are_those_of_all(tmp_path, store, real_bundle_url):
     """With a real base: of a tiny one's features, pictures of one color are near-duplicates to `review`."""
     settings = {"images": str(store), "bundle": real_bundle_url, "output": str(tmp_path / "out"), "incremental": True}
@@ -330,7 +330,7 @@ def settings_of(tmp_path, store, bundle_url) -> dict:
     return {"images": str(store), "bundle": bundle_url, "output": str(tmp_path / "out")}
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 def test_features_of_a_part_of_a_table_are_not_taken_for_all_of_them(tmp_path, store, bundle_url):
     """Or `rescore` would publish an older night's images as the table."""
     settings = settings_of(tmp_path, store, bundle_url)
@@ -346,7 +346,7 @@ def test_features_of_a_part_of_a_table_are_not_taken_for_all_of_them(tmp_path, s
     assert len(tlbatch.read_predictions(settings["output"])) == 60
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 def test_features_of_another_precision_are_made_again(tmp_path, store, bundle_url):
     settings = settings_of(tmp_path, store, bundle_url)
     tlbatch.classify(**settings, features=True, max_images=50)
@@ -355,7 +355,7 @@ def test_features_of_another_precision_are_made_again(tmp_path, store, bundle_ur
     assert "on" not in report, "nothing of the old table is left"
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 def test_a_night_over_features_alone_predicts_all_of_them(tmp_path, store, bundle_url):
     settings = settings_of(tmp_path, store, bundle_url)
     tlbatch.extract(**settings)
@@ -367,7 +367,7 @@ def test_a_night_over_features_alone_predicts_all_of_them(tmp_path, store, bundl
         tlbatch.extract(**settings, incremental=True)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 def test_a_whole_run_is_done_where_the_table_is_more_than_the_store(tmp_path, store, bundle_url):
     """Added, a night, deleted: the manifest is the first run's again, and the table is not."""
     images = shutil.copytree(store, tmp_path / "images")
@@ -382,7 +382,7 @@ def test_a_whole_run_is_done_where_the_table_is_more_than_the_store(tmp_path, st
     assert len(tlbatch.read_predictions(settings["output"])) == 60
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 def test_a_night_that_was_killed_is_forgotten_when_the_table_goes_back(tmp_path, store, bundle_url):
     settings = settings_of(tmp_path, store, bundle_url)
     first = tlbatch.classify(**settings, max_images=20)

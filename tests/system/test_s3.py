@@ -39,7 +39,7 @@ def picture(label: str, number: int) -> bytes:
     return encoded(noisy(COLORS[label], number))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_the_whole_story_on_s3_gives_the_rows_of_a_local_disk(s3_server, weights, tmp_path):
     """train, classify, evaluate, verify, status: images, labels, weights, bundle and output in a bucket."""
     local = write_store(tmp_path / "store", 12)
@@ -114,7 +114,7 @@ def test_classify_says_in_one_sentence_what_is_wrong_with_the_store(s3_server, b
     assert (code, "SignatureDoesNotMatch" in said) == (2, True), said
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_a_store_that_may_be_listed_and_not_read_ends_the_run(s3_server, bundle_url, bucket, tmp_path):
     fill(bucket, 20)
     done = run_cli(
@@ -126,7 +126,7 @@ def test_a_store_that_may_be_listed_and_not_read_ends_the_run(s3_server, bundle_
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_expired_credentials_are_said_and_new_ones_will_do(faulty, bundle_url, bucket, tmp_path, monkeypatch):
     fill(bucket, 5)
     proxy = faulty(expired=True)
@@ -191,7 +191,7 @@ def test_a_store_that_ignores_conditions_is_found_out_and_checked_before_it_is_w
     assert bucket.names() == ["lease.json", "other.json"], "the probe is gone"
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_a_put_whose_answer_is_lost_is_ours(faulty, bucket):
     proxy = faulty(seed=3, reset_after=0.5)
     location = resolve(bucket.url, options(proxy.endpoint))
@@ -341,7 +341,7 @@ def classifying(s3_server, bundle_url: str, bucket, parts: int = 1) -> tuple[lis
     return command, process
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_after_a_kill_only_what_was_in_flight_is_read_again(faulty, bundle_url, bucket, s3_server):
     """Counted at the store: nothing that has a receipt is read a second time."""
     fill(bucket, 200)
@@ -383,7 +383,7 @@ def still(read):
     return last
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_an_outage_of_half_a_minute_is_waited_out(s3_server, bundle_url, bucket):
     fill(bucket, 100)
     _, process = classifying(s3_server, bundle_url, bucket)
@@ -396,7 +396,7 @@ def test_an_outage_of_half_a_minute_is_waited_out(s3_server, bundle_url, bucket)
     assert (report["listed"], report["predicted"]) == (300, 300)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_a_store_that_stays_away_ends_the_run_and_the_same_command_completes_it(s3_server, bundle_url, bucket):
     fill(bucket, 100)
     command, process = classifying(s3_server, bundle_url, bucket)

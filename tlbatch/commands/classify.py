@@ -26,7 +26,7 @@ from tlbatch.execution.classify_rows import classify_rows
 from tlbatch.execution.executor import map_file_tasks
 from tlbatch.execution.ray_errors import errors_say_how_to_continue
 from tlbatch.execution.rescorer import RescoreJob, rescore_matches, sources_of
-from tlbatch.execution.resources import find_engine_on_gpus
+from tlbatch.execution.resources import find_engine_on_gpus, unseen_gpus
 from tlbatch.execution.session import ray_session
 from tlbatch.images.listing import Listing
 from tlbatch.model.bundle import Bundle, installed_versions, load_bundle
@@ -129,7 +129,7 @@ class ClassifyWork:
                 bundle_url=table.bundle.pinned,
                 storage_options=config.storage_options,
                 sources=sources_of(matches),
-                engine=table.engine,
+                engine=choose(table.bundle, "auto", gpu=False) if config.num_gpus else table.engine,  # it runs on CPUs
                 threads=int(config.num_cpus or 1),
                 top_k=config.top_k,
                 features_dtype=config.features_dtype if config.features else None,
@@ -179,16 +179,14 @@ def classify(config: RunConfig, watch: Watcher | None = None, listing: Listing |
 def _with_gpus(config: RunConfig, start_ray: Callable[[], None]) -> RunConfig:
     """The configuration with `num_gpus` and, on GPUs, the engine that sees them.
 
-    If GPUs are configured and there is none now, an autoscaler may start machines that have them. The actors then check.
+    If GPUs are configured and no machine has them now, an autoscaler may start one. The engine is then the one of `choose`, and
+    the actors check it.
     """
     if config.num_gpus == 0 or config.engine == "openvino" or (config.num_gpus and config.engine != "auto"):
         return config if config.num_gpus is not None else config.model_copy(update={"num_gpus": 0.0})
     found = find_engine_on_gpus(start_ray, config.address, config.engine, config.num_gpus, engine_on_gpu)
     if config.num_gpus and found == "":
-        raise ConfigError(
-            "num_gpus: GPUs are reserved, but neither JAX nor TensorFlow sees them; install tlbatch[gpu-jax] on the workers, "
-            "or set num_gpus=0."
-        )
+        raise ConfigError(f"num_gpus: GPUs are reserved, but {unseen_gpus(config.engine)} Or set num_gpus=0.")
     gpus = config.num_gpus or float(bool(found))
     return config.model_copy(update={"num_gpus": gpus, "engine": found or config.engine})
 

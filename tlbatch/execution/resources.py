@@ -120,14 +120,20 @@ def find_engine_on_gpus(
         return None
     start()
     reserved = gpus or 1
-    if ray.cluster_resources().get("GPU", 0) < reserved:
+    if not any(node["Alive"] and node["Resources"].get("GPU", 0) >= reserved for node in ray.nodes()):
         return None
     found = str(ray.get(ray.remote(num_gpus=reserved, num_cpus=0)(probe).remote(engine)))
     if not found and not gpus:
-        log.warning(
-            "The cluster has GPUs, but neither JAX nor TensorFlow sees them; install tlbatch[gpu-jax] there. CPUs are used."
-        )
+        log.warning("The cluster has GPUs, but %s CPUs are used.", unseen_gpus(engine))
     return found
+
+
+def unseen_gpus(engine: str) -> str:
+    """The second half of a sentence about GPUs: which engine does not see them, and what to install."""
+    if engine == "tensorflow":
+        return "TensorFlow does not see them; install tlbatch[gpu] and NVIDIA's driver on the workers."
+    what = "JAX does not see" if engine == "jax" else "neither JAX nor TensorFlow sees"
+    return f"{what} them; install tlbatch[gpu-jax] and NVIDIA's driver (580 or newer) on the workers."
 
 
 def _gpus_of_this_machine() -> int:

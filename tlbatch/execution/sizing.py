@@ -21,6 +21,7 @@ from tlbatch.execution.actors import Classifier, DecodingActor, PredictingActor
 from tlbatch.execution.executor import Worker
 from tlbatch.execution.records import ClassifyJob
 from tlbatch.execution.resources import ActorPool, ClusterResources
+from tlbatch.model.engines import calls_at_once
 from tlbatch.schema import IMAGE
 
 #: CPUs of one actor unless configured. With more, Python's lock slows the decoding threads down.
@@ -117,6 +118,6 @@ def parallelism_of(job: ClassifyJob, plan: ExecutionPlan, rows: pa.Table) -> dic
         "list": 1,
         "fetch": first.actors * (job.requests if only_images else first.blocks_at_once),
         "decode": first.actors * job.decode_threads,
-        "predict": last.actors,
+        "predict": last.actors * calls_at_once(job.engine),
         "write": last.actors * last.blocks_at_once,
     }

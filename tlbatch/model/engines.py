@@ -121,15 +121,21 @@ def load_head(bundle: Bundle, engine: str = "auto", *, threads: int = 1) -> Head
 def choose(bundle: Bundle, engine: str, *, gpu: bool) -> str:
     """The engine that `auto` means for a bundle; raises ConfigError for an engine that the bundle does not support.
 
-    On a GPU it is jax if JAX is installed here, else tensorflow. On a CPU it is openvino if the bundle has an OpenVINO model.
+    On a GPU it is jax, whatever is installed in this process: the actors run elsewhere. On a CPU it is openvino if the bundle
+    has an OpenVINO model, else tensorflow.
     """
     if engine == "openvino" and not bundle.has(XML):
         raise ConfigError(f"engine: the bundle {bundle.location.url} has no OpenVINO model; use --engine tensorflow.")
     if engine != "auto":
         return engine
     if gpu:
-        return "jax" if importlib.util.find_spec("jax") else "tensorflow"
+        return "jax"
     return "openvino" if bundle.has(XML) else "tensorflow"
+
+
+def calls_at_once(engine: str) -> int:
+    """How many calls of `predict` one actor has under way at a time."""
+    return _ON_KERAS[engine].parallel if engine in _ON_KERAS else OpenVinoEngine.parallel
 
 
 def engine_on_gpu(engine: str) -> str:

@@ -10,7 +10,6 @@ import contextlib
 import importlib.util
 import logging
 import os
-import stat
 import sys
 import tempfile
 from collections import deque
@@ -106,15 +105,19 @@ def _start(threads: int, *, gpu: bool) -> Any:
         ConfigError: JAX is not installed, a GPU is reserved and JAX does not see it, or Keras runs on another backend here.
     """
     if importlib.util.find_spec("jax") is None:
-        raise ConfigError("engine: JAX is not installed here; install tlbatch[gpu-jax], or the package jax alone for CPUs.")
+        raise ConfigError(
+            "engine: JAX is not installed here; install tlbatch[gpu-jax], or jax alone, or set engine=tensorflow."
+        )
     _grow_as_needed()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if not gpu:
+    if not gpu and "jax" not in sys.modules:
         os.environ.setdefault("NPROC", str(threads))  # XLA's threads; it has no setting of its own
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # Ray leaves the GPUs in sight of an actor that reserves none
     jax = import_quietly("jax")
     if gpu and not jax_sees_a_gpu():
         raise ConfigError(
-            "num_gpus: a GPU is reserved, but JAX does not see it; install tlbatch[gpu-jax] on the workers, or set num_gpus=0."
+            "num_gpus: a GPU is reserved, but JAX does not see it; install tlbatch[gpu-jax] and NVIDIA's driver (580 or newer) "
+            "on the workers, or set num_gpus=0."
         )
     _compile_once(jax)
     if "keras" not in sys.modules:
@@ -131,10 +134,16 @@ def _compile_once(jax: Any) -> None:
     Keras on JAX also compiles a program for the first random values of each weight, which the stored ones then replace: with
     MobileNetV2 8 s of a start on a CPU, and 2 s with the cache.
     """
+    if jax.config.jax_compilation_cache_dir:
+        return
     cache = Path(tempfile.gettempdir(), f"tlbatch-jax-{os.getuid()}")
-    cache.mkdir(mode=0o700, exist_ok=True)
-    found = cache.lstat()
-    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700:
+    try:
+        cache.mkdir(mode=0o700, exist_ok=True)
+        found = cache.lstat()
+    except OSError as error:
+        log.warning("What JAX compiles is not kept: %s", error)
+        return
+    if found.st_uid != os.getuid() or found.st_mode & 0o077:
         log.warning("%s belongs to another user or is open to others; what JAX compiles is not kept.", cache)
         return
     jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -151,7 +160,8 @@ def _compiled(
 ) -> Callable[[np.ndarray], list[Any]]:
     """The model compiled for one input shape, with its weights on the device: rows -> the named outputs, or the only one.
 
-    float32 is computed as such, and not in TF32, which NVIDIA's GPUs use by default.
+    A float32 model is computed as such, and not in TF32, which NVIDIA's GPUs use by default. In half precision the float32 head
+    is left to that default.
     """
     import jax
 

@@ -35,7 +35,7 @@ class TensorFlowHead:
 
 
 class TensorFlowEngine:
-    """The engine for GPUs (XLA), and for CPUs if the bundle has no OpenVINO model."""
+    """The engine for CPUs if the bundle has no OpenVINO model, and for GPUs (XLA) without JAX."""
 
     name = "tensorflow"
     parallel = 1

@@ -3,11 +3,14 @@
 import gzip
 import io
 import re
+import subprocess
+import sys
 import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.command import PEAK
 from support.shards import WRITERS, example_of, parquet_of, record_of, tar_of, tfrecord_of
 
 from tlbatch.errors import ErrorKind, Failure
@@ -207,16 +210,28 @@ def test_a_small_file_of_parquet_is_read_at_once_and_a_large_one_page_by_page(mo
     assert sizes == [0, BUFFER_BYTES]
 
 
-def test_a_page_that_says_it_is_longer_than_it_is_is_a_tear():
+def test_a_page_that_says_it_is_longer_than_it_is_costs_no_memory(tmp_path):
+    """It says that it has 64 MiB."""
     data = parquet_of(IMAGES, use_dictionary=False)
     start = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0).column(1).data_page_offset
     # The page's header: it is a data page, of a size unpacked and a size packed; a number ends with a byte below 128.
     header = re.compile(rb"\x15\x00\x15[\x80-\xff]*[\x00-\x7f]\x15").match(data, start)
     rest = re.compile(rb"[\x80-\xff]*[\x00-\x7f]").match(data, header.end())
-    size = 2 * 100_000  # doubled, as Thrift writes a number that is not negative
-    longer = bytes([size & 127 | 128, size >> 7 & 127 | 128, size >> 14])
-    (only,) = members(PARQUET, data[: header.end()] + longer + data[rest.end() :])
-    assert only.data.kind is ErrorKind.TRUNCATED
+    (tmp_path / "shard").write_bytes(data[: header.end()] + b"\x80\x80\x80\x40" + data[rest.end() :])
+    (tmp_path / "whole").write_bytes(data)
+    code = (
+        "import io, sys\n"
+        + PEAK
+        + "from tlbatch.images.members import read_members\nfrom tlbatch.images.shards import ShardOptions\n"
+        "list(read_members('parquet', io.BytesIO(open(sys.argv[2], 'rb').read()), ShardOptions('s', None, 99)))\n"
+        "before = peak()\n"
+        "(only,) = read_members('parquet', open(sys.argv[1], 'rb'), ShardOptions('s', None, 99))\n"
+        "assert only.data.kind == 'truncated', only\n"
+        "print(peak() - before)\n"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "shard", tmp_path / "whole"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) < 16 * 1024
 
 
 def test_a_record_with_a_flipped_bit_costs_only_itself():

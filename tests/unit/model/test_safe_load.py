@@ -23,7 +23,7 @@ from tlbatch.errors import WeightsError
 from tlbatch.images import tar
 from tlbatch.model import safe_load
 from tlbatch.model.bases import build_network, find_base
-from tlbatch.model.safe_load import _FORBIDDEN, load_safely, require_safe
+from tlbatch.model.safe_load import load_safely, require_safe
 
 
 def rewritten(source: Path, target: Path, change, extra: dict[str, bytes] | None = None) -> Path:
@@ -44,20 +44,16 @@ def with_layer(config: dict, layer: dict) -> dict:
     return config
 
 
-#: Names of this module that were called: none ever is.
-called: list[str] = []
-
-
 class Stranger:
     """A class that is no part of Keras."""
 
     def __init__(self, **_: object) -> None:
-        called.append("Stranger")
+        pytest.fail("a class that is not on the list was made")
 
 
 def stranger(*_: object, **__: object) -> None:
     """A function that is no part of Keras."""
-    called.append("stranger")
+    pytest.fail("a function that is not on the list was called")
 
 
 #: What stands in the place of the last layer. The weaknesses of Keras that were of this kind: any function of any module could
@@ -65,6 +61,7 @@ def stranger(*_: object, **__: object) -> None:
 NOT_ON_THE_LIST = {
     "a class of another package": {"module": __name__, "class_name": "Stranger"},
     "a function of another package": {"module": __name__, "class_name": "stranger"},
+    "a name of Keras in another package": {"module": __name__, "class_name": "Dense"},
     "a registered object of another package": {"module": __name__, "class_name": "Dense", "registered_name": "other>Dense"},
     "a name of Keras that another package registered": {
         "module": "keras.layers",
@@ -102,10 +99,17 @@ def test_what_is_not_on_the_list_is_refused_before_keras_sees_it(tmp_path, what,
     )
     with pytest.raises(WeightsError, match="which could run code or read files"):
         load_safely(path)
-    assert called == []
 
 
-@pytest.mark.parametrize("name", sorted(_FORBIDDEN))
+#: Layers of Keras that run code from the file, or read files that it names; written out, so that none leaves the code's list
+#: unnoticed.
+MAY_NOT = (
+    *("FeatureSpace", "FlaxLayer", "HashedCrossing", "Hashing", "IntegerLookup", "JaxLayer", "Lambda", "StringLookup"),
+    *("TFSMLayer", "TextVectorization", "TorchModuleWrapper"),
+)
+
+
+@pytest.mark.parametrize("name", MAY_NOT)
 def test_a_layer_of_keras_that_may_run_code_or_read_files_is_refused(tmp_path, name, keras_never_loads):
     """Without anything in it. Keras itself let through code in a `Lambda` (CVE-2024-3660), a pickled module in a
     `TorchModuleWrapper` (CVE-2025-49655) and a vocabulary from any file (CVE-2025-12058).
@@ -132,7 +136,6 @@ def test_in_an_old_file_the_list_is_the_same(tmp_path, layer, keras_never_loads)
     path = old_file(tmp_path / "model.h5", layer)
     with pytest.raises(WeightsError, match=f"'{layer['class_name']}', which could run code"):
         load_safely(path)
-    assert called == []
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
