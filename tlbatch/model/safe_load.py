@@ -86,7 +86,7 @@ def require_safe(path: Path) -> None:
     allowed = _allowed()
     for found in _objects(config):
         name = found["class_name"]
-        if not isinstance(name, str) or name in _FORBIDDEN or not _is_allowed(found, allowed):
+        if not isinstance(name, str) or not _is_allowed(found, allowed):
             raise WeightsError(
                 f"The model {path} contains {name!r}, which could run code or read files; only Keras's own layers that "
                 "compute are loaded."

@@ -59,11 +59,13 @@ def test_little_work_is_shared_out_and_no_actor_is_without_any(images, settings)
 
 
 def test_who_has_a_gpu_writes_one_block_beside_the_one_it_predicts():
-    job = SimpleNamespace(requests=8, decode_threads=4)
+    job = SimpleNamespace(requests=8, decode_threads=4, engine="tensorflow")
     rows = pa.table({"format": ["image", "image"]})
     shards = pa.table({"format": ["image", "tar"]})
     split, fused = plan(GPUS, num_gpus=1), plan(FARM)
     assert parallelism_of(job, split, rows) == {"list": 1, "fetch": 14 * 8, "decode": 14 * 4, "predict": 3, "write": 3 * 3}
+    job.engine = "jax"  # whose actor has two calls under way
+    assert parallelism_of(job, split, rows)["predict"] == 2 * 3
     assert parallelism_of(job, fused, shards) == {"list": 1, "fetch": 12 * 2, "decode": 12 * 4, "predict": 12, "write": 12 * 2}
 
 

@@ -77,6 +77,11 @@ NOT_ON_THE_LIST = {
         "class_name": "Dense",
         "config": {"units": 3, "activation": {"module": __name__, "class_name": "function", "config": "stranger"}},
     },
+    "a function of Keras that is no activation": {
+        "module": "keras.layers",
+        "class_name": "Dense",
+        "config": {"units": 3, "activation": {"module": "keras.utils", "class_name": "function", "config": "to_categorical"}},
+    },
     "a class for an initializer": {
         "module": "keras.layers",
         "class_name": "Dense",
