@@ -3,9 +3,9 @@
 #
 # Seen with keras 3.15.1 and jax 0.10.2 on Python 3.11 (and with jax 0.11.2 on Python 3.12). `keras.saving.load_model` builds
 # each layer before it reads the weights from the file, and building draws initial values. On JAX each draw is a compiled
-# program, one for every shape and kind of initializer: for MobileNetV2 without a top 46 programs, 0.16 s each on one core, which
-# is 7 of the 8 s that loading takes. The same file with the initializers in its configuration replaced by "Zeros" loads in less
-# than half of the time, and the weights are equal. Keras on TensorFlow draws the values without compiling.
+# program, one for every shape: for MobileNetV2 without a top 27 programs. Loading took 17.8 s on two busy cores and 8 s on idle
+# ones, nearly all of it for compiling. The same file with the initializers in its configuration replaced by "Zeros" loads in a
+# third of the time (5.5 and 2.5 s), and the weights are equal. Keras on TensorFlow draws the values without compiling.
 #
 # With the persistent compilation cache (`jax_compilation_cache_dir` and `jax_persistent_cache_min_compile_time_secs=0`) the
 # second process on a machine loads in 2 s. By default the cache keeps only what took longer than a second to compile, so it
@@ -78,7 +78,7 @@ import json
 import sys
 
 saved, zeros = map(json.loads, sys.argv[1:])
-assert saved["random programs"] >= 30, f"changed: {saved['random programs']} programs for random values"
+assert saved["random programs"] >= 20, f"changed: {saved['random programs']} programs for random values"
 assert zeros["random programs"] == 0
 assert saved["weights"] == zeros["weights"], "the initializers leave a trace in the loaded weights"
 print("as found: loading compiles", saved["random programs"], "programs for values that the file replaces")
