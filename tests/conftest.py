@@ -33,19 +33,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     seed = os.environ.get("TLBATCH_SAMPLE")
     if seed is None:
         return
-    marked: dict[str, list[str]] = {}
+    marked: dict[tuple[str, int], list[pytest.Item]] = {}
     for item in items:
-        if item.get_closest_marker("sampled"):
-            marked.setdefault(item.location[0], []).append(item.nodeid)
-    drawn = set()
-    for item in items:
-        mark, module = item.get_closest_marker("sampled"), item.location[0]
-        if mark and module in marked:
-            names = sorted(marked.pop(module))
-            drawn.update(random.Random(f"{seed} {module}").sample(names, min(mark.args[0], len(names))))
-    left_out = [item for item in items if item.get_closest_marker("sampled") and item.nodeid not in drawn]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in set(left_out)]
+        mark = item.get_closest_marker("sampled")
+        if mark:
+            marked.setdefault((item.location[0], mark.args[0]), []).append(item)
+    left_out: set[pytest.Item] = set()
+    for (module, wanted), tests in marked.items():
+        tests.sort(key=lambda test: test.nodeid)
+        drawn = random.Random(f"{seed} {module}").sample(tests, min(wanted, len(tests)))
+        left_out |= set(tests) - set(drawn)
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

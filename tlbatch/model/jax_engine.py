@@ -48,8 +48,8 @@ class JaxEngine:
         model = load_safely(bundle.folder / MODEL)
         if half:
             to_half_precision(model)
-        self._names = [name for name in ("features", "scores") if name in model.output]
-        self._step = _compiled(model, device, (batch_size, *bundle.size, 3), "uint8", self._names, half=half)
+        names = [name for name in ("features", "scores") if name in model.output]
+        self._step = _compiled(model, device, (batch_size, *bundle.size, 3), "uint8", names, half=half)
         self._batch = batch_size
         self.at_once = _BATCHES_AT_ONCE * batch_size
 
