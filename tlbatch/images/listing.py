@@ -19,8 +19,8 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from tlbatch.errors import StoreError
-from tlbatch.images import shards
-from tlbatch.images.shards import suffix
+from tlbatch.images import names
+from tlbatch.images.names import suffix
 from tlbatch.schema import IMAGE, MANIFEST_SCHEMA
 from tlbatch.storage.location import Location, ObjectInfo
 from tlbatch.storage.range_file import open_range_file
@@ -63,7 +63,7 @@ class Selection:
     def formats(self, keys: pa.Array, *, named: bool) -> pa.Array:
         """The format of each key's object, null if it is skipped; objects that the user `named` need no known suffix."""
         if self._kind == "auto":
-            formats = shards.formats(keys)
+            formats = names.formats(keys)
             if self._include or named:
                 formats = pc.fill_null(formats, IMAGE)
         else:

@@ -1,4 +1,4 @@
-"""A key -> the format of its object, from its suffix; and what the readers of all shard formats share.
+"""What the readers of all shard formats share.
 
 Nothing here retries or depends on where a file is stored.
 """
@@ -7,23 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tlbatch.errors import ErrorKind, Failure, TlbatchError
-from tlbatch.schema import IMAGE, PARQUET, TAR, TFRECORD
-
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
-_SHARD_ENDINGS = {
-    TAR: (".tar", ".tar.gz", ".tgz"),
-    PARQUET: (".parquet",),
-    TFRECORD: (".tfrecord", ".tfrecords", ".tfrecord.gz", ".tfrecords.gz"),
-}
 
 #: Usual columns or features of an image's bytes and name in a Parquet file or TFRecord, in order of preference.
 IMAGE_FIELDS = ("image", "image/encoded", "img", "bytes", "image_bytes", "content", "data", "jpg", "png")
@@ -68,21 +58,6 @@ class TornShardError(Exception):
     def __init__(self, message: str, kind: ErrorKind = ErrorKind.TRUNCATED) -> None:
         super().__init__(message)
         self.kind = kind
-
-
-def suffix(key: str) -> str:
-    """The lower-case suffix of a key's last part, with its dot; empty if there is none."""
-    name = key.rsplit("/", 1)[-1]
-    return "." + name.rsplit(".", 1)[1].lower() if "." in name else ""
-
-
-def formats(keys: pa.Array) -> pa.Array:
-    """The format of each key's object by its suffix: image, or a kind of shard; null if the suffix is unknown."""
-    found = pa.nulls(len(keys), pa.string())
-    for kind, endings in {IMAGE: tuple(IMAGE_SUFFIXES), **_SHARD_ENDINGS}.items():
-        pattern = "(" + "|".join(re.escape(ending) for ending in sorted(endings)) + ")$"
-        found = pc.if_else(pc.match_substring_regex(keys, pattern, ignore_case=True), kind, found)
-    return found
 
 
 def too_large(size: int, most: int) -> Failure | None:

@@ -7,16 +7,15 @@ import tarfile
 from typing import IO
 
 from tlbatch.errors import Failure
+from tlbatch.images.names import IMAGE_SUFFIXES, suffix
 from tlbatch.images.shards import (
     BUFFER_BYTES,
-    IMAGE_SUFFIXES,
     MAX_DEFLATE_RATIO,
     ShardImages,
     ShardOptions,
     TornShardError,
     damage_as_torn_shard,
     decompressed,
-    suffix,
     too_large,
 )
 

@@ -16,7 +16,8 @@ from support.shards import WRITERS, example_of, parquet_of, record_of, tar_of, t
 from tlbatch.errors import ErrorKind, Failure
 from tlbatch.images import parquet, tar
 from tlbatch.images.members import read_members
-from tlbatch.images.shards import BUFFER_BYTES, Member, ShardOptions, formats
+from tlbatch.images.names import formats
+from tlbatch.images.shards import BUFFER_BYTES, Member, ShardOptions
 from tlbatch.schema import PARQUET, TAR, TFRECORD
 
 IMAGES = {f"dir/{number:03d}.jpg": bytes([number]) * (1000 + 700 * number) for number in range(8)}
