@@ -72,6 +72,10 @@ Address = Annotated[
     str | None, Field(description="Address of the Ray cluster; by default the cluster this runs on, or else this machine.")
 ]
 Split = Annotated[str | None, Field(description="Only this part of the labels file, such as test.")]
+WhiteLevel = Annotated[
+    Literal["auto"] | Annotated[float, Field(gt=0)],
+    Field(description="Value that is white in images of more than 8 bits that do not say it; auto finds it in each image."),
+]
 _LABELS = "CSV or Parquet with key (or uri), label and optionally split."
 
 
@@ -214,6 +218,7 @@ class Pretrained(_Strict):
         default=None, description="Height and width to which images are resized; by default the base's own."
     )
     weights: str = Field(default="imagenet", description="imagenet, random, or a .h5, .weights.h5 or .keras file or URL.")
+    white_level: WhiteLevel = "auto"
 
 
 class RescoreConfig(Resources):
@@ -301,6 +306,7 @@ class ImportConfig(_Strict):
     size: Annotated[int, Field(ge=32, le=4096)] | None = Field(
         default=None, description="Height and width of its images, if the model accepts any."
     )
+    white_level: WhiteLevel = "auto"
     bundle: str = Field(description="Folder or URL where the bundle is written.")
     storage_options: Options = {}
 

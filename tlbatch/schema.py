@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,6 +43,22 @@ PIN = "#sha256="
 #: How images are resized, as recorded in the bundle: the whole image is stretched to the model's input size, as in Keras.
 RESIZE = "stretch"
 INTERPOLATION = "bilinear"
+
+
+class PixelRules(NamedTuple):
+    """How the numbers in an image file become RGB, as recorded in the bundle: training and inference follow the same rules.
+
+    Attributes:
+        white_level: the value that is white in samples of more than 8 bits whose file does not say it; `auto` finds it.
+        color_profiles: `to_srgb` converts embedded colour profiles to sRGB; `ignored` takes the numbers as they are.
+    """
+
+    white_level: float | Literal["auto"] = "auto"
+    color_profiles: Literal["to_srgb", "ignored"] = "to_srgb"
+
+
+#: The rules of a bundle that records none: it was made before there were any.
+UNRECORDED_RULES = PixelRules(color_profiles="ignored")
 
 
 def part_name(number: int) -> str:

@@ -13,12 +13,13 @@ from tlbatch.model.bases import BASES
 from tlbatch.model.bundle import Frozen, Trained, freeze, frozen_base_of, load_bundle, save_bundle
 from tlbatch.model.engines import load_engine
 from tlbatch.model.head import build_head
+from tlbatch.schema import PixelRules
 from tlbatch.storage.resolve import resolve
 
 
 def real_bundle(store: Path, weights: str, folder: Path, size: int = 96) -> str:
     """MobileNetV2 with a head for the classes of a store, one folder each."""
-    frozen = freeze(BASES["MobileNetV2"], size, weights, Path(weights).read_bytes())
+    frozen = freeze(BASES["MobileNetV2"], size, PixelRules(), weights, Path(weights).read_bytes())
     pixels = _pixels(store, size)
     features = np.asarray(frozen.extractor(pixels, training=False)["features"])
     return _saved(frozen, features, [path.parent.name for path in _paths(store)], pixels, folder, strength=0.01)

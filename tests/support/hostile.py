@@ -144,7 +144,11 @@ def _shapes() -> Iterator[Odd]:
 def _over_the_limit() -> Iterator[Odd]:
     """Whole pictures of a million pixels, and a small one in a tile of as many."""
     for kind in FORMATS:
-        yield Odd(f"over-the-limit.{kind}", saved(Image.new("RGB", (1000, 1000), (9, 90, 200)), kind), {ErrorKind.TOO_LARGE})
+        whole = saved(Image.new("RGB", (1000, 1000), (9, 90, 200)), kind, progressive=True)  # of which JPEG alone takes note
+        yield Odd(f"over-the-limit.{kind}", whole, {ErrorKind.TOO_LARGE})
+    yield Odd("decoded-at-an-eighth.jpg", saved(Image.new("RGB", (1000, 1000), (9, 90, 200)), "JPEG"), FINE)
+    beyond = saved(Image.new("RGB", (2300, 2300), (9, 90, 200)), "JPEG")
+    yield Odd("more-than-eight-times-the-limit.jpg", beyond, {ErrorKind.TOO_LARGE})
     yield Odd("tile-over-the-limit.tif", tiled_tiff(1024), {ErrorKind.TOO_LARGE})
     yield Odd("frame-over-the-limit.gif", _gif(8, 1000), {ErrorKind.TOO_LARGE, *TORN})
     upside_down = bytearray(saved(Image.new("RGB", (1000, 1000)), "BMP"))
@@ -193,17 +197,23 @@ def _others() -> Iterator[Odd]:
         "page.pdf": b"%PDF-1.7\n1 0 obj<</Type/Catalog>>endobj",
         "program.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage",
         "dos.eps": b"\xc5\xd0\xd3\xc6" + bytes(30),
-        "photo.heic": b"\0\0\0\x1cftypheic\0\0\0\0mif1heic",
-        "photo.avif": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1",
         "layers.psd": b"8BPS\0\x01" + bytes(40),
-        "new.jxl": b"\xff\x0a" + bytes(20),
-        "boxed.jxl": b"\0\0\0\x0cJXL \r\n\x87\n",
-        "wavelet.jp2": b"\0\0\0\x0cjP  \r\n\x87\n",
         "quite.qoi": b"qoif" + bytes(12),
         "texture.dds": b"DDS " + bytes(124),
+        "ico.ico": b"\0\0\x01\0\x01\0" + bytes(40),
     }
     for name, data in unsupported.items():
         yield Odd(name, data, {ErrorKind.UNSUPPORTED})
+    beginnings = {
+        "photo.heic": b"\0\0\0\x1cftypheic\0\0\0\0mif1heic",
+        "photo.avif": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1",
+        "new.jxl": b"\xff\x0a" + bytes(20),
+        "boxed.jxl": b"\0\0\0\x0cJXL \r\n\x87\n",
+        "wavelet.jp2": b"\0\0\0\x0cjP  \r\n\x87\n",
+    }
+    for name, data in beginnings.items():
+        yield Odd(name, data, TORN)
+    yield Odd("ppm.ppm", b"P6 4 4 255\n" + bytes(48), FINE)
     random = bytes(np.random.default_rng(1).integers(0, 256, 4000, np.uint8))
     for name, data in {
         "page.html": b"<!doctype html><html><body>403 Forbidden</body></html>",
@@ -217,9 +227,7 @@ def _others() -> Iterator[Odd]:
         "pickle.jpg": pickle.dumps({"a": [1, 2, 3]}),
         "fli.flc": struct.pack("<IHHHHH", 200, 0xAF12, 1, 320, 200, 8) + bytes(180),
         "pcx.pcx": b"\x0a\x05\x01\x08" + bytes(124),
-        "ppm.ppm": b"P6 4 4 255\n" + bytes(48),
         "xbm.xbm": b"#define a_width 8\n#define a_height 8\nstatic char a_bits[] = {0};",
-        "ico.ico": b"\0\0\x01\0\x01\0" + bytes(40),
         "tga.tga": bytes(2) + b"\x02" + bytes(9) + struct.pack("<HH", 4, 4) + b"\x18\0" + bytes(48),
     }.items():
         yield Odd(name, data, {ErrorKind.NOT_AN_IMAGE})

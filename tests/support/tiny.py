@@ -15,6 +15,7 @@ from tlbatch.model.bases import Base, with_preprocessing
 from tlbatch.model.bundle import Bundle, Frozen, Trained, save_bundle
 from tlbatch.model.head import build_head
 from tlbatch.model.openvino import export_openvino
+from tlbatch.schema import PixelRules
 from tlbatch.storage.resolve import resolve
 
 SIZE = 32
@@ -40,7 +41,7 @@ def tiny_base() -> Frozen:
     base = Base("Tiny", SIZE, "inside")
     inputs, features = with_preprocessing(base, network, SIZE)
     extractor = keras.Model(inputs, {"features": features})
-    return Frozen(base, SIZE, "made by hand", network, extractor, export_openvino(extractor))
+    return Frozen(base, SIZE, PixelRules(), "made by hand", network, extractor, export_openvino(extractor))
 
 
 def tiny_bundle(folder: Path | str, head: np.ndarray = HEAD_A, frozen: Frozen | None = None) -> Bundle:

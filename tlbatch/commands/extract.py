@@ -21,7 +21,7 @@ from tlbatch.output.documents import ReportDocument
 from tlbatch.output.lease import require_free
 from tlbatch.output.progress import Watcher
 from tlbatch.output.run import read_output, require_output
-from tlbatch.schema import IMAGE
+from tlbatch.schema import IMAGE, PixelRules
 from tlbatch.storage.resolve import resolve
 
 
@@ -56,20 +56,22 @@ def extract(config: ExtractConfig, watch: Watcher | None = None) -> ReportDocume
         weights = read_weights(config)
         listing = list_images(config, output, watch)
         frozen = freeze_named(config, weights)
-        save_bundle(location, frozen, None, probe_pixels(config, size, listing.manifest))
-    _require_same_base(bundles.load_bundle(location.url, config.storage_options), base, size, _without_query(config.weights))
+        save_bundle(location, frozen, None, probe_pixels(config, frozen, listing.manifest))
+    _require_same_base(bundles.load_bundle(location.url, config.storage_options), base, size, config)
     return classify(RunConfig(**{**settings, "bundle": location.url}), watch, listing)
 
 
-def freeze_named(config: TrainConfig | ExtractConfig, weights: str | bytes) -> Frozen:
+def freeze_named(config: TrainConfig | ExtractConfig, weights: str | bytes, rules: PixelRules | None = None) -> Frozen:
     """Freeze the base that a configuration names.
 
     Args:
         config: the base, its size and the source of its weights.
         weights: the result of `read_weights`.
+        rules: how image files become pixels; by default as the configuration says.
     """
     base = find_base(config.base)
-    return freeze(base, config.size or base.size, _without_query(config.weights), weights)
+    rules = rules or PixelRules(config.white_level)
+    return freeze(base, config.size or base.size, rules, _without_query(config.weights), weights)
 
 
 def _without_query(weights: str) -> str:
@@ -77,13 +79,15 @@ def _without_query(weights: str) -> str:
     return weights.split("?", maxsplit=1)[0] if "://" in weights else weights
 
 
-def _require_same_base(bundle: bundles.Bundle, base: Base, size: int, weights: str) -> None:
+def _require_same_base(bundle: bundles.Bundle, base: Base, size: int, config: ExtractConfig) -> None:
     facts = bundle.facts["base"]
-    old, new = (facts["name"], bundle.size[0], facts["weights"]), (base.name, size, weights)
+    old = (facts["name"], bundle.size[0], facts["weights"], bundle.pixel_rules.white_level)
+    new = (base.name, size, _without_query(config.weights), config.white_level)
     if old != new:
+        form = "{} at {} pixels, weights {}, white_level {}"
         raise OutputError(
-            f"The output belongs to another base: it was begun with {old[0]} at {old[1]} pixels, weights {old[2]}; this "
-            f"command has {new[0]} at {new[1]} pixels, weights {new[2]}. Choose another --output."
+            f"The output belongs to another base: it was begun with {form.format(*old)}; this command has {form.format(*new)}. "
+            "Choose another --output."
         )
 
 
@@ -109,15 +113,17 @@ def read_weights(config: TrainConfig | ExtractConfig) -> str | bytes:
         raise WeightsError(f"weights: no permission to read {location.url}: {error}.") from None
 
 
-def probe_pixels(config: TrainConfig | ExtractConfig, size: int, manifest: pa.Table) -> np.ndarray:
+def probe_pixels(config: TrainConfig | ExtractConfig, frozen: Frozen, manifest: pa.Table) -> np.ndarray:
     """Pixels for the bundle's self-test: up to 16 images of the store that can be read, and two images of noise."""
     chosen: list[np.ndarray] = []
+    size = frozen.size
     manifest = manifest.filter(pa.compute.equal(manifest["format"], IMAGE))
     rows = np.unique(np.linspace(0, manifest.num_rows - 1, min(16, manifest.num_rows)).astype(int))
     for row in manifest.take(rows).to_pylist():
         with contextlib.suppress(OSError):
             data = resolve(row["uri"], config.storage_options).read()
-            pixels = decode.decode(data, (size, size), max_pixels=config.max_pixels, max_side=config.max_side)
+            limits = {"max_pixels": config.max_pixels, "max_side": config.max_side}
+            pixels = decode.decode(data, (size, size), rules=frozen.rules, **limits)
             if isinstance(pixels, Pixels):
                 chosen.append(pixels.array)
     noise = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)

@@ -18,6 +18,7 @@ from tlbatch.model.engines import load_engine
 from tlbatch.model.keras_import import TOLERANCE, plain_model, probe_pixels, split_base_and_head
 from tlbatch.model.safe_load import load_safely
 from tlbatch.report.model_card import make_model_card
+from tlbatch.schema import PixelRules
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import resolve
 
@@ -45,7 +46,8 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
     model = _load(resolve(config.model, config.storage_options))
     _require_scale(model, config.scale)
     scaling: Any = SCALINGS[config.scale]
-    imported = split_base_and_head(model, config.model, scaling, config.size, labels)
+    rules = PixelRules(config.white_level, "ignored")  # as in the training of most: loaders do not convert profiles
+    imported = split_base_and_head(model, config.model, scaling, config.size, labels, rules)
     frozen = imported.frozen
     thresholds = (0.5,) * len(labels) if imported.multi_label else None
     facts = {"imported": config.model, "scale": config.scale, "head found in the graph": imported.split}

@@ -28,7 +28,7 @@ from tlbatch.commands.training_set import (
     require_some,
     split_set,
 )
-from tlbatch.config import Resources, RunConfig, TrainConfig
+from tlbatch.config import Pretrained, Resources, RunConfig, TrainConfig
 from tlbatch.errors import LabelsError
 from tlbatch.execution.session import ray_session
 from tlbatch.images.listing import Listing
@@ -156,10 +156,11 @@ def _from_features(config: TrainConfig, how: HeadTraining) -> _Made:
 
 def _base_of(config: TrainConfig, source: FeatureTable) -> tuple[Frozen, bundles.Bundle]:
     """The base of the run that extracted the features. If the configuration names a base, it must be the same one."""
-    if config.model_fields_set & {"base", "size", "weights"}:
-        named = freeze_named(config, read_weights(config))
-        source.require_base(named.digest, f"{named.base.name} at {named.size} pixels with weights {named.weights}")
     bundle = load_bundle(source.newest.facts["bundle_url"], config.storage_options)
+    given = config.model_fields_set
+    if given & set(Pretrained.model_fields):
+        named = freeze_named(config, read_weights(config), None if "white_level" in given else bundle.pixel_rules)
+        source.require_base(named.digest, f"{named.base.name} at {named.size} pixels with weights {named.weights}")
     source.require_base(bundle.base_digest, f"the bundle {bundle.location.url}")
     return frozen_base_of(bundle), bundle
 
@@ -169,7 +170,7 @@ def _extract(
 ) -> TrainingSet:
     """Run the base over the labelled images, as actors on the cluster, in a work folder inside the bundle's folder."""
     with _work_folder(location) as work:
-        probes = probe_pixels(config, frozen.size, labelled.listing.manifest)
+        probes = probe_pixels(config, frozen, labelled.listing.manifest)
         save_bundle(work.join("base"), frozen, None, probes)
         output = work.join("features")
         settings = {name: getattr(config, name) for name in Resources.model_fields}

@@ -43,7 +43,9 @@ class Decoder:
 
     def __init__(self, job: ClassifyJob, bundle: Bundle, prefetch: int, watchdog: Watchdog) -> None:
         self._quarantine = Quarantine(resolve(job.quarantine_url, job.storage_options))
-        self._size, self._limits = bundle.size, {"max_pixels": job.max_pixels, "max_side": job.max_side}
+        self._decode = partial(
+            decode.decode, size=bundle.size, max_pixels=job.max_pixels, max_side=job.max_side, rules=bundle.pixel_rules
+        )
         self._watchdog = watchdog
         requests = job.requests
         self._prefetch = max(prefetch, requests)
@@ -80,7 +82,7 @@ class Decoder:
             began = time.perf_counter()
             for member in self._reader.members(row):
                 fetched = Fetched(member, time.perf_counter() - began)
-                yield 0 if isinstance(member.data, Failure) else len(member.data), partial(self._decode, row, fetched)
+                yield 0 if isinstance(member.data, Failure) else len(member.data), partial(self._attempt, row, fetched)
                 began = time.perf_counter()
 
     def _members_isolated(self, row: Mapping[str, Any]) -> Iterator[Attempt]:
@@ -94,7 +96,7 @@ class Decoder:
                 member = next(members, None)
             if member is None:
                 return
-            yield self._isolated(row, index, member.key, partial(self._decode, row, Fetched(member, 0.0)))
+            yield self._isolated(row, index, member.key, partial(self._attempt, row, Fetched(member, 0.0)))
 
     def _isolated(self, row: Mapping[str, Any], index: int, key: str, work: Callable[[], Attempt]) -> Attempt:
         failure = self._quarantine.failure_of(row["row"], index)
@@ -109,15 +111,15 @@ class Decoder:
         return Fetched(Member(0, row["key"], data), time.perf_counter() - began)
 
     def _fetch_and_decode(self, row: Mapping[str, Any], fetch: Callable[[], Fetched]) -> Attempt:
-        return self._decode(row, fetch())
+        return self._attempt(row, fetch())
 
-    def _decode(self, row: Mapping[str, Any], fetched: Fetched) -> Attempt:
+    def _attempt(self, row: Mapping[str, Any], fetched: Fetched) -> Attempt:
         index, key, data = fetched.member.index, fetched.member.key, fetched.member.data
         if isinstance(data, Failure):
             return Attempt(row, index, key, data, fetched.seconds)
         began = time.perf_counter()
         with self._watchdog.watching():
-            pixels = decode.decode(data, self._size, **self._limits)
+            pixels = self._decode(data)
         return Attempt(row, index, key, pixels, fetched.seconds, time.perf_counter() - began)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -28,7 +28,7 @@ from tlbatch.errors import BundleError
 from tlbatch.model import bases
 from tlbatch.model.openvino import Files, export_openvino, join_openvino
 from tlbatch.model.safe_load import load_safely
-from tlbatch.schema import INTERPOLATION, PIN, RESIZE, Size, sha256
+from tlbatch.schema import INTERPOLATION, PIN, RESIZE, UNRECORDED_RULES, PixelRules, Size, sha256
 from tlbatch.stdio import import_quietly
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import local_copy, resolve
@@ -71,6 +71,8 @@ class _Base(_Strict):
 
 class _Input(_Strict):
     size: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)]
+    white_level: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    color_profiles: Literal["to_srgb", "ignored"] = "ignored"
 
 
 class _Facts(_Strict):
@@ -115,6 +117,12 @@ class Bundle:
         """(height, width) of the pixels it takes."""
         height, width = self.facts["input"]["size"]
         return height, width
+
+    @property
+    def pixel_rules(self) -> PixelRules:
+        """How the numbers in an image file become the pixels it takes; a bundle that records no rules was made before them."""
+        found = {name: self.facts["input"][name] for name in PixelRules._fields if name in self.facts["input"]}
+        return PixelRules(**found) if found else UNRECORDED_RULES
 
     @property
     def labels(self) -> list[str]:
@@ -257,6 +265,7 @@ class Frozen:
     Attributes:
         base: a network of `keras.applications`, or an imported one.
         size: height and width of its input, in pixels.
+        rules: how the numbers in image files become its pixels.
         weights: the source of its weights, as the user gave it.
         network: the network itself.
         extractor: uint8 pixels (batch, size, size, 3) -> features (batch, F); includes the preprocessing.
@@ -265,6 +274,7 @@ class Frozen:
 
     base: bases.Base
     size: int
+    rules: PixelRules
     weights: str
     network: keras.Model
     extractor: keras.Model
@@ -276,7 +286,13 @@ class Frozen:
         base = {"name": self.base.name, "weights": self.weights, "weights_digest": bases.weights_digest(self.network)}
         return {
             "base": {**base, "scaling": self.base.scaling},
-            "input": {"size": [self.size, self.size], "resize": RESIZE, "interpolation": INTERPOLATION, "color": "rgb"},
+            "input": {
+                "size": [self.size, self.size],
+                "resize": RESIZE,
+                "interpolation": INTERPOLATION,
+                "color": "rgb",
+                **({} if self.rules == UNRECORDED_RULES else self.rules._asdict()),
+            },
             "features_length": int(self.extractor.output["features"].shape[-1]),
         }
 
@@ -292,12 +308,13 @@ def _base_digest(facts: Mapping[str, Any]) -> str:
     return sha256(json.dumps(wanted, sort_keys=True).encode())
 
 
-def freeze(base: bases.Base, size: int, weights: str, data: str | bytes) -> Frozen:
+def freeze(base: bases.Base, size: int, rules: PixelRules, weights: str, data: str | bytes) -> Frozen:
     """Build a base with its weights and export it to OpenVINO.
 
     Args:
         base: which network.
         size: height and width of its input, in pixels.
+        rules: how the numbers in image files become its pixels.
         weights: the source of the weights.
         data: "imagenet", "random", or the bytes of the weights file.
 
@@ -309,7 +326,7 @@ def freeze(base: bases.Base, size: int, weights: str, data: str | bytes) -> Froz
 
     pixels, features = bases.with_preprocessing(base, network, size)
     extractor = keras.Model(pixels, {"features": features})
-    return Frozen(base, size, weights, network, extractor, export_openvino(extractor))
+    return Frozen(base, size, rules, weights, network, extractor, export_openvino(extractor))
 
 
 def frozen_base_of(bundle: Bundle) -> Frozen:
@@ -320,7 +337,7 @@ def frozen_base_of(bundle: Bundle) -> Frozen:
     network = next(layer for layer in extractor.layers if isinstance(layer, keras.Model))
     base = bundle.facts["base"]
     known = bases.Base(base["name"], bundle.size[0], base["scaling"])
-    return Frozen(known, bundle.size[0], base["weights"], network, extractor, export_openvino(extractor))
+    return Frozen(known, bundle.size[0], bundle.pixel_rules, base["weights"], network, extractor, export_openvino(extractor))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from tlbatch.model import bases
 from tlbatch.model.bases import Scaling, scaled
 from tlbatch.model.bundle import Frozen
 from tlbatch.model.openvino import export_openvino
+from tlbatch.schema import PixelRules
 
 if TYPE_CHECKING:
     import keras
@@ -51,7 +52,9 @@ class Imported(NamedTuple):
     split: bool
 
 
-def split_base_and_head(model: keras.Model, name: str, scaling: Scaling, size: int | None, labels: Sequence[str]) -> Imported:
+def split_base_and_head(
+    model: keras.Model, name: str, scaling: Scaling, size: int | None, labels: Sequence[str], rules: PixelRules
+) -> Imported:
     """Split a classifier into base and head, and put its preprocessing in front of the base.
 
     Args:
@@ -60,6 +63,7 @@ def split_base_and_head(model: keras.Model, name: str, scaling: Scaling, size: i
         scaling: how its pixels were scaled in training.
         size: height and width of its input in pixels, needed if the model takes images of any size.
         labels: its classes in the order of its outputs. For a single output they are two, and the second is the positive class.
+        rules: how image files become its pixels.
 
     Raises:
         WeightsError: its inputs or outputs are of another kind, or base and head do not give its scores.
@@ -75,7 +79,7 @@ def split_base_and_head(model: keras.Model, name: str, scaling: Scaling, size: i
     extractor = _model(pixels, {"features": network(inputs, training=False)})
     kind = _kind(model, outputs)
     head, multi_label = _head(features, layers, outputs.shape[1], kind, labels)
-    frozen = Frozen(bases.Base(model.name, side, scaling), side, name, network, extractor, export_openvino(extractor))
+    frozen = Frozen(bases.Base(model.name, side, scaling), side, rules, name, network, extractor, export_openvino(extractor))
     scores = np.asarray(head(extractor(probes, training=False)["features"], training=False))
     distance = float(np.abs(scores - _as_scores(outputs, kind, len(labels))).max())
     if not distance <= TOLERANCE:

@@ -14,6 +14,7 @@ from tlbatch.errors import ErrorKind, Failure
 from tlbatch.execution.decoder import Decoder
 from tlbatch.execution.records import ClassifyJob
 from tlbatch.images.decode import Pixels, prepare_process
+from tlbatch.schema import PixelRules
 
 RED, BLUE = (220, 30, 20), (20, 30, 220)
 
@@ -41,7 +42,9 @@ def decoder(tmp_path):
         features_dtype=None,
         quarantine_url=str(tmp_path / "suspects"),
     )
-    return Decoder(job, SimpleNamespace(size=(32, 48)), 4, SimpleNamespace(watching=contextlib.nullcontext))
+    return Decoder(
+        job, SimpleNamespace(size=(32, 48), pixel_rules=PixelRules()), 4, SimpleNamespace(watching=contextlib.nullcontext)
+    )
 
 
 @pytest.fixture

@@ -1,0 +1,326 @@
+"""Bytes -> a picture of 8 bits a band in its own size, by Pillow, or by another reader what Pillow does not read rightly."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from tlbatch.images import bmp, colour, jxl, png, recognise, tiff
+from tlbatch.images.levels import to_8_bits, white_of
+from tlbatch.images.recognise import TooLargeError, UnsupportedError
+from tlbatch.schema import PixelRules, Size
+
+#: The formats that Pillow decodes, by Pillow's names. Their plugins are imported here because Pillow does not load plugins by
+#: itself when it is called with a list of formats.
+FORMATS = tuple(
+    plugin.format
+    for plugin in (
+        JpegImagePlugin.JpegImageFile,
+        PngImagePlugin.PngImageFile,
+        WebPImagePlugin.WebPImageFile,
+        BmpImagePlugin.BmpImageFile,
+        GifImagePlugin.GifImageFile,
+        TiffImagePlugin.TiffImageFile,
+        AvifImagePlugin.AvifImageFile,
+        Jpeg2KImagePlugin.Jpeg2KImageFile,
+        PpmImagePlugin.PpmImageFile,
+    )
+)
+
+#: A JPEG that is decoded at a reduced scale may have this many times `max_pixels`; the photographs of telephones do.
+_MOST_REDUCED = 8
+
+#: A JPEG is decoded at this many times the target size or more. Same top-1 as with full-size decoding, for MobileNetV2 at
+#: 160 and 992 photographs and crops of photographs: 95.2 % at 1, 99.8 % at 1.5, 99.9 % at 2 (benchmarks/choices.py).
+_DRAFT_MARGIN = 2
+
+_EXIF_ORIENTATION = 0x0112
+#: Left, upper, right and lower edge.
+Box = tuple[int, int, int, int]
+
+#: The EXIF orientations whose stored width is the height of the upright image.
+SIDEWAYS = (5, 6, 7, 8)
+
+
+class Limits(NamedTuple):
+    """The most pixels that are decoded of an image, and its longest side."""
+
+    max_pixels: int
+    max_side: int
+
+    def require(self, size: tuple[int, int] | None, *, decoded: int | None = None) -> None:
+        """Raises TooLargeError if a (width, height), or the number of pixels that are decoded of it, is too large."""
+        if size is None:
+            return
+        width, height = size
+        if (width * height if decoded is None else decoded) > self.max_pixels:
+            raise TooLargeError(f"{width}x{height} pixels exceed max_pixels={self.max_pixels}")
+        if max(width, height) > self.max_side:
+            raise TooLargeError(f"{width}x{height} pixels exceed max_side={self.max_side}")
+
+
+class Picture(NamedTuple):
+    """An image in 8 bits a band, before it is resized; `size` is (width, height) as stored, before it is turned upright."""
+
+    image: Image.Image
+    size: tuple[int, int]
+    orientation: int = 1
+    profile: bytes | None = None
+    white_level: float | None = None
+
+
+def read_picture(data: bytes, size: Size, limits: Limits, rules: PixelRules) -> Picture:
+    """Decode with Pillow, or with another reader what Pillow does not read, or not rightly."""
+    if data.startswith((jxl.CODESTREAM, jxl.CONTAINER)):
+        return _from_jxl(data, limits, rules)
+    if recognise.is_heic(data):
+        _register_heic()
+    try:
+        return _with_pillow(data, size, limits, rules)
+    except (TooLargeError, UnsupportedError, MemoryError):
+        raise
+    except Exception as error:
+        other = _other_reader(data, size, limits, rules, error)
+        if other is None:
+            raise
+    return other()
+
+
+def _other_reader(data: bytes, size: Size, limits: Limits, rules: PixelRules, error: Exception) -> Callable[[], Picture] | None:
+    """A second way to read an image that Pillow refused with an error; None if there is none."""
+    if isinstance(error, UnidentifiedImageError) and recognise.is_tiff(data) and recognise.unsupported(data) is None:
+        return lambda: _from_tiff(data, limits, rules)
+    if data.startswith(b"BM") and bmp.handles(data):
+        return lambda: _from_bmp(data, limits)
+    if data.startswith(png.SIGNATURE):
+        plain = png.simpler(data)
+        return None if plain is None or size is None else lambda: read_picture(plain, size, limits, rules)
+    # A lossless JPEG has no reduced scales; a JPEG 2000 may have fewer of them than are usual.
+    if size is not None and (recognise.is_jpeg_2000(data) or recognise.jpeg_frame(data) == ("lossless JPEG", 8)):
+        return lambda: _with_pillow(data, None, limits, rules)
+    return None
+
+
+def _with_pillow(data: bytes, size: Size | None, limits: Limits, rules: PixelRules) -> Picture:
+    """Decode with Pillow; a JPEG at a reduced scale, unless `size` is None."""
+    with Image.open(io.BytesIO(data), formats=[*FORMATS, *_EXTRA_FORMATS]) as image:
+        original = image.size
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and _needs_tifffile(image, data):
+            return _from_tiff(data, limits, rules)
+        is_jpeg = image.format in ("JPEG", "MPO")  # MPO: several JPEGs in one file, written by phones
+        if not is_jpeg:
+            limits.require(original)
+            _require_small_tiles(image, limits)
+        frame: Box | None = image.tile[0][1] if image.format == "GIF" and image.tile else None
+        if not is_jpeg:
+            if size is not None and isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile):
+                _reduce(image, size)
+            image.load()  # reading a PNG's EXIF would load it too, and `_orientation` would ignore the error
+        orientation = _orientation(image)
+        if is_jpeg:
+            _draft(image, size, orientation, limits)
+        profile = colour.fitting(image.info.get("icc_profile"), image.mode, rules)
+        flat, white = _to_8_bits_a_band(image, data, profile, rules)
+        if frame is not None and frame != (0, 0, *original):
+            flat = _over_white(flat, frame)
+        return Picture(flat, original, orientation, profile, white)
+
+
+#: Formats of packages that are installed with the extra `formats`.
+_EXTRA_FORMATS: list[str] = []
+
+
+def _register_heic() -> None:
+    """Let Pillow read HEIC; raises UnsupportedError if the package for it is not installed."""
+    if "HEIF" in _EXTRA_FORMATS:
+        return
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise UnsupportedError(_HOW_TO_READ_HEIC) from None
+    register_heif_opener(thumbnails=False)
+    _EXTRA_FORMATS.append("HEIF")
+
+
+_HOW_TO_READ_HEIC = 'HEIC is read with an additional package: pip install "tlbatch[formats]"'
+
+
+def _draft(image: Image.Image, size: Size | None, orientation: int, limits: Limits) -> None:
+    """Let a JPEG be decoded at a reduced scale; raises TooLargeError if what is then decoded is too large."""
+    original = image.size
+    if size is not None:
+        target = stored_size(size, orientation)
+        image.draft("RGB", (_DRAFT_MARGIN * target[0], _DRAFT_MARGIN * target[1]))
+    width, height = image.size
+    if "progressive" in image.info:  # all coefficients of the whole image are held
+        limits.require(original)
+    else:
+        limits.require(original, decoded=max(width * height, original[0] * original[1] // _MOST_REDUCED))
+
+
+def _reduce(image: Jpeg2KImagePlugin.Jpeg2KImageFile, size: Size) -> None:
+    """Let a JPEG 2000 be decoded without its finest levels, at `_DRAFT_MARGIN` times the longer side of `size` or more."""
+    shorter, wanted = min(image.size), _DRAFT_MARGIN * max(size)
+    levels = 0
+    while shorter >> (levels + 1) >= wanted and levels < 5:  # files have five levels, unless their writer was told otherwise
+        levels += 1
+    if levels:
+        image.reduce = levels
+
+
+def _needs_tifffile(image: TiffImagePlugin.TiffImageFile, data: bytes) -> bool:
+    """Whether Pillow would not read the samples of this TIFF as they are meant; raises UnsupportedError for raw files."""
+    tags = image.tag_v2
+    if tiff.may_be_raw(tags):
+        tiff.require_no_raw(data)
+    depth = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+    kinds = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
+    deep = max(depth if isinstance(depth, tuple) else (depth,)) > 8
+    return deep or set(kinds if isinstance(kinds, tuple) else (kinds,)) - {1, 4} != set()
+
+
+def _require_small_tiles(image: Image.Image, limits: Limits) -> None:
+    """Raises TooLargeError for a tile of a TIFF for which libtiff would allocate more memory than the image needs."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    width, height = (tags.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH))
+    if int(np.max(width)) * int(np.max(height)) > limits.max_pixels:
+        raise TooLargeError(f"a TIFF tile exceeds max_pixels={limits.max_pixels}")
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation; 1 (upright) if there is none or the EXIF block is damaged."""
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # the EXIF parser may raise anything on damaged bytes
+        return 1
+
+
+def stored_size(size: Size, orientation: int) -> tuple[int, int]:
+    """Pillow's (width, height) of an image that has `size` once it is upright."""
+    return size if orientation in SIDEWAYS else (size[1], size[0])
+
+
+def _to_8_bits_a_band(
+    image: Image.Image, data: bytes, profile: bytes | None, rules: PixelRules
+) -> tuple[Image.Image, float | None]:
+    """An image of any Pillow mode as RGB, or as CMYK if its profile says how to read that; and its white level."""
+    image.load()
+    if image.mode == "RGB" and "transparency" not in image.info and not _is_deep_png(image, data):
+        return image, None
+    if image.format == "PNG" and _is_deep_png(image, data):
+        return _deep_png(image, data, rules)
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        # Pillow scales the samples of a PPM to 16 bits in mode I.
+        samples = np.asarray(image).astype(np.uint16) if image.mode == "I" else np.asarray(image)
+        white = white_of(samples, 65_535 if image.format == "PPM" and image.mode == "I" else None, rules.white_level)
+        return Image.fromarray(to_8_bits(samples, white)).convert("RGB"), white
+    if image.mode == "CMYK" and profile is not None:
+        return image, None
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return _over_white(rgba), None
+    return image.convert("RGB"), None
+
+
+def _is_deep_png(image: Image.Image, data: bytes) -> bool:
+    return image.format == "PNG" and png.bit_depth(data) == 16
+
+
+def _deep_png(image: Image.Image, data: bytes, rules: PixelRules) -> tuple[Image.Image, float]:
+    """A PNG of 16 bits a band; Pillow gives the low bits of grey alone."""
+    if image.mode.startswith("I"):
+        samples = np.asarray(image)[..., None].astype(np.uint16)
+    else:
+        import imagecodecs
+
+        samples = imagecodecs.png_decode(png.without(data, b"tRNS"))
+    hidden = image.info.get("transparency")
+    bands = 3 if samples.shape[2] >= 3 else 1
+    colours, alpha = samples[..., :bands], samples[..., bands] if samples.shape[2] > bands else None
+    if alpha is None and isinstance(hidden, int | tuple):
+        alpha = np.where((colours == np.asarray(hidden, np.uint16)).all(axis=2), 0, 65_535).astype(np.uint16)
+    white = white_of(colours, png.declared_white(colours, png.significant_bits(data)), rules.white_level)
+    return _flat(to_8_bits(colours, white), _alpha(alpha, white, 65_535)), white
+
+
+def _alpha(alpha: np.ndarray | None, white: float, full: float) -> np.ndarray | None:
+    """An alpha channel in 8 bits. Its greatest value is that of the colours, or else that of its type."""
+    if alpha is None:
+        return None
+    return to_8_bits(alpha, white if float(alpha.max(initial=0)) <= white else full)
+
+
+def _flat(colours: np.ndarray, alpha: np.ndarray | None = None, *, premultiplied: bool = False) -> Image.Image:
+    """(height, width, 1 or 3) uint8 colours, over white, as RGB."""
+    rgb = np.broadcast_to(colours, (*colours.shape[:2], 3))
+    if alpha is None:
+        return Image.fromarray(np.ascontiguousarray(rgb))
+    if premultiplied:
+        return Image.fromarray(np.minimum(rgb.astype(np.uint16) + (255 - alpha[..., None]), 255).astype(np.uint8))
+    return _over_white(Image.fromarray(np.dstack([rgb, alpha])))
+
+
+def _over_white(image: Image.Image, frame: Box | None = None) -> Image.Image:
+    """An RGB or RGBA image, or only the box `frame` of it, over white."""
+    if frame is not None:
+        canvas = Image.new("RGB", image.size, (255, 255, 255))
+        canvas.paste(image.crop(frame), (frame[0], frame[1]))
+        return canvas
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _from_jxl(data: bytes, limits: Limits, rules: PixelRules) -> Picture:
+    """A JPEG XL, which its decoder turns upright."""
+    limits.require(jxl.size_of(data) or (1, 1))
+    import imagecodecs
+
+    samples = imagecodecs.jpegxl_decode(data, index=0, numthreads=1)
+    samples = samples if samples.ndim == 3 else samples[..., None]
+    bands = 3 if samples.shape[2] >= 3 else 1
+    colours, alpha = samples[..., :bands], samples[..., bands] if samples.shape[2] > bands else None
+    full = 255.0 if samples.dtype == np.uint8 else 65_535.0
+    white = full if samples.dtype == np.uint8 else white_of(colours, None, rules.white_level)
+    flat = _flat(to_8_bits(colours, white), _alpha(alpha, white, full))
+    return Picture(flat, flat.size, white_level=None if samples.dtype == np.uint8 else white)
+
+
+def _from_bmp(data: bytes, limits: Limits) -> Picture:
+    limits.require(bmp.size_of(data))
+    image = bmp.read(data)
+    return Picture(_over_white(image) if image.mode == "RGBA" else image, image.size)
+
+
+def _from_tiff(data: bytes, limits: Limits, rules: PixelRules) -> Picture:
+    page = tiff.read(data, limits.max_pixels)
+    height, width = page.colours.shape[:2]
+    limits.require((width, height))
+    white = white_of(page.colours, page.white, rules.white_level)
+    colours = to_8_bits(page.colours, white)
+    alpha = _alpha(page.alpha, white, page.full)
+    deep = None if page.full <= 255 and page.colours.dtype.kind == "u" else white
+    profile = colour.fitting(page.profile, {1: "L", 3: "RGB", 4: "CMYK"}[page.colours.shape[2]], rules)
+    if colours.shape[2] == 4:
+        if alpha is not None and not page.premultiplied:  # paper is white: less alpha is less ink
+            colours = (colours.astype(np.uint16) * alpha[..., None] // 255).astype(np.uint8)
+        flat = Image.fromarray(colours, "CMYK")
+        flat = flat if profile is not None else flat.convert("RGB")
+    else:
+        flat = _flat(255 - colours if page.inverted else colours, alpha, premultiplied=page.premultiplied)
+    return Picture(flat, (width, height), page.orientation, profile, deep)
