@@ -14,9 +14,11 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import imagecodecs
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from support import deep
 from tlbatch.errors import ErrorKind
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -37,7 +39,17 @@ class Odd(NamedTuple):
 
 def corpus() -> list[Odd]:
     """All of them, the same at every call."""
-    found = [*_torn(), *_bent(), *_modes(), *_shapes(), *_over_the_limit(), *_with_much_beside(), *_others(), *_decorated()]
+    found = [
+        *_torn(),
+        *_bent(),
+        *_modes(),
+        *_deep(),
+        *_shapes(),
+        *_over_the_limit(),
+        *_with_much_beside(),
+        *_others(),
+        *_decorated(),
+    ]
     assert len({one.name for one in found}) == len(found)
     return found
 
@@ -60,17 +72,18 @@ def saved(image: Image.Image, kind: str, **options: object) -> bytes:
 
 def _torn() -> Iterator[Odd]:
     """Cut at some places; with bytes behind the end, which do no harm; with the end alone."""
-    for kind in FORMATS:
-        whole = saved(picture(1, (200, 150)), kind)
+    for kind in (*FORMATS, "AVIF", "JPEG2000", "PPM", "JXL"):
+        image = picture(1, (200, 150))
+        whole = imagecodecs.jpegxl_encode(np.asarray(image)) if kind == "JXL" else saved(image, kind)
         yield Odd(f"whole.{kind}", whole, FINE)
         yield Odd(f"with-a-tail.{kind}", whole + b"and then some text" * 50, FINE)
-        yield Odd(f"twice.{kind}", whole + whole, FINE)
+        yield Odd(f"twice.{kind}", whole + whole, TORN if kind == "JPEG2000" else FINE)
         for share in (0.1, 0.3, 0.6, 0.9):
             yield Odd(f"cut-{share:.0%}.{kind}", whole[: int(len(whole) * share)], TORN)
         yield Odd(f"first-bytes.{kind}", whole[:6], {*TORN, ErrorKind.NOT_AN_IMAGE})
         yield Odd(f"without-its-head.{kind}", whole[16:], {*TORN, ErrorKind.NOT_AN_IMAGE})
         # Where pixels are stored as they are, or drawn from a stream of bits without a checksum, zeroes are a dark picture.
-        expected = FINE if kind in ("BMP", "WEBP") else {*TORN, ErrorKind.NOT_AN_IMAGE}
+        expected = FINE if kind in ("BMP", "WEBP", "PPM") else {*TORN, ErrorKind.NOT_AN_IMAGE}
         yield Odd(f"all-zero-behind-its-head.{kind}", whole[:64] + bytes(len(whole) - 64), expected)
 
 
@@ -128,6 +141,22 @@ def _modes() -> Iterator[Odd]:
     for kind in ("GIF", "WEBP", "TIFF", "PNG"):
         frames = [picture(9, size) for size in ((96, 72),) * 5]
         yield Odd(f"animated.{kind}", saved(frames[0], kind, save_all=True, append_images=frames[1:]), FINE)
+
+
+def _deep() -> Iterator[Odd]:
+    """More than 8 bits a sample, whole and cut."""
+    samples = np.asarray(picture(14)).astype(np.uint64)
+    for bits in (12, 16, 32):
+        whole = deep.tiff(samples * (2**bits - 1) // 255, bits, 2, planes=bits == 16)
+        yield Odd(f"deep-{bits}.tif", whole, FINE)
+        yield Odd(f"deep-{bits}-cut.tif", whole[: len(whole) // 2], TORN)
+    yield Odd("deep-float.tif", deep.tiff((samples / 255).astype("<f4"), 32, 2, t339=3), FINE)
+    yield Odd("deep.png", deep.png((samples * 16).astype(np.uint16), (b"sBIT", b"\x0c\x0c\x0c")), FINE)
+    value = (samples[..., 0] >> 4 << 8 | samples[..., 1] >> 4 << 4 | samples[..., 2] >> 4).astype(np.uint32)
+    whole = deep.bmp(value, 16, (0xF00, 0xF0, 0xF, 0))
+    yield Odd("masks.bmp", whole, FINE)
+    yield Odd("masks-cut.bmp", whole[: len(whole) // 2], TORN)
+    yield Odd("wide.jpg", saved(picture(14), "JPEG", icc_profile=deep.WIDE), FINE)
 
 
 def _shapes() -> Iterator[Odd]:
