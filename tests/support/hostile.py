@@ -242,6 +242,10 @@ def _others() -> Iterator[Odd]:
     }
     for name, data in beginnings.items():
         yield Odd(name, data, TORN)
+    yield Odd(
+        "0x0.bmp", b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 0, 0, 1, 24, *[0] * 6), TORN
+    )
+    yield Odd("0x0.ppm", b"P6 0 0 255\n", {*TORN, ErrorKind.NOT_AN_IMAGE})
     yield Odd("ppm.ppm", b"P6 4 4 255\n" + bytes(48), FINE)
     random = bytes(np.random.default_rng(1).integers(0, 256, 4000, np.uint8))
     for name, data in {

@@ -69,6 +69,8 @@ class Limits(NamedTuple):
         if size is None:
             return
         width, height = size
+        if not width * height:
+            raise ValueError(f"{width}x{height} pixels are no image")
         if (width * height if decoded is None else decoded) > self.max_pixels:
             raise TooLargeError(f"{width}x{height} pixels exceed max_pixels={self.max_pixels}")
         if max(width, height) > self.max_side:
