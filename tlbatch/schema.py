@@ -204,4 +204,4 @@ def unseal(data: bytes) -> dict[str, Any] | None:
         return None
 
 
-IMAGE, TAR, PARQUET, TFRECORD = "image", "tar", "parquet", "tfrecord"
+IMAGE, TAR, PARQUET, TFRECORD, ZIP = "image", "tar", "parquet", "tfrecord", "zip"
