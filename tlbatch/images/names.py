@@ -1,4 +1,4 @@
-"""An object's name -> what it is: an image, a shard of some format, or something that is skipped."""
+"""An object's name -> what it is: an image, a shard of some format, litter, or something else that is skipped."""
 
 from __future__ import annotations
 
@@ -35,11 +35,55 @@ _SHARD_ENDINGS = {
 }
 _LITTER = re.compile(r"(^|/)(__MACOSX|\.ipynb_checkpoints|@eaDir|#recycle|\$RECYCLE\.BIN)/|(^|/)\._[^/]*$")
 
+#: The list of litter: what desktops, network disks, notebooks and programs leave between pictures (docs/formats.md). A pattern
+#: is matched with a whole part of a key, or with its last part; the word beside it is the kind under which litter is counted.
+_PARTS = {
+    r"\._[^/]*": "._*",  # macOS's attributes of a file, under the name of the file
+    r"\.ipynb_checkpoints": ".ipynb_checkpoints",
+    r"\.(?:[^./]|\.[^/])[^/]*": "hidden",
+    r"@eaDir": "@eaDir",  # Synology's thumbnails
+    r"@Recycle|#recycle|\$RECYCLE\.BIN": "recycle bin",  # QNAP's, Synology's and Windows's
+    r"@Recently-Snapshot|#snapshot|~snapshot": "snapshot",  # copies of the whole store
+    r"System Volume Information": "System Volume Information",
+    r"lost\+found": "lost+found",
+    r"__MACOSX": "__MACOSX",  # in zip archives made on macOS
+    r"_temporary|_delta_log|_spark_metadata": "metadata of a table",
+}
+_LAST_PARTS = {
+    r"(?:eh)?Thumbs\.db|desktop\.ini|Icon\r": "desktop file",
+    r"_metadata|_common_metadata|_SUCCESS|_committed_\d+|_started_\d+": "metadata of a table",
+    r"runs/\d{8}T\d{6}Z-[0-9a-f]{6}/.*": "output of tlbatch",
+}
+_LITTER = [
+    *((f"(?is)(?:^|/)(?:{part})(?:/|$)", kind) for part, kind in _PARTS.items()),
+    *((f"(?is)(?:^|/)(?:{part})$", kind) for part, kind in _LAST_PARTS.items()),
+]
+_ANY_LITTER = f"(?is)(?:^|/)(?:(?:{'|'.join(_PARTS)})(?:/|$)|(?:{'|'.join(_LAST_PARTS)})$)"
+_COMPILED = [(re.compile(pattern), kind) for pattern, kind in _LITTER]
+_ANY_COMPILED = re.compile(_ANY_LITTER)
+
 
 def suffix(key: str) -> str:
     """The lower-case suffix of a key's last part, with its dot; empty if there is none."""
     name = key.rsplit("/", 1)[-1]
     return "." + name.rsplit(".", 1)[1].lower() if "." in name else ""
+
+
+def is_litter(key: str) -> bool:
+    """Whether an object, or a member of a shard, is on the list of litter by its name or that of a folder above it."""
+    return _ANY_COMPILED.search(key) is not None
+
+
+def litter_kind(key: str) -> str | None:
+    """The kind under which an object is counted as litter; None if it is not on the list."""
+    return next((kind for pattern, kind in _COMPILED if pattern.search(key)), None) if is_litter(key) else None
+
+
+def litter(keys: pa.Array) -> pa.Array:
+    """`litter_kind` of each key."""
+    found = pc.match_substring_regex(keys, _ANY_LITTER)
+    kinds = [litter_kind(key) for key in keys.filter(found).to_pylist()]
+    return pc.replace_with_mask(pa.nulls(len(keys), pa.string()), found, pa.array(kinds, pa.string()))
 
 
 def formats(keys: pa.Array) -> pa.Array:
