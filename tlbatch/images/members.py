@@ -35,7 +35,8 @@ def read_members(kind: str, file: IO[bytes], wanted: ShardOptions) -> Iterator[M
             yield Member(index, key, data)
             index += 1
     except TornShardError as torn:
-        yield Member(index, wanted.key, Failure("read", torn.kind, f"the shard cannot be read after {index} images: {torn}"))
+        after = f" after {index} images" if index else ""
+        yield Member(index, wanted.key, Failure("read", torn.kind, f"the shard cannot be read{after}: {torn}"))
         return
     if not index:
         others = ", ".join(f"{count} {kind}" for kind, count in wanted.skipped.most_common(3))

@@ -33,7 +33,6 @@ _SHARD_ENDINGS = {
     ),
     ZIP: r"\.zip$",
 }
-_LITTER = re.compile(r"(^|/)(__MACOSX|\.ipynb_checkpoints|@eaDir|#recycle|\$RECYCLE\.BIN)/|(^|/)\._[^/]*$")
 
 #: The list of litter: what desktops, network disks, notebooks and programs leave between pictures (docs/formats.md). A pattern
 #: is matched with a whole part of a key, or with its last part; the word beside it is the kind under which litter is counted.
@@ -93,11 +92,6 @@ def formats(keys: pa.Array) -> pa.Array:
     for kind, pattern in {IMAGE: images, **_SHARD_ENDINGS}.items():
         found = pc.if_else(pc.match_substring_regex(keys, pattern, ignore_case=True), kind, found)
     return found
-
-
-def is_litter(key: str) -> bool:
-    """Whether an object is what a desktop, a network disk or a notebook left between images, such as `._x.jpg`."""
-    return _LITTER.search(key) is not None
 
 
 def glob_matcher(glob: str) -> Callable[[str], object]:

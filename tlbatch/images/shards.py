@@ -17,7 +17,7 @@ from typing import IO
 import pyarrow as pa
 
 from tlbatch.errors import ErrorKind, Failure, TlbatchError
-from tlbatch.images.names import IMAGE_SUFFIXES, glob_matcher, is_litter, suffix
+from tlbatch.images.names import IMAGE_SUFFIXES, glob_matcher, litter_kind, suffix
 
 #: Usual columns or features of an image's bytes and name in a Parquet file or TFRecord, in order of preference.
 IMAGE_FIELDS = ("image", "image/encoded", "img", "bytes", "image_bytes", "content", "data", "jpg", "png")
@@ -27,9 +27,9 @@ KEY_FIELDS = ("key", "__key__", "path", "file_name", "filename", "image/filename
 #: Deflate's maximum compression ratio: bytes that one compressed byte can become.
 MAX_DEFLATE_RATIO = 1032
 BUFFER_BYTES = 1 << 20
-#: Kinds of skipped members that are no suffixes: see `names.is_litter`; links, which have no bytes; members that `--exclude`
-#: names; and what WebDataset stores beside each image.
-LITTER, LINKS, EXCLUDED, SIDECARS = "litter", "links", "excluded", "sidecars"
+#: Kinds of skipped members that are neither suffixes nor litter: links, which have no bytes; members that `--exclude` names;
+#: and what WebDataset stores beside each image.
+LINKS, EXCLUDED, SIDECARS = "links", "excluded", "sidecars"
 _SIDECAR_SUFFIXES = frozenset(
     (
         *(".json", ".jsonl", ".txt", ".text", ".caption", ".cls", ".cls2", ".id", ".index", ".csv", ".xml", ".yaml", ".yml"),
@@ -58,7 +58,7 @@ class ShardOptions:
         field: column or feature with the bytes of the images, or extension of the members; None for the usual ones.
         max_bytes: maximum size of one image in bytes.
         exclude: globs of members of an archive to skip.
-        skipped: how many members or rows were skipped so far, by kind: a suffix, or a word such as `litter`.
+        skipped: how many members or rows were skipped so far, by kind: a suffix, or words such as `recycle bin`.
     """
 
     key: str
@@ -86,8 +86,9 @@ class ShardOptions:
         self.skipped[kind if known else "other"] += count
 
     def _kind_of_skipped(self, name: str) -> str | None:
-        if is_litter(name):
-            return LITTER
+        litter = litter_kind(name)
+        if litter is not None:
+            return litter
         if any(matches(name) for matches in self._excluded):
             return EXCLUDED
         ending = suffix(name)
