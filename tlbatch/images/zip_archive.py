@@ -72,10 +72,9 @@ def _raise_no_archive(error: Exception) -> NoReturn:
 def _with_room(archive: zipfile.ZipFile) -> Iterator[tuple[zipfile.ZipInfo, int]]:
     """The members by their position, each with the bytes from its header to the next one or to the central directory."""
     members = sorted(archive.infolist(), key=lambda info: info.header_offset)
-    starts = [info.header_offset for info in members]
-    ends = [*starts[1:], archive.start_dir]
-    for info, (start, end) in zip(members, zip(starts, ends, strict=True), strict=True):
-        yield info, end - start
+    ends = [info.header_offset for info in members[1:]] + [archive.start_dir]
+    for info, end in zip(members, ends, strict=False):  # an empty archive has no members and an end
+        yield info, end - info.header_offset
 
 
 def _name(info: zipfile.ZipInfo) -> str:

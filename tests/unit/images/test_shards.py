@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.command import PEAK
-from support.shards import WRITERS, example_of, parquet_of, record_of, tar_of, tfrecord_of
+from support.shards import WRITERS, example_of, parquet_of, record_of, tar_of, tfrecord_of, zip_of
 
 from tlbatch.errors import ErrorKind, Failure
 from tlbatch.images import parquet, tar
 from tlbatch.images.members import read_members
 from tlbatch.images.names import formats
 from tlbatch.images.shards import BUFFER_BYTES, Member, ShardOptions
-from tlbatch.schema import PARQUET, TAR, TFRECORD
+from tlbatch.schema import PARQUET, TAR, TFRECORD, ZIP
 
 IMAGES = {f"dir/{number:03d}.jpg": bytes([number]) * (1000 + 700 * number) for number in range(8)}
 
@@ -119,6 +119,8 @@ def test_names_that_occur_twice_stay_two_images(kind):
         data = tar_of({"a.jpg": b"1"})[:1024] + tar_of({"a.jpg": b"2"})
     elif kind == TFRECORD:
         data = tfrecord_of({"a.jpg": b"1"}) + tfrecord_of({"a.jpg": b"2"})
+    elif kind == ZIP:
+        data = zip_of({"a.jpg": b"1", "b.jpg": b"2"}).replace(b"b.jpg", b"a.jpg")
     else:
         kind_ = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         column = pa.array([{"bytes": b"1", "path": "a.jpg"}, {"bytes": b"2", "path": "a.jpg"}], kind_)
