@@ -97,9 +97,9 @@ def formats(keys: pa.Array) -> pa.Array:
 def glob_matcher(glob: str) -> Callable[[str], object]:
     """Matches keys with a glob: one without a slash with the last part, one with a slash with the whole key.
 
-    `*` also matches slashes.
+    `*` also matches slashes, and a glob that ends with a slash means a folder with everything below it.
     """
-    pattern = re.compile(fnmatch.translate(glob))
+    pattern = re.compile(fnmatch.translate(f"{glob}*" if glob.endswith("/") else glob))
     if "/" in glob:
         return pattern.match
     return lambda key: pattern.match(key.rsplit("/", 1)[-1])

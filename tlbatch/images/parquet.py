@@ -66,6 +66,12 @@ def read_parquet(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
                 yield from _images_of(value, one, wanted)
 
 
+def has_image_column(file: IO[bytes]) -> bool:
+    """Whether a Parquet file has a column that `read_parquet` would read or refuse as pixels; only its end is read."""
+    with damage_as_torn_shard():
+        return any(_column(field) is not None for field in pq.read_schema(file))
+
+
 def _batches(parquet: pq.ParquetFile, image: _Column, key: str | None) -> Iterator[pa.RecordBatch]:
     """The columns that are needed, one row group at a time, so that damage in a group does not lose rows of the group before.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import stat
 import zipfile
 from collections.abc import Iterator
-from typing import IO, NoReturn
+from typing import IO
 
 from tlbatch.errors import ErrorKind, Failure
 from tlbatch.images.shards import (
@@ -35,10 +35,7 @@ _METHODS = {6: "implode", 9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstd", 9
 def read_zip(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
     """Read the members of a zip that have an image suffix; the name is the key, and other members are counted."""
     with damage_as_torn_shard():
-        try:
-            archive = zipfile.ZipFile(_BoundedFile(file))
-        except (zipfile.BadZipFile, NotImplementedError) as error:
-            _raise_no_archive(error)
+        archive = _opened(file)
         for info, room in _with_room(archive):
             name = _name(info)
             if info.is_dir() or name.endswith("/"):
@@ -47,6 +44,13 @@ def read_zip(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
                 wanted.skip(LINKS)
             elif wanted.takes(name):
                 yield name, _read_member(archive, info, room, wanted)
+
+
+def has_image_names(file: IO[bytes]) -> bool:
+    """Whether a zip has a member that is named like an image; only its central directory is read."""
+    with damage_as_torn_shard():
+        wanted = ShardOptions("", None, 0)
+        return any(wanted.takes(_name(info)) for info in _opened(file).infolist())
 
 
 class _BoundedFile:
@@ -63,10 +67,13 @@ class _BoundedFile:
         return self._file.read(size)
 
 
-def _raise_no_archive(error: Exception) -> NoReturn:
-    if isinstance(error, NotImplementedError) or "multiple disks" in str(error):
+def _opened(file: IO[bytes]) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(_BoundedFile(file))
+    except NotImplementedError as error:
         raise TornShardError(f"the kind of zip is not supported: {error}", ErrorKind.UNSUPPORTED) from error
-    raise TornShardError(f"its central directory, which is at the end, is missing or damaged: {error}") from error
+    except zipfile.BadZipFile as error:
+        raise TornShardError(f"its central directory, which is at the end, is missing or damaged: {error}") from error
 
 
 def _with_room(archive: zipfile.ZipFile) -> Iterator[tuple[zipfile.ZipInfo, int]]:
