@@ -105,6 +105,12 @@ def without_digests(name: str, document: dict) -> dict:
     return document
 
 
+def test_rows_of_the_older_version_get_their_place(after):
+    _, objects = after
+    rescored = [data for key, data in objects.items() if key.startswith("out/rescored-shards/") and "/predictions/" in key]
+    assert [table(data)["index"].to_pylist() for data in rescored] == [[0, 1, 2, 3, 0, 1, 2]]
+
+
 def test_documents_say_the_same(after):
     _, objects = after
     wanted = read("before.zip") | read("after.zip")
