@@ -83,7 +83,7 @@ class Images(_Strict):
     """The images that are read, and the limits of a single image."""
 
     images: str = Field(description="Folder or URL of the images or shards, or a list of addresses (CSV, Parquet or text).")
-    format: Literal["auto", "images", "tar", "parquet", "tfrecord"] = Field(
+    format: Literal["auto", "images", "tar", "parquet", "tfrecord", "zip"] = Field(
         default="auto", description="Format of every object, whatever its name; auto goes by the suffix."
     )
     image_field: str | None = Field(

@@ -14,8 +14,11 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-#: Version 2 adds width and height to the features table, so that a table rescored from it has them too.
-SCHEMA_VERSION = 2
+#: Version 2 adds width and height to the features table, so that a table rescored from it has them too. Version 3 adds the
+#: index to the three tables.
+SCHEMA_VERSION = 3
+#: The manifest did not change since. Its bytes are part of the fingerprint, by which a published run is found to be the same.
+_MANIFEST_VERSION = 2
 
 LATEST = "latest.json"
 LEASE = "lease.json"
@@ -66,8 +69,8 @@ def part_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
-def _versioned(fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
-    return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION)})
+def _versioned(fields: list[tuple[str, pa.DataType]], version: int = SCHEMA_VERSION) -> pa.Schema:
+    return pa.schema(fields, metadata={"schema_version": str(version)})
 
 
 def _list_of(value: pa.DataType) -> pa.DataType:
@@ -84,11 +87,18 @@ MANIFEST_SCHEMA = _versioned(
         ("size", pa.int64()),
         ("etag", pa.string()),
         ("format", pa.string()),
-    ]
+    ],
+    _MANIFEST_VERSION,
 )
 
 #: Objects that an incremental run removes from the table, by uri and key.
 REMOVED_SCHEMA = pa.schema([("uri", pa.string()), ("key", pa.string())])
+
+#: An image's place in its shard, 0 for a loose image. Names may repeat in a shard, uri and index never do. Null in files older
+#: than version 3, and for a shard with failed images that was copied or rescored from such files.
+INDEX = "index"
+#: Unknown places are numbered from here on, which keeps the order of the images until they are published.
+UNKNOWN_INDEX = -(1 << 31)
 
 #: `width` and `height` are in pixels of the original image, after its EXIF orientation is applied.
 PREDICTIONS = _versioned(
@@ -105,6 +115,7 @@ PREDICTIONS = _versioned(
         ("height", pa.int32()),
         ("bundle", pa.string()),
         ("run_id", pa.string()),
+        (INDEX, pa.int32()),
     ]
 )
 
@@ -119,6 +130,7 @@ ERRORS = _versioned(
         ("transient", pa.bool_()),
         ("etag", pa.string()),
         ("run_id", pa.string()),
+        (INDEX, pa.int32()),
     ]
 )
 
@@ -136,6 +148,7 @@ def features_schema(length: int, dtype: str) -> pa.Schema:
             ("run_id", pa.string()),
             ("width", pa.int32()),
             ("height", pa.int32()),
+            (INDEX, pa.int32()),
         ]
     )
 
@@ -144,7 +157,7 @@ def features_schema(length: int, dtype: str) -> pa.Schema:
 #: loose image). An image has either a `kind` or results, never both.
 _OUTCOME: list[tuple[str, pa.DataType]] = [
     ("row", pa.int64()),
-    ("index", pa.int32()),
+    (INDEX, pa.int32()),
     ("uri", pa.string()),
     ("key", pa.string()),
     ("etag", pa.string()),
@@ -169,6 +182,10 @@ CLASSIFIED: list[tuple[str, pa.DataType]] = [
 #: The number of images in this image's object, from which the writer knows whether it has all of them. Never published.
 IMAGES = "images"
 
+#: What was skipped in the shard of this image, as JSON: kind -> count. Only the first image of a shard has it. Summed into the
+#: receipt, never published.
+SKIPPED = "skipped"
+
 #: The table that a row belongs to, if one pass over the images fills several tables. Never published.
 TABLE = "table"
 
@@ -183,7 +200,7 @@ def outcome_schema(*, classified: bool, features_length: int | None, features_dt
         fields += CLASSIFIED
     if features_length is not None:
         fields.append(("features", features_schema(features_length, features_dtype).field("features").type))
-    fields.append((IMAGES, pa.int32()))
+    fields += [(IMAGES, pa.int32()), (SKIPPED, pa.string())]
     fields += [(f"{stage}_seconds", pa.float32()) for stage in TIMINGS]
     return pa.schema(fields)
 
@@ -220,4 +237,4 @@ def unseal(data: bytes) -> dict[str, Any] | None:
         return None
 
 
-IMAGE, TAR, PARQUET, TFRECORD = "image", "tar", "parquet", "tfrecord"
+IMAGE, TAR, PARQUET, TFRECORD, ZIP = "image", "tar", "parquet", "tfrecord", "zip"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
 import struct
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,14 +17,14 @@ from pathlib import Path
 from PIL import Image
 
 from support.hostile import corpus, saved
-from support.shards import parquet_of, tar_of, tfrecord_of
+from support.shards import parquet_of, tar_of, tfrecord_of, zip_of
 from tlbatch.errors import BundleError, ErrorKind, Failure
 from tlbatch.images import decode
 from tlbatch.images.members import read_members
 from tlbatch.images.shards import ShardOptions
 from tlbatch.images.tfrecord import masked_crc
 from tlbatch.model import bundle
-from tlbatch.schema import PARQUET, TAR, TFRECORD
+from tlbatch.schema import PARQUET, TAR, TFRECORD, ZIP
 
 MAX_BYTES = 1 << 20
 
@@ -57,6 +60,22 @@ def check_tfrecord(data: bytes) -> None:
         mended += data[start : start + 8] + masked_crc(data[start : start + 8]) + record + masked_crc(record)
         start += 16 + len(record)
     check_shard(TFRECORD, mended)
+
+
+def check_zip(data: bytes) -> None:
+    """As it is, and with right checksums of what its members hold."""
+    check_shard(ZIP, data)
+    mended, start = bytearray(data), data.find(b"PK\1\2")
+    while 0 <= start <= len(data) - 46:
+        method, packed, claimed, offset = struct.unpack_from("<10xH8xII14xI", data, start)
+        lengths = data[offset + 26 : offset + 30].ljust(4, b"\0")
+        begin = offset + 30 + sum(struct.unpack("<HH", lengths))
+        body = data[begin : begin + packed]
+        with contextlib.suppress(zlib.error):
+            body = zlib.decompressobj(-15).decompress(body, MAX_BYTES) if method == zipfile.ZIP_DEFLATED else body
+            struct.pack_into("<I", mended, start + 16, zlib.crc32(body[:claimed]))
+        start = data.find(b"PK\1\2", start + 4)
+    check_shard(ZIP, bytes(mended))
 
 
 def check_shard(kind: str, data: bytes) -> None:
@@ -102,6 +121,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "tar": check_tar,
     "tfrecord": check_tfrecord,
     "parquet": lambda data: check_shard(PARQUET, data),
+    "zip": check_zip,
     "bundle": check_bundle,
 }
 
@@ -117,6 +137,7 @@ def seeds(target: str) -> list[bytes]:
         "tar": [tar, gzip.compress(tar), tar_of({"n" * 300 + ".jpg": b""})],
         "tfrecord": [tfrecord_of(small)],
         "parquet": [parquet_of(small, row_group_size=2), parquet_of(small, use_dictionary=False)],
+        "zip": [zip_of(small), zip_of(small, zipfile.ZIP_STORED), zip_of({"n" * 300 + ".jpg": b""})],
         "bundle": [json.dumps(FACTS).encode()],
     }[target]
 

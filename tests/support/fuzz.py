@@ -19,7 +19,7 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-with atheris.instrument_imports(include=["tlbatch", "tarfile", "gzip", "PIL"]):
+with atheris.instrument_imports(include=["tlbatch", "tarfile", "gzip", "zipfile", "PIL"]):
     from support.contracts import TARGETS, seeds
     from tlbatch.images.decode import prepare_process
 

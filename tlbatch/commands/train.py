@@ -181,6 +181,7 @@ def _extract(
             output=output.url,
             engine=config.engine,
             image_field=config.image_field,
+            exclude=config.exclude,
             max_bytes=config.max_bytes,
             max_pixels=config.max_pixels,
             max_side=config.max_side,

@@ -65,4 +65,5 @@ def job_of(config: RunConfig, bundle_url: str, engine: str, plan: ExecutionPlan,
         predictions=config.predictions,
         features_dtype=config.features_dtype if config.features else None,
         quarantine_url="",
+        exclude=tuple(config.exclude),
     )

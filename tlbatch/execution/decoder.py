@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tlbatch.errors import Failure
@@ -25,10 +26,11 @@ _MAX_PREFETCH_BYTES = 256 * 1024 * 1024
 
 
 class Fetched(NamedTuple):
-    """One image that was read, and the seconds it took."""
+    """One image that was read, the seconds it took, and what was skipped in its shard."""
 
     member: Member
     seconds: float
+    skipped: Mapping[str, int] = MappingProxyType({})
 
 
 class Decoder:
@@ -49,7 +51,13 @@ class Decoder:
         self._watchdog = watchdog
         requests = job.requests
         self._prefetch = max(prefetch, requests)
-        self._reader = Reader(job.storage_options, requests=requests, image_field=job.image_field, max_bytes=job.max_bytes)
+        self._reader = Reader(
+            job.storage_options,
+            requests=requests,
+            image_field=job.image_field,
+            exclude=job.exclude,
+            max_bytes=job.max_bytes,
+        )
         # Requests to a remote store mostly wait, so they have many threads of their own. A thread starts when it is needed.
         self._fetchers = ThreadPoolExecutor(requests, thread_name_prefix="tlbatch-fetch")
         self._decoders = ThreadPoolExecutor(job.decode_threads, thread_name_prefix="tlbatch-decode")
@@ -79,14 +87,15 @@ class Decoder:
                     fetch = self._fetchers.submit(fetch).result
                 yield row["size"] or 0, partial(self._fetch_and_decode, row, fetch)
                 continue
-            began = time.perf_counter()
-            for member in self._reader.members(row):
-                fetched = Fetched(member, time.perf_counter() - began)
+            began, skipped = time.perf_counter(), Counter[str]()
+            for member in self._reader.members(row, skipped):
+                fetched = Fetched(member, time.perf_counter() - began, skipped)
                 yield 0 if isinstance(member.data, Failure) else len(member.data), partial(self._attempt, row, fetched)
                 began = time.perf_counter()
 
     def _members_isolated(self, row: Mapping[str, Any]) -> Iterator[Attempt]:
-        members = self._reader.members(row)
+        skipped = Counter[str]()
+        members = self._reader.members(row, skipped)
         for index in itertools.count():
             failure = self._quarantine.failure_of(row["row"], index)
             if failure is not None and failure.stage == "read":
@@ -96,7 +105,7 @@ class Decoder:
                 member = next(members, None)
             if member is None:
                 return
-            yield self._isolated(row, index, member.key, partial(self._attempt, row, Fetched(member, 0.0)))
+            yield self._isolated(row, index, member.key, partial(self._attempt, row, Fetched(member, 0.0, skipped)))
 
     def _isolated(self, row: Mapping[str, Any], index: int, key: str, work: Callable[[], Attempt]) -> Attempt:
         failure = self._quarantine.failure_of(row["row"], index)
@@ -116,11 +125,11 @@ class Decoder:
     def _attempt(self, row: Mapping[str, Any], fetched: Fetched) -> Attempt:
         index, key, data = fetched.member.index, fetched.member.key, fetched.member.data
         if isinstance(data, Failure):
-            return Attempt(row, index, key, data, fetched.seconds)
+            return Attempt(row, index, key, data, fetched.seconds, skipped=fetched.skipped)
         began = time.perf_counter()
         with self._watchdog.watching():
             pixels = self._decode(data)
-        return Attempt(row, index, key, pixels, fetched.seconds, time.perf_counter() - began)
+        return Attempt(row, index, key, pixels, fetched.seconds, time.perf_counter() - began, fetched.skipped)
 
 
 def _run_ahead(pool: ThreadPoolExecutor, tasks: Iterable[tuple[int, Callable[[], Attempt]]], depth: int) -> Iterator[Attempt]:

@@ -6,8 +6,6 @@ about a hundred bytes per object.
 
 from __future__ import annotations
 
-import fnmatch
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +18,7 @@ import pyarrow.parquet as pq
 
 from tlbatch.errors import StoreError
 from tlbatch.images import names
-from tlbatch.images.names import suffix
+from tlbatch.images.names import glob_matcher, suffix
 from tlbatch.schema import IMAGE, MANIFEST_SCHEMA
 from tlbatch.storage.location import Location, ObjectInfo
 from tlbatch.storage.range_file import open_range_file
@@ -52,12 +50,12 @@ class Selection:
     Args:
         include: globs of objects to take, instead of the known suffixes.
         exclude: globs of objects to skip.
-        kind: auto, images, tar, parquet or tfrecord.
+        kind: auto, images, tar, parquet, tfrecord or zip.
     """
 
     def __init__(self, include: Sequence[str] = (), exclude: Sequence[str] = (), kind: str = "auto") -> None:
-        self._include = [_matcher(glob) for glob in include]
-        self._exclude = [_matcher(glob) for glob in exclude]
+        self._include = [glob_matcher(glob) for glob in include]
+        self._exclude = [glob_matcher(glob) for glob in exclude]
         self._kind = kind
 
     def formats(self, keys: pa.Array, *, named: bool) -> pa.Array:
@@ -77,13 +75,6 @@ class Selection:
         if any(matches(key) for matches in self._exclude):
             return False
         return not self._include or any(matches(key) for matches in self._include)
-
-
-def _matcher(glob: str) -> Callable[[str], object]:
-    pattern = re.compile(fnmatch.translate(glob))
-    if "/" in glob:
-        return pattern.match
-    return lambda key: pattern.match(key.rsplit("/", 1)[-1])
 
 
 def list_store(

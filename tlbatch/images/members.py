@@ -10,20 +10,21 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO
 
 from tlbatch.errors import ErrorKind, Failure
-from tlbatch.images.parquet import read_parquet
+from tlbatch.images.parquet import has_image_column, read_parquet
 from tlbatch.images.shards import Member, ShardImages, ShardOptions, TornShardError
 from tlbatch.images.tar import read_tar
 from tlbatch.images.tfrecord import read_tfrecord
-from tlbatch.schema import PARQUET, TAR, TFRECORD
+from tlbatch.images.zip_archive import has_image_names, read_zip
+from tlbatch.schema import PARQUET, TAR, TFRECORD, ZIP
 
 
 def read_members(kind: str, file: IO[bytes], wanted: ShardOptions) -> Iterator[Member]:
     """Read every image of a shard, in the order of the shard.
 
     Args:
-        kind: `TAR`, `PARQUET` or `TFRECORD`.
-        file: the shard; for Parquet it must be seekable.
-        wanted: how to read it.
+        kind: `TAR`, `PARQUET`, `TFRECORD` or `ZIP`.
+        file: the shard; for Parquet and zip it must be seekable.
+        wanted: how to read it; its `skipped` is complete when the last image was read.
 
     Raises:
         OSError: `file` could not be read; the caller knows the cause. Damage in the shard gives a failure instead.
@@ -34,14 +35,38 @@ def read_members(kind: str, file: IO[bytes], wanted: ShardOptions) -> Iterator[M
             yield Member(index, key, data)
             index += 1
     except TornShardError as torn:
-        yield Member(index, wanted.key, Failure("read", torn.kind, f"the shard cannot be read after {index} images: {torn}"))
+        after = f" after {index} images" if index else ""
+        yield Member(index, wanted.key, Failure("read", torn.kind, f"the shard cannot be read{after}: {torn}"))
         return
     if not index:
-        yield Member(0, wanted.key, Failure("read", ErrorKind.EMPTY, "the shard contains no images"))
+        others = ", ".join(f"{count} {kind}" for kind, count in wanted.skipped.most_common(3))
+        message = "the shard contains no images" + (f", but others that were skipped: {others}" if others else "")
+        yield Member(0, wanted.key, Failure("read", ErrorKind.EMPTY, message))
 
 
+def may_hold_images(kind: str, file: IO[bytes]) -> bool:
+    """Whether an object with the name of a shard can be one, by what a few small reads of it tell.
+
+    A Parquet file without a column of images and a zip without a member that is named like an image are none. What is damaged
+    may be one, so that its row says what is wrong with it.
+
+    Args:
+        kind: `TAR`, `PARQUET`, `TFRECORD` or `ZIP`.
+        file: the object, seekable.
+
+    Raises:
+        OSError: `file` could not be read.
+    """
+    try:
+        return kind not in _CHECKS or _CHECKS[kind](file)
+    except TornShardError:
+        return True
+
+
+_CHECKS: Mapping[str, Callable[[IO[bytes]], bool]] = {PARQUET: has_image_column, ZIP: has_image_names}
 _READERS: Mapping[str, Callable[[IO[bytes], ShardOptions], ShardImages]] = {
     TAR: read_tar,
     PARQUET: read_parquet,
     TFRECORD: read_tfrecord,
+    ZIP: read_zip,
 }

@@ -1,13 +1,15 @@
-"""An object's name -> what it is: an image, a shard of some format, or something that is skipped."""
+"""An object's name -> what it is: an image, a shard of some format, litter, or something else that is skipped."""
 
 from __future__ import annotations
 
+import fnmatch
 import re
+from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlbatch.schema import IMAGE, PARQUET, TAR, TFRECORD
+from tlbatch.schema import IMAGE, PARQUET, TAR, TFRECORD, ZIP
 
 #: Suffixes of pictures. A picture in a format that cannot be decoded gets a row of kind `unsupported`, so none disappears.
 IMAGE_SUFFIXES = frozenset(
@@ -18,11 +20,46 @@ IMAGE_SUFFIXES = frozenset(
         *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),  # cameras' raw files
     )
 )
+#: Number of a shard, which TFDS, Beam and the ImageNet scripts append to the name: `train.tfrecord-00000-of-00005`.
+_NUMBER = r"-\d{5,}-of-\d{5,}"
+#: Regular expressions of the ends of shards' names. ArrayRecord and Riegeli, which TFDS writes in the place of TFRecord, are
+#: among them so that each file has a row that says what it is (`images/tfrecord.py`).
 _SHARD_ENDINGS = {
-    TAR: (".tar", ".tar.gz", ".tgz"),
-    PARQUET: (".parquet",),
-    TFRECORD: (".tfrecord", ".tfrecords", ".tfrecord.gz", ".tfrecords.gz"),
+    TAR: r"\.(tar|tar\.gz|tgz)$",
+    PARQUET: r"\.parquet$",
+    TFRECORD: (
+        rf"(\.(tfrecords?|tfrec)({_NUMBER})?(\.gz)?|tf_?records?(\.gz)?{_NUMBER}(\.gz)?|\.record{_NUMBER}"
+        rf"|\.(array_record|riegeli)({_NUMBER})?|(^|/)[^./]+{_NUMBER})$"
+    ),
+    ZIP: r"\.zip$",
 }
+
+#: The list of litter: what desktops, network disks, notebooks and programs leave between pictures (docs/formats.md). A pattern
+#: is matched with a whole part of a key, or with its last part; the word beside it is the kind under which litter is counted.
+_PARTS = {
+    r"\._[^/]*": "._*",  # macOS's attributes of a file, under the name of the file
+    r"\.ipynb_checkpoints": ".ipynb_checkpoints",
+    r"\.(?:[^./]|\.[^/])[^/]*": "hidden",
+    r"@eaDir": "@eaDir",  # Synology's thumbnails
+    r"@Recycle|#recycle|\$RECYCLE\.BIN": "recycle bin",  # QNAP's, Synology's and Windows's
+    r"@Recently-Snapshot|#snapshot|~snapshot": "snapshot",  # copies of the whole store
+    r"System Volume Information": "System Volume Information",
+    r"lost\+found": "lost+found",
+    r"__MACOSX": "__MACOSX",  # in zip archives made on macOS
+    r"_temporary|_delta_log|_spark_metadata": "metadata of a table",
+}
+_LAST_PARTS = {
+    r"(?:eh)?Thumbs\.db|desktop\.ini|Icon\r": "desktop file",
+    r"_metadata|_common_metadata|_SUCCESS|_committed_\d+|_started_\d+": "metadata of a table",
+    r"runs/\d{8}T\d{6}Z-[0-9a-f]{6}/.*": "output of tlbatch",
+}
+_LITTER = [
+    *((f"(?is)(?:^|/)(?:{part})(?:/|$)", kind) for part, kind in _PARTS.items()),
+    *((f"(?is)(?:^|/)(?:{part})$", kind) for part, kind in _LAST_PARTS.items()),
+]
+_ANY_LITTER = f"(?is)(?:^|/)(?:(?:{'|'.join(_PARTS)})(?:/|$)|(?:{'|'.join(_LAST_PARTS)})$)"
+_COMPILED = [(re.compile(pattern), kind) for pattern, kind in _LITTER]
+_ANY_COMPILED = re.compile(_ANY_LITTER)
 
 
 def suffix(key: str) -> str:
@@ -31,10 +68,38 @@ def suffix(key: str) -> str:
     return "." + name.rsplit(".", 1)[1].lower() if "." in name else ""
 
 
+def is_litter(key: str) -> bool:
+    """Whether an object, or a member of a shard, is on the list of litter by its name or that of a folder above it."""
+    return _ANY_COMPILED.search(key) is not None
+
+
+def litter_kind(key: str) -> str | None:
+    """The kind under which an object is counted as litter; None if it is not on the list."""
+    return next((kind for pattern, kind in _COMPILED if pattern.search(key)), None) if is_litter(key) else None
+
+
+def litter(keys: pa.Array) -> pa.Array:
+    """`litter_kind` of each key."""
+    found = pc.match_substring_regex(keys, _ANY_LITTER)
+    kinds = [litter_kind(key) for key in keys.filter(found).to_pylist()]
+    return pc.replace_with_mask(pa.nulls(len(keys), pa.string()), found, pa.array(kinds, pa.string()))
+
+
 def formats(keys: pa.Array) -> pa.Array:
     """The format of each key's object by its suffix: image, or a kind of shard; null if the suffix is unknown."""
     found = pa.nulls(len(keys), pa.string())
-    for kind, endings in {IMAGE: tuple(IMAGE_SUFFIXES), **_SHARD_ENDINGS}.items():
-        pattern = "(" + "|".join(re.escape(ending) for ending in sorted(endings)) + ")$"
+    images = r"\.(" + "|".join(sorted(ending[1:] for ending in IMAGE_SUFFIXES)) + ")$"
+    for kind, pattern in {IMAGE: images, **_SHARD_ENDINGS}.items():
         found = pc.if_else(pc.match_substring_regex(keys, pattern, ignore_case=True), kind, found)
     return found
+
+
+def glob_matcher(glob: str) -> Callable[[str], object]:
+    """Matches keys with a glob: one without a slash with the last part, one with a slash with the whole key.
+
+    `*` also matches slashes, and a glob that ends with a slash means a folder with everything below it.
+    """
+    pattern = re.compile(fnmatch.translate(f"{glob}*" if glob.endswith("/") else glob))
+    if "/" in glob:
+        return pattern.match
+    return lambda key: pattern.match(key.rsplit("/", 1)[-1])

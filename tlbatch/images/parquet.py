@@ -1,14 +1,19 @@
-"""A Parquet file with a column of image bytes -> its images."""
+"""A Parquet file with a column of encoded images -> its images.
+
+Which column holds the images follows from its content, its type and its name, never from its position. A table without
+encoded images, or with two columns that could be meant, gives one failure that names the columns.
+"""
 
 from __future__ import annotations
 
 import io
-from typing import IO
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tlbatch.errors import ErrorKind
+from tlbatch.errors import ErrorKind, Failure
 from tlbatch.images.shards import (
     BUFFER_BYTES,
     IMAGE_FIELDS,
@@ -17,46 +22,197 @@ from tlbatch.images.shards import (
     ShardOptions,
     TornShardError,
     damage_as_torn_shard,
+    looks_like_image,
 )
 
-_ROWS_AT_ONCE = 32
+#: Rows that are in memory at a time: of a column with one image a row, and of one with a list of images.
+_ROWS_AT_ONCE, _LISTS_AT_ONCE = 32, 4
 #: Largest size in bytes of a Parquet file whose row groups are read in one piece.
 _READ_AT_ONCE = 32 << 20
 
+#: How a column holds images: as bytes; as Hugging Face's struct of bytes and path; as lists of either; as decoded pixels.
+_Form = Literal["bytes", "struct", "list", "pixels"]
+
+
+class _Column(NamedTuple):
+    """A column that may hold the images."""
+
+    name: str
+    form: _Form
+    #: What an extension or a struct is, for a sentence about it.
+    kind: str
+
 
 def read_parquet(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
-    """Read a column of bytes, or of Hugging Face's struct of bytes and path.
+    """Read a column of bytes, of Hugging Face's struct of bytes and path, or of lists of either.
 
-    The key is the path in the struct, or else a column with a usual name, or else the shard's key and the row number.
+    The key is the path in the struct, or else a column of text or integers with a usual name, or else the shard's key and the
+    row number. In a list an image has its place in the list behind the key of the row.
     """
     with damage_as_torn_shard():
         # A large file is read page by page, because one row group may be the whole file. A small file is not: in that mode
         # Arrow trusts the page size in the header, and fills 2 GB with zeros for a damaged file of 2 KB.
         buffer = BUFFER_BYTES if file.seek(0, io.SEEK_END) > _READ_AT_ONCE else 0
         parquet = pq.ParquetFile(file, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True)
-        schema = parquet.schema_arrow
-        image = _image_column(schema, wanted.field)
-        names = [name for name in KEY_FIELDS if name in schema.names and pa.types.is_string(schema.field(name).type)][:1]
-        # One row group at a time, so that damage in one group does not lose rows of the group before it.
-        batches = (parquet.iter_batches(_ROWS_AT_ONCE, [group], [image, *names]) for group in range(parquet.num_row_groups))
-        rows = (row for group in batches for batch in group for row in batch.to_pylist())
-        for position, row in enumerate(rows):
-            value = row[image] if isinstance(row[image], dict) else {"bytes": row[image]}
-            key = value.get("path") or (row[names[0]] if names else None) or f"{wanted.key}/{position:08d}"
-            yield str(key), wanted.limited(value["bytes"])
+        image, key = _image_column(parquet, wanted.field), _key_column(parquet.schema_arrow)
+        position = 0
+        for batch in _batches(parquet, image, key):
+            keys = _keys_of(batch, key, [f"{wanted.key}/{position + row:08d}" for row in range(batch.num_rows)])
+            position += batch.num_rows
+            if image.form == "pixels":
+                yield from ((one, _decoded_pixels(image)) for one in keys)
+                continue
+            for one, value in zip(keys, batch.column(image.name).to_pylist(), strict=True):
+                yield from _images_of(value, one, wanted)
 
 
-def _image_column(schema: pa.Schema, asked: str | None) -> str:
-    candidates = [field.name for field in schema if _holds_bytes(field.type)]
-    if asked is not None:
-        candidates = [name for name in candidates if name == asked]
-    if not candidates:
+def has_image_column(file: IO[bytes]) -> bool:
+    """Whether a Parquet file has a column that `read_parquet` would read or refuse as pixels; only its end is read."""
+    with damage_as_torn_shard():
+        return any(_column(field) is not None for field in pq.read_schema(file))
+
+
+def _batches(parquet: pq.ParquetFile, image: _Column, key: str | None) -> Iterator[pa.RecordBatch]:
+    """The columns that are needed, one row group at a time, so that damage in a group does not lose rows of the group before.
+
+    Pixels are not read if there is another column to count the rows by.
+    """
+    names = [] if key is None else [key]
+    if image.form != "pixels" or key is None:
+        names.append(image.name)
+    for group in range(parquet.num_row_groups):
+        yield from parquet.iter_batches(_LISTS_AT_ONCE if image.form == "list" else _ROWS_AT_ONCE, [group], names)
+
+
+def _images_of(value: Any, key: str, wanted: ShardOptions) -> Iterator[tuple[str, bytes | Failure]]:
+    """The images of one cell, whatever its form."""
+    if isinstance(value, list):
+        if not value:
+            wanted.skip("rows without images")
+        for place, one in enumerate(value):
+            yield from _images_of(one, f"{key}/{place}", wanted)
+    elif isinstance(value, dict):
+        path = value.get("path")
+        if path and value["bytes"] is None:
+            yield str(path), _only_a_path()
+        else:
+            yield str(path or key), wanted.limited(value["bytes"])
+    else:
+        yield key, wanted.limited(value)
+
+
+def _only_a_path() -> Failure:
+    message = (
+        "the shard has only a path for this image and no bytes; embed them (`datasets.table.embed_table_storage` of Hugging "
+        "Face), or give the folder of the files as images"
+    )
+    return Failure("read", ErrorKind.UNSUPPORTED, message)
+
+
+def _decoded_pixels(column: _Column) -> Failure:
+    message = (
+        f"the column {column.name!r} holds decoded pixels ({column.kind}) and no encoded images; store each image as the bytes "
+        "of a PNG or JPEG file in a column of type binary"
+    )
+    return Failure("read", ErrorKind.UNSUPPORTED, message)
+
+
+def _image_column(parquet: pq.ParquetFile, asked: str | None) -> _Column:
+    """The column with the images; raises TornShardError if there is none, or if two could be meant."""
+    schema = parquet.schema_arrow
+    columns = [column for field in schema if (column := _column(field)) is not None and asked in (None, field.name)]
+    if not columns:
         missing = f"no column {asked!r} of bytes" if asked else "no column of bytes"
         raise TornShardError(f"the file has {missing}; its columns are {', '.join(schema.names)}", ErrorKind.UNSUPPORTED)
-    return next((name for name in IMAGE_FIELDS if name in candidates), str(candidates[0]))
+    encoded = [column for column in columns if column.form != "pixels"]
+    if len(columns) == 1 or not encoded:
+        return columns[0]
+    samples = {column.name: _sample(parquet, column.name) for column in encoded}
+    # A column without any value in the sample may hold images further on.
+    images = [one for one in encoded if not samples[one.name] or any(map(looks_like_image, samples[one.name]))]
+    if not images:
+        return next((one for one in columns if one.form == "pixels"), _usual(encoded) or encoded[0])
+    found = _usual(images)
+    if found is not None:
+        return found
+    of_images = [one for one in images if one.form != "bytes"] or images
+    if len(of_images) > 1 and any(samples.values()):
+        names = " and ".join(repr(one.name) for one in of_images)
+        message = f"the columns {names} all hold images; choose one with image_field (--image-field)"
+        raise TornShardError(message, ErrorKind.UNSUPPORTED)
+    return of_images[0]
+
+
+def _usual(columns: Iterable[_Column]) -> _Column | None:
+    by_name = {column.name: column for column in columns}
+    return next((by_name[name] for name in IMAGE_FIELDS if name in by_name), None)
+
+
+def _sample(parquet: pq.ParquetFile, name: str) -> list[bytes]:
+    """The images of the first rows of a column, without those that are null; nothing of a damaged column."""
+    try:
+        with damage_as_torn_shard():
+            if not parquet.num_row_groups:
+                return []
+            batch = next(parquet.iter_batches(_LISTS_AT_ONCE, [0], [name]), None)
+            values = [] if batch is None else batch.column(0).to_pylist()
+    except TornShardError:
+        return []
+    images = _images_of(values, "", ShardOptions("", None, 1 << 62))
+    return [data for _, data in images if isinstance(data, bytes)]
+
+
+def _column(field: pa.Field) -> _Column | None:
+    """What a column can hold; None if it holds neither images nor pixels."""
+    kind = _plain(field.type)
+    name = getattr(field.type, "extension_name", None) or (field.metadata or {}).get(b"ARROW:extension:name", b"").decode(
+        errors="replace"
+    )
+    if "tensor" in name:
+        return _Column(field.name, "pixels", name)
+    if pa.types.is_struct(kind) and {"data", "height", "width"} <= {child.name for child in kind}:
+        return _Column(field.name, "pixels", f"a struct of {', '.join(child.name for child in kind)}")
+    if _holds_bytes(kind):
+        return _Column(field.name, "struct" if pa.types.is_struct(kind) else "bytes", "")
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return _Column(field.name, "list", "") if is_list and _holds_bytes(_plain(kind.value_type)) else None
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type of the values of a column, without an extension or a dictionary around it."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain(kind.storage_type)
+    return _plain(kind.value_type) if pa.types.is_dictionary(kind) else kind
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(_plain(kind.field("bytes").type))
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _key_column(schema: pa.Schema) -> str | None:
+    """The first usual column of text, or else of integers; `file.path` may be a column or the field of a struct."""
+    kinds = {field.name: _plain(field.type) for field in schema}
+    for parent, kind in list(kinds.items()):
+        if pa.types.is_struct(kind):
+            kinds |= {f"{parent}.{child.name}": _plain(child.type) for child in kind if f"{parent}.{child.name}" not in kinds}
+    usual = [name for name in KEY_FIELDS if name in kinds]
+    texts = [name for name in usual if _is_text(kinds[name])]
+    return next(iter(texts + [name for name in usual if pa.types.is_integer(kinds[name])]), None)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _keys_of(batch: pa.RecordBatch, name: str | None, otherwise: list[str]) -> list[str]:
+    """The keys of the rows of a batch: those of a column, and `otherwise` where it has none."""
+    if name is None:
+        return otherwise
+    if name in batch.schema.names:
+        found = batch.column(name).to_pylist()
+    else:
+        parent, _, child = name.partition(".")
+        found = [None if value is None else value[child] for value in batch.column(parent).to_pylist()]
+    return [own if one is None or one == "" else str(one) for one, own in zip(found, otherwise, strict=True)]

@@ -12,7 +12,8 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -101,7 +102,8 @@ class Reader:
     Args:
         options: fsspec's `storage_options`.
         requests: maximum number of requests in flight.
-        image_field: column or feature of a shard with the bytes of the images, if its name is unusual.
+        image_field: column or feature of a shard with the bytes of the images, or extension of the members, if not the usual.
+        exclude: globs of members of archives to skip.
         max_bytes: maximum size of one image in bytes.
         patience: how long transient errors are retried; permanent errors are not retried.
     """
@@ -112,6 +114,7 @@ class Reader:
         *,
         requests: int = 1,
         image_field: str | None = None,
+        exclude: Sequence[str] = (),
         max_bytes: int = 1 << 62,
         patience: Patience | None = None,
     ) -> None:
@@ -119,6 +122,7 @@ class Reader:
         self._throttle = Throttle(requests)
         self._roots: dict[str, Location] = {}
         self._field = image_field
+        self._exclude = exclude
         self._max_bytes = max_bytes
         self._patience = patience or Patience()
         self._answered = -math.inf
@@ -150,11 +154,12 @@ class Reader:
             return Failure("read", ErrorKind.CHANGED, message, attempts)
         return too_large(len(data), self._max_bytes) or data
 
-    def members(self, row: Mapping[str, Any]) -> Iterator[Member]:
+    def members(self, row: Mapping[str, Any], skipped: Counter[str] | None = None) -> Iterator[Member]:
         """Read the images of one shard, in the order of the shard; damage and read errors are members with a failure.
 
         Args:
             row: the manifest row, whose `format` is that of a shard.
+            skipped: gets the number of skipped members of each kind, which is complete after the last image.
 
         Raises:
             StoreUnavailableError: the store itself is failing.
@@ -181,7 +186,7 @@ class Reader:
         read = 0
         with RangeFile(fetch, size) as file:
             try:
-                for member in read_members(row["format"], io.BufferedReader(file), self._wanted(row)):
+                for member in read_members(row["format"], io.BufferedReader(file), self._wanted(row, skipped)):
                     yield member
                     read += 1
             except _GaveUpError as error:
@@ -205,8 +210,9 @@ class Reader:
             root = self._roots[protocol + bucket] = resolve(f"{protocol}://{bucket}", self._options)
         return root.join(key)
 
-    def _wanted(self, row: Mapping[str, Any]) -> ShardOptions:
-        return ShardOptions(row["key"], self._field, self._max_bytes)
+    def _wanted(self, row: Mapping[str, Any], skipped: Counter[str] | None) -> ShardOptions:
+        skipped = Counter() if skipped is None else skipped
+        return ShardOptions(row["key"], self._field, self._max_bytes, self._exclude, skipped)
 
     def _size_of(self, location: Location) -> int | Failure:
         given = self._with_retries(location.info, location)

@@ -7,9 +7,9 @@ import tarfile
 from typing import IO
 
 from tlbatch.errors import Failure
-from tlbatch.images.names import IMAGE_SUFFIXES, suffix
 from tlbatch.images.shards import (
     BUFFER_BYTES,
+    LINKS,
     MAX_DEFLATE_RATIO,
     ShardImages,
     ShardOptions,
@@ -52,7 +52,7 @@ _TEXT_HEADERS = (
 
 
 def read_tar(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
-    """Read the members of a WebDataset tar that have an image suffix; the name is the key, and other members are ignored."""
+    """Read the members of a WebDataset tar that have an image suffix; the name is the key, and other members are counted."""
     end = file.seek(0, io.SEEK_END)
     file.seek(0)
     with decompressed(file) as plain, damage_as_torn_shard():
@@ -62,8 +62,12 @@ def read_tar(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every member in memory
                 if archive.offset > most:  # tarfile would read past the end, practically forever
                     raise TornShardError(f"a member of {member.size:,} bytes extends past the end of the archive")
-                if member.isreg() and suffix(member.name) in IMAGE_SUFFIXES:
-                    yield _text(member.name), _read_member(archive, member, wanted)
+                name = _text(member.name)
+                if member.isreg():
+                    if wanted.takes(name):
+                        yield name, _read_member(archive, member, wanted)
+                elif not member.isdir():
+                    wanted.skip(LINKS if member.issym() or member.islnk() else "special files")
             ended_by = getattr(archive, "ended_by", None)
         if not isinstance(ended_by, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
             raise TornShardError(f"the archive has no end-of-archive marker: {ended_by}")

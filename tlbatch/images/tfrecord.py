@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import google_crc32c
 
@@ -14,12 +14,17 @@ from tlbatch.images.shards import (
     BUFFER_BYTES,
     IMAGE_FIELDS,
     KEY_FIELDS,
+    RECORD_KEY_FIELDS,
     ShardImages,
     ShardOptions,
     TornShardError,
     damage_as_torn_shard,
     decompressed,
 )
+
+#: First bytes of a file of Riegeli, which ArrayRecord is built on.
+_RIEGELI = b"\x83\xaf\x70\xd1\x0d\x88\x4a\x3f"
+_OTHER_NAMES = (".array_record", ".riegeli")
 
 
 def read_tfrecord(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
@@ -29,7 +34,7 @@ def read_tfrecord(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
         while header := _exactly(plain, 12, or_end=True):
             (length,) = struct.unpack("<Q", header[:8])
             if masked_crc(header[:8]) != header[8:]:
-                raise TornShardError("the checksum of a record's length is wrong")
+                _raise_wrong_length(header, position, wanted.key)
             name = f"{wanted.key}/{position:08d}"
             position += 1
             if length > wanted.max_bytes:
@@ -41,7 +46,20 @@ def read_tfrecord(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
             if masked_crc(body[:-4]) != body[-4:]:
                 yield name, Failure("read", ErrorKind.DECODE_FAILED, "the record's checksum is wrong")
             else:
-                yield _from_example(body[:-4], name, wanted)
+                yield from _from_example(body[:-4], name, wanted)
+
+
+def _raise_wrong_length(header: bytes, position: int, key: str) -> NoReturn:
+    """Say why the next record cannot be found."""
+    if position:
+        raise TornShardError("the checksum of a record's length is wrong")
+    if header.startswith(_RIEGELI) or any(name in key.rsplit("/", 1)[-1].lower() for name in _OTHER_NAMES):
+        raise TornShardError(
+            "it is an ArrayRecord or Riegeli file, which tlbatch does not read; write the data set as TFRecord "
+            "(TFDS: `file_format='tfrecord'`)",
+            ErrorKind.UNSUPPORTED,
+        )
+    raise TornShardError("the checksum of its first record's length is wrong: it is damaged, or is no TFRecord")
 
 
 def _exactly(file: IO[bytes], size: int, *, or_end: bool = False) -> bytes:
@@ -62,26 +80,41 @@ def masked_crc(data: bytes) -> bytes:
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def _from_example(record: bytes, name: str, wanted: ShardOptions) -> tuple[str, bytes | Failure]:
+def _from_example(record: bytes, name: str, wanted: ShardOptions) -> ShardImages:
+    """The images of a record: the values of one feature."""
     from google.protobuf.message import DecodeError
 
     try:
         example = _example_type().FromString(record)
     except DecodeError as error:
-        return name, Failure("read", ErrorKind.DECODE_FAILED, f"the record is not a tf.train.Example: {error}")
-    values = {feature.key: feature.value.bytes_list.value for feature in example.features.feature}
-    key = _first(values, KEY_FIELDS)
+        yield name, Failure("read", ErrorKind.DECODE_FAILED, f"the record is not a tf.train.Example: {error}")
+        return
+    features = {feature.key: feature.value for feature in example.features.feature}
+    key = _key(features) or name
     fields = (wanted.field,) if wanted.field else IMAGE_FIELDS
-    data = _first(values, fields)
-    if data is None:
-        features = b", ".join(sorted(values)).decode(errors="backslashreplace")
-        message = f"the record has no bytes in feature {fields[0]!r}; its features are {features[:300]}"
-        return name, Failure("read", ErrorKind.UNSUPPORTED, message)
-    return key.decode(errors="backslashreplace") if key else name, wanted.limited(data)
+    images = next((values for field in fields if (values := _bytes_of(features, field))), None)
+    if images is None:
+        named = b", ".join(sorted(features)).decode(errors="backslashreplace")
+        message = f"the record has no bytes in feature {fields[0]!r}; its features are {named[:300]}"
+        yield name, Failure("read", ErrorKind.UNSUPPORTED, message)
+        return
+    for place, data in enumerate(images):
+        yield key if len(images) == 1 else f"{key}/{place}", wanted.limited(data)
 
 
-def _first(values: Mapping[bytes, Sequence[bytes]], names: Sequence[str]) -> bytes | None:
-    return next((values[name.encode()][0] for name in names if values.get(name.encode())), None)
+def _key(features: Mapping[bytes, Any]) -> str | None:
+    """The first usual feature of text, or else of integers; None if there is none."""
+    names = (*KEY_FIELDS, *RECORD_KEY_FIELDS)
+    text = next((values[0] for name in names if (values := _bytes_of(features, name)) and values[0]), None)
+    if text is not None:
+        return text.decode(errors="backslashreplace")
+    kept = (features[name.encode()].int64_list.value for name in names if name.encode() in features)
+    return next((str(values[0]) for values in kept if values), None)
+
+
+def _bytes_of(features: Mapping[bytes, Any], name: str) -> Sequence[bytes]:
+    feature = features.get(name.encode())
+    return () if feature is None else feature.bytes_list.value
 
 
 @cache
@@ -96,16 +129,17 @@ def _example_type() -> Any:
     text, message = descriptor_pb2.FieldDescriptorProto.TYPE_BYTES, descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE
     one, many = descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL, descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED
 
-    def add(name: str, *fields: tuple[str, int, int, str | None]) -> None:
+    def add(name: str, *fields: tuple[str, int, int, int, str | None]) -> None:
         kind = file.message_type.add(name=name)
-        for number, (field, label, of, type_name) in enumerate(fields, 1):
+        for field, number, label, of, type_name in fields:
             kind.field.add(name=field, number=number, label=label, type=of, type_name=type_name and f".tlbatch.{type_name}")
 
-    add("BytesList", ("value", many, text, None))
-    add("Feature", ("bytes_list", one, message, "BytesList"))
-    add("Entry", ("key", one, text, None), ("value", one, message, "Feature"))
-    add("Features", ("feature", many, message, "Entry"))
-    add("Example", ("features", one, message, "Features"))
+    add("BytesList", ("value", 1, many, text, None))
+    add("Int64List", ("value", 1, many, descriptor_pb2.FieldDescriptorProto.TYPE_INT64, None))
+    add("Feature", ("bytes_list", 1, one, message, "BytesList"), ("int64_list", 3, one, message, "Int64List"))
+    add("Entry", ("key", 1, one, text, None), ("value", 2, one, message, "Feature"))
+    add("Features", ("feature", 1, many, message, "Entry"))
+    add("Example", ("features", 1, one, message, "Features"))
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("tlbatch.Example"))

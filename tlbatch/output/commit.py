@@ -414,6 +414,7 @@ def _report(one: _OpenRun, receipts: Receipts, counts: PublishedCounts, stats: W
         "predicted": counts.predicted,
         "failed": counts.failed,
         "skipped": run.facts["skipped"],
+        "skipped_by_kind": dict(sorted(receipts.skipped(run.manifest.num_rows).items())),
         "seconds": round(seconds, 3),
         "images_per_second": round((counts.listed - images_before) / seconds, 2),
         "bundle": spec.bundle,

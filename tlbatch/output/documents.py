@@ -34,6 +34,7 @@ class SpecDocument(TypedDict):
     features: bool
     features_dtype: NotRequired[str]
     image_field: NotRequired[str | None]
+    exclude: NotRequired[Sequence[str]]
     top_k: NotRequired[int]
     rescored: NotRequired[str]
     compacted: NotRequired[list[str]]
@@ -90,6 +91,7 @@ class ReportDocument(TypedDict):
     predicted: int
     failed: int
     skipped: int
+    skipped_by_kind: NotRequired[dict[str, int]]
     seconds: float
     images_per_second: float
     bundle: str
@@ -126,6 +128,8 @@ class Receipt(TypedDict):
     failed: int
     failed_by_kind: dict[str, int]
     stage_seconds: dict[str, float]
+    #: What was skipped in each shard where something was, by manifest row and kind; receipts of older versions lack it.
+    skipped: NotRequired[dict[str, dict[str, int]]]
 
 
 class PartPlan(TypedDict):

@@ -323,8 +323,10 @@ def _good(tables: Mapping[str, pa.Table]) -> pa.Table:
 
 
 def _with_positions(table: pa.Table, positions: pd.DataFrame) -> pa.Table:
-    for name, kind in (("row", pa.int64()), ("index", pa.int32()), (schema.IMAGES, pa.int32())):
-        table = table.append_column(name, pa.array(positions[name].to_numpy(), kind))
+    for name, kind in (("row", pa.int64()), (schema.INDEX, pa.int32()), (schema.IMAGES, pa.int32())):
+        column = pa.array(positions[name].to_numpy(), kind)
+        place = table.column_names.index(name) if name in table.column_names else None
+        table = table.append_column(name, column) if place is None else table.set_column(place, name, column)
     return table
 
 
@@ -333,8 +335,13 @@ def _positions(tables: Sequence[pa.Table], rows: pa.Table) -> pd.DataFrame:
 
     A loose image is found by uri and key, an image of a shard by the uri of the shard. If the manifest lists an object twice,
     its images are also in the tables twice, in the order of the manifest.
+
+    Args:
+        tables: the good images, and those that failed.
+        rows: all manifest rows of the range.
     """
     seen = pa.concat_tables([table.select(["uri", "key"]) for table in tables]).to_pandas()
+    seen["place"] = np.concatenate([_stored_places(table) for table in tables])
     listed = rows.select(["row", "uri", "key", "format"]).to_pandas()
     in_shard = seen["uri"].isin(listed.loc[listed["format"] != IMAGE, "uri"])
     seen["name"] = seen["key"].where(~in_shard, "")
@@ -344,14 +351,39 @@ def _positions(tables: Sequence[pa.Table], rows: pa.Table) -> pd.DataFrame:
     counts = seen.groupby(["uri", "name"])["key"].transform("size")
     known = listed.assign(copies=copies).drop_duplicates(["uri", "name"])[["uri", "name", "copies"]]
     seen["copies"] = seen.merge(known, on=["uri", "name"], how="left")["copies"].fillna(1).to_numpy(np.int64)
-    seen["copy"] = seen.groupby(["uri", "name"]).cumcount() * seen["copies"] // counts
+    in_order = seen.groupby(["uri", "name"]).cumcount() * seen["copies"] // counts
+    seen["copy"] = seen.groupby(["uri", "name", "place"]).cumcount().where(seen["place"] >= 0, in_order)
     found = seen.merge(listed[["uri", "name", "copy", "row"]], on=["uri", "name", "copy"], how="left", sort=False)
     if found["row"].isna().any():
         key = found.loc[found["row"].isna(), "key"].iloc[0]
         raise CountsError(f"{key} has features but is not in the manifest of its run. Run `tlbatch verify` for details.")
-    positions = pd.DataFrame({"row": found["row"].to_numpy(np.int64)})
-    positions["index"] = positions.groupby("row").cumcount().to_numpy(np.int32)
+    positions = pd.DataFrame({"row": found["row"].to_numpy(np.int64), schema.INDEX: seen["place"].to_numpy()})
+    unknown = positions[schema.INDEX] < 0
+    if unknown.any():
+        positions.loc[unknown, schema.INDEX] = _places_by_order(positions["row"], len(tables[0]))[unknown]
     return positions
+
+
+def _stored_places(table: pa.Table) -> np.ndarray:
+    """(n,) int: the place of each image in its shard, -1 where it is not stored."""
+    if schema.INDEX not in table.column_names:
+        return np.full(len(table), -1)
+    places: np.ndarray = pc.fill_null(table[schema.INDEX], -1).to_numpy().astype(np.int64)
+    return places
+
+
+def _places_by_order(rows: pd.Series[int], good: int) -> pd.Series[int]:
+    """The place of each image by the order of the tables, for tables that do not store it.
+
+    Both tables have the order of the shard, but if a shard has images in both, it is not known how they alternate.
+
+    Args:
+        rows: the manifest row of each image: first of the good ones, then of those that failed.
+        good: how many are good.
+    """
+    failed = pd.Series(np.arange(len(rows)) >= good)
+    mixed = failed.groupby(rows).transform("nunique") > 1
+    return rows.groupby(rows).cumcount() + np.where(mixed, schema.UNKNOWN_INDEX, 0)
 
 
 def range_of_row(ranges: Sequence[FileRange], row: int) -> FileRange:

@@ -200,7 +200,9 @@ def _outcome(run: Run, task: FileTask) -> pa.Table | None:
     own[own] = task.owner[rows[own] - task.start] == outcome["part"].to_numpy()[own]
     outcome = outcome.filter(pa.array(own)).drop_columns(["part"])
     _require_complete(run, outcome, task)
-    return outcome
+    places = outcome[schema.INDEX]
+    places = pc.if_else(pc.less(places, 0), pa.scalar(None, places.type), places)
+    return outcome.set_column(outcome.column_names.index(schema.INDEX), schema.INDEX, places)
 
 
 def _require_complete(run: Run, outcome: pa.Table, task: FileTask) -> None:
@@ -211,8 +213,10 @@ def _require_complete(run: Run, outcome: pa.Table, task: FileTask) -> None:
     if len(wrong):
         key = run.manifest["key"][task.start + int(wrong[0])]
         raise CountsError(f"{key} was listed and is not complete in its part; nothing is published.")
-    firsts = np.cumsum(found) - found
-    if (outcome["index"].to_numpy() != np.arange(len(rows)) - firsts[rows]).any():
+    firsts, places = np.cumsum(found) - found, outcome[schema.INDEX].to_numpy().astype(np.int64)
+    begins = places[firsts]
+    consecutive = places - begins[rows] == np.arange(len(rows)) - firsts[rows]
+    if not (consecutive.all() and np.isin(begins, (0, schema.UNKNOWN_INDEX)).all()):
         raise CountsError("An image is in a part twice, and another image is missing; nothing is published.")
 
 

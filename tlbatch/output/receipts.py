@@ -49,6 +49,16 @@ class Receipts:
                     images[int(row)] = count
         return images
 
+    def skipped(self, rows: int) -> Counter[str]:
+        """What was skipped inside the shards of a manifest of this many rows, by kind."""
+        owner = self.owners(rows)
+        total: Counter[str] = Counter()
+        for number, body in enumerate(self.bodies):
+            for row, kinds in body.get("skipped", {}).items():
+                if owner[int(row)] == number:
+                    total.update(kinds)
+        return total
+
     def seconds(self) -> dict[str, float]:
         """Seconds in each stage, summed over all workers."""
         total: Counter[str] = Counter()

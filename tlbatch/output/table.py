@@ -100,13 +100,22 @@ def read_table(runs: Sequence[Run], folder: str, columns: Sequence[str] | None =
         columns: must include `uri`; None reads all columns.
     """
     current = [one.current_rows(read_run_table(one.run.location, folder, columns)) for one in snapshot(runs)]
-    return pa.concat_tables(reversed(current))
+    return pa.concat_tables(reversed(current), promote_options="default")
 
 
 def read_run_table(run: Location, folder: str, columns: Sequence[str] | None = None) -> pa.Table:
     """One table of one published run: its files concatenated in order."""
-    wanted = list(columns) if columns is not None else None
-    return pa.concat_tables([from_parquet(part.read(), wanted) for part in _parts(run, folder)])
+    return pa.concat_tables([_read_rows(part.read(), columns) for part in _parts(run, folder)])
+
+
+def _read_rows(data: bytes, columns: Sequence[str] | None) -> pa.Table:
+    """The rows of a published file; `index` is null in a file that is older than this column."""
+    lacks_index = schema.INDEX not in pq.read_schema(pa.BufferReader(data)).names
+    wanted = None if columns is None else [name for name in columns if not (lacks_index and name == schema.INDEX)]
+    table = from_parquet(data, wanted)
+    if lacks_index and (columns is None or schema.INDEX in columns):
+        table = table.append_column(schema.INDEX, pa.nulls(table.num_rows, pa.int32()))
+    return table
 
 
 def current_parts(runs: Sequence[Run], folder: str) -> list[tuple[Location, pa.ChunkedArray]]:
@@ -117,7 +126,7 @@ def current_parts(runs: Sequence[Run], folder: str) -> list[tuple[Location, pa.C
 
 def read_part(part: Location, superseded: pa.ChunkedArray, columns: Sequence[str] | None) -> pa.Table:
     """The current rows of a file from `current_parts`."""
-    table = from_parquet(part.read(), _with_names(columns))
+    table = _read_rows(part.read(), _with_names(columns))
     table = table.filter(pc.invert(pc.is_in(table["uri"], superseded)))
     return table if columns is None else table.select(list(columns))
 

@@ -45,7 +45,9 @@ def load_thumbnails(
     if not wanted:
         return {}
     listed = read_manifest_rows(runs, pa.array(wanted, pa.string()))
-    reader = Reader(storage_options, requests=_THREADS, image_field=runs[-1].facts["spec"].get("image_field"))
+    spec = runs[-1].facts["spec"]
+    field, exclude = spec.get("image_field"), spec.get("exclude", ())
+    reader = Reader(storage_options, requests=_THREADS, image_field=field, exclude=exclude)
     loose = pc.equal(listed["format"], IMAGE)
     named = pc.is_in(listed["key"], pa.array({key for keys in wanted.values() for key in keys}, pa.string()))
     images = [row for row in listed.filter(pc.and_(loose, named)).to_pylist() if row["key"] in wanted[row["uri"]]]

@@ -6,25 +6,26 @@ import re
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.command import PEAK
-from support.shards import WRITERS, example_of, parquet_of, record_of, tar_of, tfrecord_of
+from support.shards import WRITERS, example_of, parquet_of, record_of, tar_of, tfrecord_of, zip_of
 
 from tlbatch.errors import ErrorKind, Failure
 from tlbatch.images import parquet, tar
 from tlbatch.images.members import read_members
 from tlbatch.images.names import formats
 from tlbatch.images.shards import BUFFER_BYTES, Member, ShardOptions
-from tlbatch.schema import PARQUET, TAR, TFRECORD
+from tlbatch.schema import PARQUET, TAR, TFRECORD, ZIP
 
 IMAGES = {f"dir/{number:03d}.jpg": bytes([number]) * (1000 + 700 * number) for number in range(8)}
 
 
-def members(kind: str, data: bytes, field: str | None = None, max_bytes: int = 1 << 30) -> list[Member]:
-    return list(read_members(kind, io.BytesIO(data), ShardOptions("s/shard", field, max_bytes)))
+def members(kind: str, data: bytes, field: str | None = None, max_bytes: int = 1 << 30, **options) -> list[Member]:
+    return list(read_members(kind, io.BytesIO(data), ShardOptions("s/shard", field, max_bytes, **options)))
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -92,6 +93,51 @@ def test_labels_and_texts_beside_images_are_passed_over():
     assert [(one.index, one.key) for one in found] == [(0, "1.jpg"), (1, "2.WEBP"), (2, "2.jpeg")]
 
 
+SAMPLES = {f"s/{n}.{ending}": b"x" for n in ("0001", "0002.5") for ending in ("jpg", "seg.png", "depth.PNG", "json")}
+
+
+@pytest.mark.parametrize("kind", [TAR, ZIP])
+@pytest.mark.parametrize(
+    ("field", "exclude", "keys", "skipped"),
+    [
+        (None, (), [name for name in SAMPLES if not name.endswith("json")], {"sidecars": 2}),
+        ("seg.png", (), ["s/0001.seg.png"], {"sidecars": 2, ".jpg": 1, ".depth.png": 1, ".5.jpg": 1}),
+        (".JPG", (), ["s/0001.jpg"], {"sidecars": 2, ".seg.png": 1, ".depth.png": 1, ".5.jpg": 1}),
+        ("photo", (), [name for name in SAMPLES if not name.endswith("json")], {"sidecars": 2}),  # another shard's column
+        (None, ("*.png", "*.PNG"), ["s/0001.jpg", "s/0002.5.jpg"], {"sidecars": 2, "excluded": 4}),
+        (None, ("s/*.png", "0002*", "*.PNG"), ["s/0001.jpg"], {"sidecars": 1, "excluded": 6}),
+        ("seg.png", ("s/",), ["s/shard"], {"excluded": 8}),
+    ],
+)
+def test_of_a_sample_with_several_images_some_are_chosen(kind, field, exclude, keys, skipped):
+    counted = Counter()
+    found = members(kind, WRITERS[kind](SAMPLES), field, exclude=exclude, skipped=counted)
+    assert [one.key for one in found] == keys
+    assert skipped.items() <= counted.items()
+
+
+def test_a_member_is_an_image_if_its_extension_is_asked_for():
+    found = members(TAR, tar_of({"1.image": b"a", "1.txt": b"b", "2.image": b"c"}), "image")
+    assert [(one.key, one.data) for one in found] == [("1.image", b"a"), ("2.image", b"c")]
+
+
+@pytest.mark.parametrize("kind", [TAR, ZIP])
+def test_litter_in_archives_is_skipped_and_counted(kind):
+    names = ["./._a.jpg", "./a.jpg", "__MACOSX/a.jpg", "c/.ipynb_checkpoints/a-checkpoint.jpg", "c/@eaDir/a.jpg/THUMB.jpg"]
+    counted = Counter()
+    (only,) = members(kind, WRITERS[kind](dict.fromkeys(names, b"x")), skipped=counted)
+    assert only.key == "./a.jpg"
+    assert counted == {"._*": 1, "__MACOSX": 1, ".ipynb_checkpoints": 1, "@eaDir": 1}
+
+
+def test_kinds_of_what_is_skipped_are_limited():
+    counted = Counter()
+    members(TAR, tar_of({f"a.{number:05d}": b"" for number in range(300)} | {"b." + "x" * 90: b""}), skipped=counted)
+    assert counted.total() == 301
+    assert len(counted) <= 65
+    assert counted["other"] > 200
+
+
 def test_links_folders_and_devices_in_a_tar_are_no_images():
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -100,8 +146,11 @@ def test_links_folders_and_devices_in_a_tar_are_no_images():
             header.type = kind
             header.linkname = "elsewhere.jpg"
             archive.addfile(header)
-    (only,) = members(TAR, buffer.getvalue())
+    skipped = Counter()
+    (only,) = members(TAR, buffer.getvalue(), skipped=skipped)
     assert only.data.kind is ErrorKind.EMPTY
+    assert only.data.message == "the shard contains no images, but others that were skipped: 1 links, 1 special files"
+    assert skipped == {"links": 1, "special files": 1}
 
 
 def test_a_name_over_the_limit_is_not_read(monkeypatch):
@@ -119,6 +168,8 @@ def test_names_that_occur_twice_stay_two_images(kind):
         data = tar_of({"a.jpg": b"1"})[:1024] + tar_of({"a.jpg": b"2"})
     elif kind == TFRECORD:
         data = tfrecord_of({"a.jpg": b"1"}) + tfrecord_of({"a.jpg": b"2"})
+    elif kind == ZIP:
+        data = zip_of({"a.jpg": b"1", "b.jpg": b"2"}).replace(b"b.jpg", b"a.jpg")
     else:
         kind_ = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         column = pa.array([{"bytes": b"1", "path": "a.jpg"}, {"bytes": b"2", "path": "a.jpg"}], kind_)
@@ -249,6 +300,51 @@ def test_an_example_without_the_field_says_what_it_has():
     data = record_of(example_of({"jpeg": b"1", "label": b"cat"}))
     assert "its features are jpeg, label" in members(TFRECORD, data)[0].data.message
     assert members(TFRECORD, data, field="jpeg")[0].data == b"1"
+
+
+def test_a_record_names_its_image_by_text_or_a_number():
+    """TFDS, COCO and Kaggle; an `int64_list` by hand, as protobuf packs it."""
+    number = b"\x0a\x0d\x0a\x02id\x12\x07\x1a\x05\x0a\x03\xe5\x8e\x26"
+    wrapped = b"\x0a" + bytes([len(number)]) + number
+    image = example_of({"image": b"1"})
+    data = record_of(image + wrapped) + record_of(example_of({"image": b"2", "image_name": b"x.png", "image/filename": b""}))
+    assert [(one.key, one.data) for one in members(TFRECORD, data)] == [("624485", b"1"), ("x.png", b"2")]
+
+
+def test_all_images_of_a_record_are_read():
+    values = b"".join(b"\x0a" + bytes([len(one)]) + one for one in (b"first", b"second"))
+    entry = b"\x0a\x05image\x12" + bytes([2 + len(values)]) + b"\x0a" + bytes([len(values)]) + values
+    data = record_of(b"\x0a" + bytes([2 + len(entry)]) + b"\x0a" + bytes([len(entry)]) + entry)
+    found = members(TFRECORD, data)
+    assert [(one.key, one.data) for one in found] == [("s/shard/00000000/0", b"first"), ("s/shard/00000000/1", b"second")]
+
+
+@pytest.mark.parametrize("name", ["x.array_record-00000-of-00002", "x.riegeli", "x-00000-of-00002"])
+def test_array_record_is_named(name):
+    begins = b"\x83\xaf\x70\xd1\x0d\x88\x4a\x3f" if name.startswith("x-") else bytes(8)
+    (only,) = read_members(TFRECORD, io.BytesIO(begins + bytes(56)), ShardOptions(name, None, 9))
+    assert only.data.kind is ErrorKind.UNSUPPORTED
+    assert "it is an ArrayRecord or Riegeli file" in only.data.message
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("x-train.tfrecord-00000-of-00005", TFRECORD),
+        ("a/x.tfrecord-00001-of-00005.gz", TFRECORD),
+        ("train-00000-of-01024", TFRECORD),
+        ("coco.record-00000-of-00010", TFRECORD),
+        ("my_tfrecord-00000-of-00001", TFRECORD),
+        ("train00-1338.tfrec", TFRECORD),
+        ("x.array_record-00000-of-00002", TFRECORD),
+        ("train-00000-of-00001.parquet", PARQUET),
+        ("train.ZIP", ZIP),
+        ("variables.data-00000-of-00001", None),
+        ("model-00001-of-00002.safetensors", None),
+    ],
+)
+def test_the_number_of_a_shard_may_be_the_end_of_its_name(name, kind):
+    assert formats(pa.array([name])).to_pylist() == [kind]
 
 
 def test_endings_tell_what_an_object_is():

@@ -1,0 +1,176 @@
+"""Which column of a Parquet file holds its images and which its keys: by content, type and name, never by position."""
+
+import hashlib
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.hostile import picture, saved
+
+from tlbatch.errors import ErrorKind
+from tlbatch.images.members import may_hold_images, read_members
+from tlbatch.images.shards import Member, ShardOptions
+from tlbatch.schema import PARQUET
+
+NAMES = ["a/1.png", "a/2.png", "b/1.png"]
+DATA = [saved(picture(number), "PNG") for number in range(3)]
+OTHERS = [saved(picture(number), "JPEG") for number in range(3, 6)]
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def written(columns: dict, **options) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, **options)
+    return buffer.getvalue()
+
+
+def members(columns: dict, field: str | None = None, wanted: ShardOptions | None = None) -> list[Member]:
+    file = io.BytesIO(written(columns))
+    assert may_hold_images(PARQUET, file)
+    return list(read_members(PARQUET, file, wanted or ShardOptions("s/t", field, 1 << 20)))
+
+
+def structs(values: list, paths: list) -> pa.Array:
+    return pa.array([{"bytes": value, "path": path} for value, path in zip(values, paths, strict=True)], STRUCT)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (NAMES, pa.string()),
+        (NAMES, pa.large_string()),
+        (NAMES, pa.string_view()),
+        (NAMES, pa.dictionary(pa.int32(), pa.string())),
+        (NAMES, pa.dictionary(pa.int8(), pa.large_string())),
+        ([101, 0, -7], pa.int64()),
+        ([3, 2, 1], pa.uint8()),
+        ([7, 7, 9], pa.dictionary(pa.int32(), pa.int64())),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("image", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary())])
+def test_text_and_integers_of_any_type_are_keys(values, kind, image):
+    keys = pa.array(values).cast(kind) if not pa.types.is_dictionary(kind) else pa.array(values).dictionary_encode().cast(kind)
+    images = pa.array(DATA).dictionary_encode() if pa.types.is_dictionary(image) else pa.array(DATA, image)
+    found = members({"image": images, "file_name": keys})
+    assert [(one.key, one.data) for one in found] == list(zip(map(str, values), DATA, strict=True))
+
+
+def test_text_comes_before_integers_and_a_missing_key_is_the_number_of_the_row():
+    columns = {"key": [1, 2, 3], "path": pa.array(["x", None, ""], pa.large_string()), "image": DATA}
+    assert [one.key for one in members(columns)] == ["x", "s/t/00000001", "s/t/00000002"]
+    assert [one.key for one in members({"weight": [0.5] * 3, "image": DATA})] == [f"s/t/0000000{n}" for n in range(3)]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_dotted_key_may_be_a_column_or_a_field_of_a_struct(nested):
+    """DataChain's."""
+    kind = pa.struct([("source", pa.string()), ("path", pa.large_string()), ("size", pa.int64())])
+    file = pa.array([{"source": "s3://b", "path": name, "size": 1} for name in NAMES], kind)
+    columns = {"file": file, "data": DATA} if nested else {"file.path": NAMES, "data": DATA}
+    assert [(one.key, one.data) for one in members(columns)] == list(zip(NAMES, DATA, strict=True))
+
+
+@pytest.mark.parametrize("large", [pa.list_, pa.large_list, lambda kind: pa.list_(kind, 2)], ids=["list", "large", "fixed"])
+def test_a_list_of_images_gives_each_of_them(large):
+    rows = [[{"bytes": DATA[0], "path": "x.png"}, {"bytes": DATA[1], "path": None}]] * 2
+    found = members({"images": pa.array(rows, large(STRUCT)), "key": ["k1", "k2"]})
+    assert [one.key for one in found] == ["x.png", "k1/1", "x.png", "k2/1"]
+    assert [one.data for one in found] == DATA[:2] * 2
+
+
+def test_a_row_without_images_in_its_list_is_counted():
+    wanted = ShardOptions("s/t", None, 1 << 20)
+    found = members({"images": pa.array([[DATA[0]], [], None, [None, DATA[1]]], pa.list_(pa.binary()))}, wanted=wanted)
+    assert [one.key for one in found] == ["s/t/00000000/0", "s/t/00000002", "s/t/00000003/0", "s/t/00000003/1"]
+    assert [getattr(one.data, "kind", None) for one in found] == [None, ErrorKind.EMPTY, ErrorKind.EMPTY, None]
+    assert wanted.skipped == {"rows without images": 1}
+
+
+def test_bytes_that_are_no_image_are_not_taken_for_one():
+    digests = pa.array([hashlib.sha256(data).digest() for data in DATA], pa.binary())
+    for others in ({"picture": structs(DATA, NAMES)}, {"picture": DATA, "key": NAMES}):
+        assert [one.data for one in members({"sha256": digests, **others})] == DATA
+    # Not even under a usual name.
+    assert [one.data for one in members({"data": digests, "picture": structs(DATA, NAMES)})] == DATA
+
+
+def test_a_usual_name_comes_before_others_and_a_struct_before_bytes():
+    assert [one.data for one in members({"mask": structs(OTHERS, NAMES), "image": DATA})] == DATA
+    assert [one.data for one in members({"thumb": OTHERS, "photo": structs(DATA, NAMES)})] == DATA
+
+
+def test_of_two_equals_none_is_guessed():
+    columns = {"source_image": structs(DATA, NAMES), "edited_image": structs(OTHERS, NAMES)}
+    (only,) = members(columns)
+    assert (only.key, only.data.kind) == ("s/t", ErrorKind.UNSUPPORTED)
+    assert all(word in only.data.message for word in ("'source_image'", "'edited_image'", "image_field"))
+    assert [one.data for one in members(columns, "edited_image")] == OTHERS
+    (only,) = members(columns, "mask")
+    assert "no column 'mask' of bytes; its columns are source_image, edited_image" in only.data.message
+
+
+def test_a_path_without_bytes_says_how_to_embed_them():
+    found = members({"image": structs([None, DATA[1], None], ["/x/1.png", "2.png", None])})
+    assert [one.key for one in found] == ["/x/1.png", "2.png", "s/t/00000002"]
+    assert found[0].data.kind is ErrorKind.UNSUPPORTED
+    assert "only a path" in found[0].data.message
+    assert found[1].data == DATA[1]
+    assert found[2].data.kind is ErrorKind.EMPTY
+    # The type tells, if there are no bytes anywhere.
+    columns = {"sha256": [b"1" * 32] * 3, "picture": structs([None] * 3, NAMES)}
+    assert [one.key for one in members(columns)] == NAMES
+
+
+def ray_tensor() -> pa.Table:
+    """As `ray.data.read_images` writes it."""
+    kind = pa.list_(pa.uint8())
+    told = {"ARROW:extension:name": "ray.data.arrow_tensor", "ARROW:extension:metadata": json.dumps([2, 2, 3])}
+    field = pa.field("image", kind, metadata=told)
+    columns = [pa.array([[0] * 12] * 3, kind), pa.array(NAMES)]
+    return pa.Table.from_arrays(columns, schema=pa.schema([field, pa.field("path", pa.string())]))
+
+
+def arrow_tensor() -> pa.Table:
+    kind = pa.fixed_shape_tensor(pa.uint8(), [2, 2, 3])
+    values = pa.ExtensionArray.from_storage(kind, pa.array([[0] * 12] * 3, kind.storage_type))
+    return pa.table({"image": values, "path": NAMES})
+
+
+def daft_image() -> pa.Table:
+    names = ("data", "channel", "height", "width", "mode")
+    kinds = (pa.large_list(pa.uint8()), pa.uint16(), pa.uint32(), pa.uint32(), pa.uint8())
+    one = dict(zip(names, ([0] * 12, 3, 2, 2, 3), strict=True))
+    columns = {"path": pa.array(NAMES, pa.large_string())}
+    return pa.table({**columns, "image": pa.array([one] * 3, pa.struct(list(zip(names, kinds, strict=True))))})
+
+
+@pytest.mark.parametrize(
+    ("make", "words"), [(ray_tensor, "ray.data"), (arrow_tensor, "fixed_shape"), (daft_image, "struct of data")]
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_decoded_pixels_are_refused_one_row_an_image(make, words, named):
+    table = make() if named else make().drop_columns(["path"])
+    columns = {name: table[name] for name in table.column_names}
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    found = list(read_members(PARQUET, buffer, ShardOptions("s/t", None, 1 << 20)))
+    assert [one.key for one in found] == (NAMES if named else [f"s/t/0000000{n}" for n in range(3)])
+    assert {one.data.kind for one in found} == {ErrorKind.UNSUPPORTED}
+    assert all(word in found[0].data.message for word in (words, "decoded pixels", "PNG or JPEG"))
+    # Encoded images beside them are taken, and a digest is not.
+    beside = pa.table({**columns, "encoded": DATA}, pa.schema([*table.schema, pa.field("encoded", pa.binary())]))
+    buffer = io.BytesIO()
+    pq.write_table(beside, buffer)
+    assert [one.data for one in read_members(PARQUET, buffer, ShardOptions("s", None, 1 << 20))] == DATA
+    beside = beside.set_column(beside.num_columns - 1, "encoded", pa.array([b"x" * 16] * 3))
+    buffer = io.BytesIO()
+    pq.write_table(beside, buffer)
+    assert "decoded pixels" in next(read_members(PARQUET, buffer, ShardOptions("s", None, 1 << 20))).data.message
+
+
+def test_tables_about_images_hold_none():
+    assert not may_hold_images(PARQUET, io.BytesIO(written({"file_name": NAMES, "width": [1, 2, 3]})))
+    assert may_hold_images(PARQUET, io.BytesIO(b"no Parquet at all")), "its row says what is wrong"
