@@ -246,9 +246,9 @@ def watched(images: str, bundle: str, output: str, decoding: str = "reduced", pl
 
 def decode_at_full_size() -> None:
     """Set the margin in a worker so high that no JPEG is decoded at a reduced scale."""
-    from tlbatch.images import decode
+    from tlbatch.images import pictures
 
-    decode._DRAFT_MARGIN = 1_000_000
+    pictures._DRAFT_MARGIN = 1_000_000
 
 
 class Peak:

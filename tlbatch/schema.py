@@ -153,6 +153,9 @@ def features_schema(length: int, dtype: str) -> pa.Schema:
     )
 
 
+#: The value that was taken as white in an image of more than 8 bits. Counted in the report, never published.
+WHITE_LEVEL = "white_level"
+
 #: Columns that every image's outcome has. `row` is the number of its manifest row, `index` its index in the shard (0 for a
 #: loose image). An image has either a `kind` or results, never both.
 _OUTCOME: list[tuple[str, pa.DataType]] = [
@@ -168,6 +171,7 @@ _OUTCOME: list[tuple[str, pa.DataType]] = [
     ("transient", pa.bool_()),
     ("width", pa.int32()),
     ("height", pa.int32()),
+    (WHITE_LEVEL, pa.float64()),
 ]
 
 #: The head's results for an image.

@@ -99,6 +99,21 @@ def bmp(values: np.ndarray, bits: int, masks: tuple[int, int, int, int]) -> byte
     return struct.pack("<2sIHHI", b"BM", 14 + 108 + len(body), 0, 0, 14 + 108) + head + body
 
 
+def gif_pixels(indices: bytes) -> bytes:
+    """GIF's own LZW, without any compression: a clear code before each pair of indices of one bit."""
+    codes = [code for at in range(0, len(indices), 2) for code in (4, *indices[at : at + 2])]
+    bits, out, held = 0, bytearray(), 0
+    for code in [*codes, 5]:
+        held |= code << bits
+        bits += 3
+        while bits >= 8:
+            out.append(held & 255)
+            held, bits = held >> 8, bits - 8
+    out.append(held & 255)
+    blocks = b"".join(bytes([len(out[at : at + 255])]) + out[at : at + 255] for at in range(0, len(out), 255))
+    return b"\x02" + blocks + b"\0"
+
+
 def profile(primaries: tuple[tuple[float, float], ...], gamma: float, space: bytes = b"RGB ") -> bytes:
     """A version 2 ICC profile: the xy of red, green and blue under D50, and the exponent of the curve; grey has only that."""
 

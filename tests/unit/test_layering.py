@@ -34,6 +34,8 @@ ONLY_IN = {
     "jax": {"model"},
     "keras": {"model", "commands"},  # commands name Keras in types only
     "PIL": {"images"},
+    "imagecodecs": {"images"},
+    "tifffile": {"images"},
 }
 #: The files that may touch Ray's private API, and what counts as a touch.
 PRIVATE_RAY = {"execution/local_ray.py", "execution/resources.py"}

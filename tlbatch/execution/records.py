@@ -70,7 +70,7 @@ def attempts_from_table(table: pa.Table, size: Size) -> list[Attempt]:
     attempts = []
     for number, row in enumerate(table.drop_columns(["pixels"]).to_pylist()):
         if row["kind"] is None:
-            outcome: Pixels | Failure = Pixels(flat[number], row["width"], row["height"])
+            outcome: Pixels | Failure = Pixels(flat[number], row["width"], row["height"], row[schema.WHITE_LEVEL])
         else:
             outcome = Failure(row["stage"], ErrorKind(row["kind"]), row["message"], row["attempts"])
         skipped = json.loads(row[schema.SKIPPED] or "{}")
@@ -96,6 +96,7 @@ def _common_columns(attempts: Sequence[Attempt], failures: Sequence[Failure | No
         "transient": [failure.transient if failure else None for failure in failures],
         "width": [one and one.width for one in pixels],
         "height": [one and one.height for one in pixels],
+        schema.WHITE_LEVEL: [one and one.white_level for one in pixels],
         "fetch_seconds": [one.fetch_seconds for one in attempts],
         "decode_seconds": [one.decode_seconds for one in attempts],
     }

@@ -424,6 +424,7 @@ def _report(one: _OpenRun, receipts: Receipts, counts: PublishedCounts, stats: W
         "stage_seconds": {"list": run.facts["list_seconds"], **stages},
         "bottleneck": limit,
         "labels": dict(counts.labels),
+        "white_levels": dict(counts.white_levels),
         "manifest_sha256": run.facts["manifest_sha256"],
         "files": dict(counts.files),
     }

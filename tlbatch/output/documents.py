@@ -101,6 +101,8 @@ class ReportDocument(TypedDict):
     stage_seconds: dict[str, float]
     bottleneck: NotRequired[BottleneckDocument | None]
     labels: dict[str, int]
+    #: Images of more than 8 bits, by the value that was taken as white; runs of older versions lack it.
+    white_levels: NotRequired[dict[str, int]]
     manifest_sha256: NotRequired[str]
     files: NotRequired[dict[str, PublishedFile]]
     counts: NotRequired[Mapping[str, int]]

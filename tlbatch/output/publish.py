@@ -49,6 +49,7 @@ class TableSpec:
         names: dict[str, pa.Field] = {}
         for table in (self.features, schema.PREDICTIONS, schema.ERRORS):
             names |= {field.name: field for field in table or ()}
+        names[schema.WHITE_LEVEL] = pa.field(schema.WHITE_LEVEL, pa.float64())
         return pa.schema(list(names.values())).empty_table()
 
     @property
@@ -70,6 +71,8 @@ class PublishedCounts:
     failed_by_kind: Mapping[str, int]
     transient: int
     labels: Mapping[str, int]
+    #: Images of more than 8 bits, by the value that was taken as white.
+    white_levels: Mapping[str, int]
     files: Mapping[str, PublishedFile]
 
 
@@ -97,6 +100,7 @@ class WrittenFiles(NamedTuple):
     kinds: Counter[str]
     transient: int
     labels: Counter[str]
+    white_levels: Counter[float]
     files: dict[str, PublishedFile]
 
     def with_next(self, other: WrittenFiles) -> WrittenFiles:
@@ -106,6 +110,7 @@ class WrittenFiles(NamedTuple):
             self.kinds + other.kinds,
             self.transient + other.transient,
             self.labels + other.labels,
+            self.white_levels + other.white_levels,
             self.files | other.files,
         )
 
@@ -128,7 +133,7 @@ def write_files(run: Run, receipts: Receipts, tables: TableSpec, map_tasks: MapF
     """
     bare = Run(run.location, run.facts)  # without the manifest it may have cached
     tasks = cut_file_tasks(receipts, run.manifest.num_rows, tables.rows_per_file)
-    total = WrittenFiles(0, Counter(), 0, Counter(), {})
+    total = WrittenFiles(0, Counter(), 0, Counter(), Counter(), {})
     for written in map_tasks(partial(write_file_task, bare, tables), tasks):
         total = total.with_next(written)
     listed = int(receipts.images(run.manifest.num_rows).sum())
@@ -136,7 +141,8 @@ def write_files(run: Run, receipts: Receipts, tables: TableSpec, map_tasks: MapF
     if total.predicted + failed != listed:
         raise CountsError(f"{listed} images were listed, {total.predicted} predicted, {failed} failed; nothing is published.")
     kinds, labels = (dict(sorted(counts.items())) for counts in (total.kinds, total.labels))
-    return PublishedCounts(listed, total.predicted, failed, kinds, total.transient, labels, total.files)
+    whites = {f"{white:.15g}": count for white, count in sorted(total.white_levels.items())}
+    return PublishedCounts(listed, total.predicted, failed, kinds, total.transient, labels, whites, total.files)
 
 
 def cut_file_tasks(receipts: Receipts, rows: int, size: int) -> list[FileTask]:
@@ -178,11 +184,12 @@ def write_file_task(run: Run, tables: TableSpec, task: FileTask) -> WrittenFiles
         count_values(bad["kind"]),
         pc.sum(bad["transient"]).as_py() or 0,
         count_values(good["label"]) if tables.predictions else Counter(),
+        count_values(good[schema.WHITE_LEVEL].drop_null()),
         files,
     )
 
 
-def count_values(column: pa.ChunkedArray) -> Counter[str]:
+def count_values(column: pa.ChunkedArray) -> Counter[Any]:
     """How often each value occurs in a column."""
     counted = pc.value_counts(column)
     return Counter(dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)))
@@ -194,7 +201,10 @@ def _outcome(run: Run, task: FileTask) -> pa.Table | None:
         parts = list(pool.map(lambda part: _read_part(run, part[1], part[0]), task.parts.items()))
     if not parts:
         return None  # an incremental run in which objects were only deleted
-    outcome = pa.concat_tables(parts).sort_by([("row", "ascending"), ("index", "ascending")])
+    unknown = pa.schema([(schema.WHITE_LEVEL, pa.float64())]).empty_table()  # parts of older versions lack the column
+    outcome = pa.concat_tables([*parts, unknown], promote_options="default").sort_by(
+        [("row", "ascending"), ("index", "ascending")]
+    )
     rows = outcome["row"].to_numpy()
     own = (rows >= task.start) & (rows < task.end)
     own[own] = task.owner[rows[own] - task.start] == outcome["part"].to_numpy()[own]

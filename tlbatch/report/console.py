@@ -38,6 +38,10 @@ def show_run(result: Mapping[str, Any]) -> None:
             "Labels: " + ", ".join(f"{label} {count:,}" for label, count in result["labels"].items()),
             soft_wrap=True,
         )
+    if result.get("white_levels"):
+        from tlbatch.report.verdict import white_levels_sentence
+
+        console.print(f"{white_levels_sentence(result['white_levels'])}.", soft_wrap=True)
     stages = ", ".join(f"{stage} {seconds:,.1f}" for stage, seconds in result["stage_seconds"].items())
     console.print(
         f"{result['seconds']:,.1f} s, {result['images_per_second']:,.0f} images/s; worker seconds: {stages}", soft_wrap=True

@@ -24,7 +24,7 @@ from tlbatch.report.evaluate import gives_many_labels, read_true_labels
 from tlbatch.report.html import Thumbnail, render, thumbnails_of
 from tlbatch.report.summary import NEAR, SURE, UNSURE, TableSummary, summarize
 from tlbatch.report.thumbnails import Name, load_thumbnails
-from tlbatch.report.verdict import BAD, DOUBTFUL, GOOD, Verdict, judge_run
+from tlbatch.report.verdict import BAD, DOUBTFUL, GOOD, Verdict, judge_run, white_levels_sentence
 from tlbatch.storage.resolve import resolve
 
 log = logging.getLogger(__name__)
@@ -182,6 +182,8 @@ class _PageFacts(NamedTuple):
             found.append(f"Objects in the store compared with the table: {states}.")
         if gives_many_labels(self.runs):
             found.append("An image may have several labels and counts once for each; it is shown under its best label.")
+        if report.get("white_levels"):
+            found.append(f"{white_levels_sentence(report['white_levels'])}.")
         if self.unread:
             found.append(self.unread)
         return found

@@ -93,3 +93,9 @@ def _most_shifted_label(labels: Sequence[str], before: Sequence[int], now: Seque
 
 def _joined(sentences: Sequence[str]) -> str:
     return sentences[0] if len(sentences) == 1 else "; ".join(sentences[:-1]) + "; and " + sentences[-1]
+
+
+def white_levels_sentence(white_levels: Mapping[str, int]) -> str:
+    """How the images of more than 8 bits were scaled, from `white_levels` of `report.json`."""
+    parts = [f"{count:,} with {float(white):,.15g} as white" for white, count in white_levels.items()]
+    return f"Images of more than 8 bits: {', '.join(parts)}"

@@ -244,7 +244,7 @@ def test_a_frame_that_does_not_cover_its_gif_lies_on_white():
     def gif(left, top, width, height, index):
         palette = bytes([255, 0, 0, 0, 0, 255])
         body = b"GIF89a" + struct.pack("<HHBBB", 80, 60, 0x80, 0, 0) + palette
-        pixels = imagecodecs_lzw(bytes([index] * (width * height)))
+        pixels = deep.gif_pixels(bytes([index] * (width * height)))
         return body + b"," + struct.pack("<HHHHB", left, top, width, height, 0) + pixels + b";"
 
     found = pixels(gif(40, 0, 40, 60, 1)).array
@@ -252,16 +252,9 @@ def test_a_frame_that_does_not_cover_its_gif_lies_on_white():
     assert (found[:, 41:] == (0, 0, 255)).all()
 
 
-def imagecodecs_lzw(indices: bytes) -> bytes:
-    """GIF's own LZW, without any compression: a clear code before each pair of indices of one bit."""
-    codes = [code for at in range(0, len(indices), 2) for code in (4, *indices[at : at + 2])]
-    bits, out, held = 0, bytearray(), 0
-    for code in [*codes, 5]:
-        held |= code << bits
-        bits += 3
-        while bits >= 8:
-            out.append(held & 255)
-            held, bits = held >> 8, bits - 8
-    out.append(held & 255)
-    blocks = b"".join(bytes([len(out[at : at + 255])]) + out[at : at + 255] for at in range(0, len(out), 255))
-    return b"\x02" + blocks + b"\0"
+def test_samples_that_would_need_much_memory_are_refused_before_they_are_decoded(rgb):
+    doubles = deep.tiff((rgb / 255).astype("<f8"), 64, 2, t339=3)
+    found = decode(doubles, SIZE, max_pixels=60 * 80)  # as many pixels as there are, at 24 bytes each
+    assert isinstance(found, Failure)
+    assert (found.kind, "samples exceed 8 times" in found.message) == (ErrorKind.TOO_LARGE, True)
+    assert isinstance(decode(doubles, SIZE, max_pixels=3 * 60 * 80), Pixels)

@@ -10,7 +10,7 @@ from support import deep
 from support.pictures import encoded, noisy
 
 from tlbatch.errors import ErrorKind, Failure
-from tlbatch.images import jxl, pictures
+from tlbatch.images import colour, jxl, pictures
 from tlbatch.images.decode import Pixels, decode, prepare_process
 from tlbatch.schema import UNRECORDED_RULES
 
@@ -142,3 +142,10 @@ def test_a_profile_of_another_colour_space_is_ignored(scene):
     assert difference(encoded(scene, "PNG", icc_profile=deep.profile((), 1.0, b"GRAY")), scene) == 0
     cmyk = encoded(scene.convert("CMYK"), "TIFF", icc_profile=deep.WIDE)
     assert difference(cmyk, scene) < 2
+
+
+def test_a_profile_over_the_limit_is_ignored(scene, monkeypatch):
+    data = encoded(scene, "PNG", icc_profile=deep.WIDE)
+    assert difference(data, scene) > 5
+    monkeypatch.setattr(colour, "_MAX_PROFILE_BYTES", len(deep.WIDE) - 1)
+    assert difference(data, scene) == 0

@@ -20,7 +20,7 @@ from support.paths import ROOT
 
 from tlbatch.config import RunConfig
 from tlbatch.errors import WeightsError
-from tlbatch.images import tar
+from tlbatch.images import colour, tar, tiff
 from tlbatch.model import safe_load
 from tlbatch.model.bases import build_network, find_base
 from tlbatch.model.safe_load import load_safely, require_safe
@@ -259,6 +259,8 @@ def test_the_limits_are_those_of_the_documentation():
         "`max_pixels`: pixels of an image, or of a tile of a TIFF": defaults.max_pixels,
         "`max_side`: pixels of an image's longer side": defaults.max_side,
         "`max_bytes`: bytes of an image": defaults.max_bytes,
+        "bytes of a TIFF's samples, for each pixel of `max_pixels`": tiff._MAX_BYTES_PER_PIXEL,
+        "bytes of a colour profile": colour._MAX_PROFILE_BYTES,
         "bytes of a text beside a PNG's pixels, unpacked": PngImagePlugin.MAX_TEXT_CHUNK,
         "bytes of one text header in a tar": tar._MAX_HEADER_BYTES,
         "bytes of a model's configuration": safe_load._MOST_CONFIG_BYTES,
