@@ -223,14 +223,15 @@ def _to_8_bits_a_band(
 ) -> tuple[Image.Image, float | None]:
     """An image of any Pillow mode as RGB, or as CMYK if its profile says how to read that; and its white level."""
     image.load()
-    if image.mode == "RGB" and "transparency" not in image.info and not _is_deep_png(image, data):
+    if image.format == "PNG" and png.bit_depth(data) == 16:
+        return _deep_png(data, rules)
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image, None
-    if image.format == "PNG" and _is_deep_png(image, data):
-        return _deep_png(image, data, rules)
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        # Pillow scales the samples of a PPM to 16 bits in mode I.
-        samples = np.asarray(image).astype(np.uint16) if image.mode == "I" else np.asarray(image)
-        white = white_of(samples, 65_535 if image.format == "PPM" and image.mode == "I" else None, rules.white_level)
+    if image.mode.startswith("I") or image.mode == "F":
+        # Of these formats (PPM, JPEG 2000, HEIC) Pillow scales whole numbers to 16 bits, by what the file says of its depth.
+        samples = np.asarray(image) if image.mode == "F" else np.asarray(image).astype(np.uint16)
+        says_nothing = image.mode == "F" or recognise.jpeg_2000_bits(data) == 16
+        white = white_of(samples, None if says_nothing else 65_535, rules.white_level)
         return Image.fromarray(to_8_bits(samples, white)).convert("RGB"), white
     if image.mode == "CMYK" and profile is not None:
         return image, None
@@ -240,23 +241,14 @@ def _to_8_bits_a_band(
     return image.convert("RGB"), None
 
 
-def _is_deep_png(image: Image.Image, data: bytes) -> bool:
-    return image.format == "PNG" and png.bit_depth(data) == 16
+def _deep_png(data: bytes, rules: PixelRules) -> tuple[Image.Image, float]:
+    """A PNG of 16 bits a band, of which Pillow gives all bits for gray alone; a transparent colour becomes an alpha channel."""
+    import imagecodecs
 
-
-def _deep_png(image: Image.Image, data: bytes, rules: PixelRules) -> tuple[Image.Image, float]:
-    """A PNG of 16 bits a band; Pillow gives the low bits of grey alone."""
-    if image.mode.startswith("I"):
-        samples = np.asarray(image)[..., None].astype(np.uint16)
-    else:
-        import imagecodecs
-
-        samples = imagecodecs.png_decode(png.without(data, b"tRNS"))
-    hidden = image.info.get("transparency")
+    samples = imagecodecs.png_decode(data)
+    samples = samples if samples.ndim == 3 else samples[..., None]
     bands = 3 if samples.shape[2] >= 3 else 1
     colours, alpha = samples[..., :bands], samples[..., bands] if samples.shape[2] > bands else None
-    if alpha is None and isinstance(hidden, int | tuple):
-        alpha = np.where((colours == np.asarray(hidden, np.uint16)).all(axis=2), 0, 65_535).astype(np.uint16)
     white = white_of(colours, png.declared_white(colours, png.significant_bits(data)), rules.white_level)
     return _flat(to_8_bits(colours, white), _alpha(alpha, white, 65_535)), white
 

@@ -84,6 +84,12 @@ def is_jpeg_2000(data: bytes) -> bool:
     return data.startswith((b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  \r\n\x87\n"))
 
 
+def jpeg_2000_bits(data: bytes) -> int:
+    """Bits of a sample of the first band of a JPEG 2000 (ITU-T T.800, A.5.1); 0 for other files."""
+    start = data.find(b"\xff\x4f\xff\x51") if is_jpeg_2000(data) else -1
+    return (data[start + 42] & 0x7F) + 1 if 0 <= start < len(data) - 42 else 0
+
+
 def is_heic(data: bytes) -> bool:
     """Whether a file begins like a HEIC image."""
     if data[4:8] != b"ftyp":

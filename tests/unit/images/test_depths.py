@@ -88,6 +88,14 @@ def test_the_range_that_16_bits_use_is_found(grey, rgb, bits, white):
         assert shows(data, expected).white_level == white
 
 
+def test_a_jpeg_2000_that_says_its_depth_and_one_that_does_not(grey):
+    dark = scaled(grey // 20, 12).astype(np.uint16)[..., 0]
+    said = imagecodecs.jpeg2k_encode(dark, level=0, reversible=True, bitspersample=12)
+    assert shows(said, grey // 20).white_level == 65_535, "Pillow has scaled it"
+    bright = scaled(grey, 12).astype(np.uint16)[..., 0]
+    assert shows(imagecodecs.jpeg2k_encode(bright, level=0, reversible=True), grey).white_level == 4095
+
+
 def test_the_full_16_bits_give_their_high_byte(rgb):
     samples = np.random.default_rng(0).integers(0, 65_536, (60, 80, 3)).astype(np.uint16)
     for data in (deep.png(samples), deep.tiff(samples, 16, 2)):
