@@ -47,7 +47,13 @@ class Decoder:
         self._watchdog = watchdog
         requests = job.requests
         self._prefetch = max(prefetch, requests)
-        self._reader = Reader(job.storage_options, requests=requests, image_field=job.image_field, max_bytes=job.max_bytes)
+        self._reader = Reader(
+            job.storage_options,
+            requests=requests,
+            image_field=job.image_field,
+            max_bytes=job.max_bytes,
+            probes=job.probes,
+        )
         # Requests to a remote store mostly wait, so they have many threads of their own. A thread starts when it is needed.
         self._fetchers = ThreadPoolExecutor(requests, thread_name_prefix="tlbatch-fetch")
         self._decoders = ThreadPoolExecutor(job.decode_threads, thread_name_prefix="tlbatch-decode")
