@@ -1,7 +1,8 @@
-"""A few objects' bytes -> what names do not tell: the format of objects with an unknown suffix, and Parquet without images."""
+"""A few objects' bytes -> what names do not tell: the format of objects with an unknown suffix, and shards without images."""
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,17 +11,17 @@ import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tlbatch.errors import StoreError
+from tlbatch.images.members import may_hold_images
 from tlbatch.images.names import formats, suffix
-from tlbatch.schema import ARCHIVED, IMAGE, PARQUET, TAR, TFRECORD
+from tlbatch.schema import ARCHIVED, IMAGE, PARQUET, TAR, TFRECORD, ZIP
 from tlbatch.storage.location import Location
 from tlbatch.storage.range_file import open_range_file
 
 #: Bytes at the beginning of an object that show its format.
 _HEAD = 1024
-#: Parquet files whose schemas are read if other objects are beside them. With more, all are taken for shards.
+#: Parquet files and zips whose ends are read if other objects are beside them. With more, all are taken for shards.
 _MOST_FOOTERS, _READERS = 256, 16
 
 #: The location of an object by its uri.
@@ -69,6 +70,8 @@ def format_of_content(head: bytes) -> str | None:
         head = zlib.decompressobj(wbits=31).decompress(head, _HEAD)
     if head.startswith(b"PAR1"):
         return PARQUET
+    if head.startswith(b"PK\3\4"):
+        return ZIP
     if head[257:262] == b"ustar":
         return TAR
     if len(head) >= 16 and head[4:8] == b"\0\0\0\0" and _crc_fits(head):
@@ -101,25 +104,32 @@ def without_metadata(manifest: pa.Table, locate: Locate) -> tuple[pa.Table, int]
     described = np.zeros(manifest.num_rows, bool)
     described[numbers[beside_tar]] = True
     if len(unsure) <= _MOST_FOOTERS:
-        uris, sizes = (manifest[name].take(unsure).to_pylist() for name in ("uri", "size"))
-        with ThreadPoolExecutor(_READERS) as pool:
-            described[unsure] = list(pool.map(lambda uri, size: _lacks_bytes(locate(uri), size), uris, sizes))
+        described[unsure] = _without_images(manifest, unsure, PARQUET, locate)
     return manifest.filter(pa.array(~described)), int(described.sum())
 
 
-def _lacks_bytes(location: Location, size: int | None) -> bool:
-    """Whether a Parquet file has no column of bytes; False if its schema cannot be read, so that its row has the reason."""
+def without_other_zips(manifest: pa.Table, locate: Locate) -> tuple[pa.Table, int]:
+    """The manifest without zips in which no member is named like an image, and their number, if other objects remain."""
+    numbers = np.flatnonzero(pc.equal(manifest["format"], ZIP).to_numpy())
+    if not len(numbers) or len(numbers) > _MOST_FOOTERS:
+        return manifest, 0
+    others = np.zeros(manifest.num_rows, bool)
+    others[numbers] = _without_images(manifest, numbers, ZIP, locate)
+    return (manifest, 0) if others.all() else (manifest.filter(pa.array(~others)), int(others.sum()))
+
+
+def _without_images(manifest: pa.Table, numbers: np.ndarray, kind: str, locate: Locate) -> list[bool]:
+    uris, sizes = (manifest[name].take(numbers).to_pylist() for name in ("uri", "size"))
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(lambda uri, size: _lacks_images(locate(uri), size, kind), uris, sizes))
+
+
+def _lacks_images(location: Location, size: int | None, kind: str) -> bool:
+    """Whether a shard holds no images (`may_hold_images`); False if it cannot be read, so that its row has the reason."""
     try:
         if size is None:
             return False
         with open_range_file(location, size) as file:
-            schema = pq.ParquetFile(file).schema_arrow
-    except (OSError, ValueError, pa.ArrowException):
+            return not may_hold_images(kind, io.BufferedReader(file))
+    except OSError:
         return False
-    return not any(_holds_bytes(field.type) for field in schema)
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_nested(kind):
-        return any(_holds_bytes(kind.field(number).type) for number in range(kind.num_fields))
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))

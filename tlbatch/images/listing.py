@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from tlbatch.errors import StoreError
 from tlbatch.images import names
-from tlbatch.images.contents import Locate, with_formats_of_content, without_metadata
+from tlbatch.images.contents import Locate, with_formats_of_content, without_metadata, without_other_zips
 from tlbatch.images.layouts import layout_kinds, sentences
 from tlbatch.images.lists import is_list, read_list
 from tlbatch.images.names import glob_matcher, suffix
@@ -35,7 +35,8 @@ _COLUMNS = ("uri", "key", "size", "etag", "archived")
 _MOST_KINDS = 40
 #: Folders that a message names.
 _NAMED = 5
-EXCLUDED, NOT_INCLUDED, OWN_OUTPUT, METADATA = "excluded", "not included", "output of tlbatch", "Parquet without images"
+EXCLUDED, NOT_INCLUDED, OWN_OUTPUT = "excluded", "not included", "output of tlbatch"
+METADATA, OTHER_ZIPS = "Parquet without images", "zip without images"
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ def list_store(
     if locate is not None and selection.kind == "auto":
         manifest = with_formats_of_content(manifest, locate)
         manifest, metadata = without_metadata(manifest, locate)
-        walk.skipped.update({METADATA: metadata} if metadata else {})
+        manifest, zips = without_other_zips(manifest, locate)
+        walk.skipped.update({kind: count for kind, count in ((METADATA, metadata), (OTHER_ZIPS, zips)) if count})
     walk.warn(alone=not manifest.num_rows)
     if not manifest.num_rows:
         raise StoreError(f"The store {store.url} contains no images to classify{walk.why_nothing()}")
