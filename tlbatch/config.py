@@ -83,12 +83,14 @@ class Images(_Strict):
         default="auto", description="Format of every object, whatever its name; auto goes by the suffix."
     )
     image_field: str | None = Field(
-        default=None, description="Column or feature of a shard that holds the bytes of the images."
+        default=None, description="Column or feature of a shard with the images, or extension of its members: jpg, seg.png."
     )
     include: Strings = Field(
         default=(), description="Take the objects that match this glob instead of the known suffixes; repeatable."
     )
-    exclude: Strings = Field(default=(), description="Skip the objects that match this glob; repeatable.")
+    exclude: Strings = Field(
+        default=(), description="Skip the objects, and members of tars and zips, that match this glob; repeatable."
+    )
     max_images: Count | None = Field(default=None, description="Take only the first N images or shards, for a trial.")
     max_pixels: Count = Field(default=100_000_000, description="Refuse images with more pixels than this, from their header.")
     max_side: Count = Field(default=65_535, description="Refuse images with a side longer than this, from their header.")
