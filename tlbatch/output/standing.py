@@ -58,7 +58,7 @@ def _predicted(runs: Sequence[Run], run: Run, redone: pa.ChunkedArray, failed: i
     counts: Mapping[str, int] = run.facts.get("counts") or {}
     loose = all(report["listed"] == report["objects"] for report in map(read_report, runs))
     if counts and loose:
-        return max(0, sum(counts.values()) - counts["deleted"] - run.manifest.num_rows - failed)
+        return max(0, sum(counts.values()) - counts["deleted"] - int(run.manifest.num_rows) - failed)
     parts = read_groups(runs, "predictions" if run.facts["spec"]["predictions"] else "features", ["uri"])
     stay: int = sum(rows.num_rows - int(pc.is_in(rows["uri"], redone).to_numpy().sum()) for rows in parts)
     return stay
