@@ -63,9 +63,7 @@ StorageOptions = Annotated[dict[str, Any], AfterValidator(_without_secrets)]
 Strings = Annotated[Sequence[str], BeforeValidator(_as_tuple)]
 
 # Fields that several configurations share: their help stands here once.
-Options = Annotated[
-    StorageOptions, Field(description="fsspec's options for all URLs, or under s3://BUCKET for one; no secrets.")
-]
+Options = Annotated[StorageOptions, Field(description="fsspec's options for all URLs, or for one s3://BUCKET; no secrets.")]
 Engine = Annotated[Literal["auto", "openvino", "jax", "tensorflow"], Field(description="What executes the model.")]
 Output = Annotated[str, Field(description="Folder or URL of the output.")]
 TopK = Annotated[Count, Field(description="How many labels top_labels holds.")]
