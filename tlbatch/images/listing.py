@@ -253,8 +253,8 @@ class _Walk:
             first = ", ".join(sorted(self.unreadable)[:_NAMED])
             more = f" and {len(self.unreadable) - _NAMED} more" if len(self.unreadable) > _NAMED else ""
             log.warning(
-                "%d folders of %s cannot be opened, and their images are missing: %s%s; permit it, or use --exclude FOLDER/",
-                *(len(self.unreadable), self._store.url, first, more),
+                "Folders of %s that cannot be opened, and whose images are missing: %s%s. Permit it, or use --exclude FOLDER/.",
+                *(self._store.url, first, more),
             )
         for sentence in () if alone else sentences(set(self.skipped)):
             log.warning("%s", sentence)

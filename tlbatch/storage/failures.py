@@ -79,6 +79,8 @@ _ERROR_CLASS_NAMES = frozenset({"NoCredentialsError", "UnauthenticatedError", "C
 
 
 def _sentence(error: Exception, code: str) -> str:
+    if code in ("NoCredentialsError", "UnauthenticatedError"):
+        return "there are no credentials; set them in the environment, or storage_options={anon: true} for a public bucket"
     text = str(error)
     message = re.search(r"<Message>(.*?)</Message>", text, re.DOTALL)
     if message:
