@@ -286,7 +286,7 @@ def rollback(output: str, to: str, *, storage_options: Mapping[str, Any] | None 
     Returns:
         `output`, `table` (the runs that make it up now) and `before` (those that did).
     """
-    from tlbatch.output.commit import roll_back
+    from tlbatch.output.rollback import roll_back
     from tlbatch.storage.resolve import resolve
 
     return roll_back(resolve(output, storage_options), to)

@@ -42,7 +42,10 @@ class _Strict(BaseModel):
 def _without_secrets(options: dict[str, Any]) -> dict[str, Any]:
     """Options travel in every task and are written to run.json, so no credential may be in them, at any depth."""
     for name, value in options.items():
-        if any(word in name.lower() for word in SECRET_WORDS):
+        if "://" in name and not isinstance(value, dict):
+            raise ValueError(f"{name}: write the options of one bucket as {{'s3://bucket': {{anon: true}}}}")
+        plain = "" if "://" in name else name.lower().removeprefix("ssekmskeyid")  # which only names a key
+        if any(word in plain for word in SECRET_WORDS):
             raise ValueError(f"{name} is a credential: set it in the environment, where every worker finds its own")
         if isinstance(value, dict):
             _without_secrets(value)
@@ -60,7 +63,7 @@ StorageOptions = Annotated[dict[str, Any], AfterValidator(_without_secrets)]
 Strings = Annotated[Sequence[str], BeforeValidator(_as_tuple)]
 
 # Fields that several configurations share: their help stands here once.
-Options = Annotated[StorageOptions, Field(description="fsspec's options for every URL: endpoint, region; no secrets.")]
+Options = Annotated[StorageOptions, Field(description="fsspec's options for all URLs, or for one s3://BUCKET; no secrets.")]
 Engine = Annotated[Literal["auto", "openvino", "jax", "tensorflow"], Field(description="What executes the model.")]
 Output = Annotated[str, Field(description="Folder or URL of the output.")]
 TopK = Annotated[Count, Field(description="How many labels top_labels holds.")]
@@ -87,12 +90,14 @@ class Images(_Strict):
         default="auto", description="Format of every object, whatever its name; auto goes by the suffix."
     )
     image_field: str | None = Field(
-        default=None, description="Column or feature of a shard that holds the bytes of the images."
+        default=None, description="Column or feature of a shard with the images, or extension of its members: jpg, seg.png."
     )
     include: Strings = Field(
         default=(), description="Take the objects that match this glob instead of the known suffixes; repeatable."
     )
-    exclude: Strings = Field(default=(), description="Skip the objects that match this glob; repeatable.")
+    exclude: Strings = Field(
+        default=(), description="Skip the objects, and members of tars and zips, that match this glob; repeatable."
+    )
     max_images: Count | None = Field(default=None, description="Take only the first N images or shards, for a trial.")
     max_pixels: Count = Field(default=100_000_000, description="Refuse images with more pixels than this, from their header.")
     max_side: Count = Field(default=65_535, description="Refuse images with a side longer than this, from their header.")

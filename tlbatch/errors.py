@@ -17,7 +17,7 @@
         └── StoreUnavailableError   the store itself is failing, not its images
 
 A failed image does not raise an exception. Its row carries a `Failure` value instead. A storage error is one of Python's own
-`OSError` classes, or one of the four subclasses defined here for cases that Python does not distinguish.
+`OSError` classes, or one of the five subclasses defined here for cases that Python does not distinguish.
 """
 
 from __future__ import annotations
@@ -112,6 +112,10 @@ class ChangedError(OSError):
     """An object is not the requested version."""
 
 
+class ArchivedError(PermissionError):
+    """The store keeps an object in an archive, from which it must be restored before it can be read."""
+
+
 class CredentialsError(PermissionError):
     """Credentials are missing, wrong or expired."""
 
@@ -153,6 +157,7 @@ class ErrorKind(StrEnum):
     DECODE_FAILED = "decode_failed"
     PREDICT_FAILED = "predict_failed"
     WORKER_LOST = "worker_lost"
+    ARCHIVED = "archived"
 
     @property
     def advice(self) -> str:
@@ -174,6 +179,7 @@ _ADVICE = {
     ErrorKind.TOO_LARGE: "These files exceed a size limit. If you trust the source, raise max_pixels, max_side or max_bytes.",
     ErrorKind.DECODE_FAILED: "These files are damaged. Upload them again.",
     ErrorKind.PREDICT_FAILED: "The model returned non-finite values. Inspect one of these images and the bundle's probes.",
+    ErrorKind.ARCHIVED: "The store keeps these files in an archive. Restore them first; the next run then classifies them.",
     ErrorKind.WORKER_LOST: "These files kill or hang the process that reads them. Inspect one on a spare machine.",
 }
 

@@ -78,8 +78,8 @@ def _list_of(value: pa.DataType) -> pa.DataType:
 
 
 #: The objects that a run classifies, one row for each object, sorted by key. An image is identified within the run by the
-#: number of its manifest row and its index in the shard. `format` is image, tar, parquet or tfrecord. `size` and `etag` are
-#: null if a list of addresses does not give them.
+#: number of its manifest row and its index in the shard. `format` is image, tar, parquet, tfrecord or archived. `size` and
+#: `etag` are null if a list of addresses does not give them.
 MANIFEST_SCHEMA = _versioned(
     [
         ("uri", pa.string()),
@@ -242,3 +242,5 @@ def unseal(data: bytes) -> dict[str, Any] | None:
 
 
 IMAGE, TAR, PARQUET, TFRECORD, ZIP = "image", "tar", "parquet", "tfrecord", "zip"
+#: The format of an image or shard that the store keeps in an archive: it cannot be read before it is restored.
+ARCHIVED = "archived"

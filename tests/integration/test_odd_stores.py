@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray.data
 from support.paths import PHOTOS
-from support.shards import parquet_of, tar_of, tfrecord_of
+from support.shards import parquet_of, tar_of, tfrecord_of, zip_of
 from support.tables import outcome
 
 import tlbatch
@@ -46,6 +46,7 @@ def write_forms(folder: Path, loose: Path) -> dict[str, Path]:
         ("tar.gz", lambda half: gzip.compress(tar_of(half), 1), ".tar.gz"),
         ("parquet", lambda half: parquet_of(half, row_group_size=7), ".parquet"),
         ("tfrecord", tfrecord_of, ".tfrecord"),
+        ("zip", zip_of, ".zip"),
     ):
         (folder / form).mkdir(parents=True)
         for number, half in enumerate(halves):
@@ -55,7 +56,7 @@ def write_forms(folder: Path, loose: Path) -> dict[str, Path]:
         csv.writer(file).writerows([addresses, *zip(*addresses.values(), strict=True)])
     pq.write_table(pa.table(addresses), folder / "list.parquet")
     (folder / "list.txt").write_text("".join(f"{loose}/{key}\n" for key in content))
-    forms = {form: folder / form for form in ("tar", "tar.gz", "parquet", "tfrecord")}
+    forms = {form: folder / form for form in ("tar", "tar.gz", "parquet", "tfrecord", "zip")}
     return {"loose": loose, **forms, **{name: folder / name for name in ("list.csv", "list.parquet", "list.txt")}}
 
 

@@ -18,7 +18,7 @@ import tlbatch
 from tlbatch.errors import ChangedError, StoreUnavailableError
 from tlbatch.images.listing import Selection, list_store
 from tlbatch.images.reader import Patience, Reader
-from tlbatch.storage import retry, s3
+from tlbatch.storage import retry, s3, s3_listing
 from tlbatch.storage.resolve import resolve
 
 
@@ -219,10 +219,10 @@ def test_a_changed_object_is_not_read(places):
 STRANGE = ("a b.jpg", "100%.jpg", "x#y?z=1.jpg", "a+b&c.jpg", "🐱.jpg", "new\nline.jpg", "%2e%2e.jpg", "quote\"'.jpg", "é.jpg")
 
 
-@pytest.mark.parametrize("levels", [0, 4], ids=["obstore", "s3fs"])
+@pytest.mark.parametrize("levels", [0, 4], ids=["pages", "levels"])
 @pytest.mark.parametrize("names", [STRANGE, ("a\x01b.jpg", "\ufffe.jpg")], ids=["no paths", "not for XML"])
 def test_strange_keys_come_back_as_they_are(bucket, monkeypatch, names, levels):
-    monkeypatch.setattr(s3, "_LEVELS", levels)  # with none looked for first, all pages come from obstore
+    monkeypatch.setattr(s3_listing, "_LEVELS", levels)  # with none looked for first, all pages are of one folder
     for name in names:
         bucket.join("deep", name).write(name.encode())
     listing = list_store(bucket, Selection())
@@ -233,8 +233,7 @@ def test_strange_keys_come_back_as_they_are(bucket, monkeypatch, names, levels):
 
 
 def test_a_listing_goes_on_after_failed_pages(faulty, bucket, monkeypatch):
-    monkeypatch.setattr(s3, "_LEVELS", 0)
-    monkeypatch.setattr(s3, "_LISTED_AT_ONCE", 100)
+    monkeypatch.setattr(s3_listing, "_LEVELS", 0)
     names = [f"{number:04d}.jpg" for number in range(2500)]
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda name: bucket.join(name).write(b"x"), names))
@@ -246,7 +245,7 @@ def test_a_listing_goes_on_after_failed_pages(faulty, bucket, monkeypatch):
 
 def test_folders_that_are_objects_are_no_images(bucket, s3_server, monkeypatch):
     for levels in (0, 4):
-        monkeypatch.setattr(s3, "_LEVELS", levels)
+        monkeypatch.setattr(s3_listing, "_LEVELS", levels)
         bucket.join("a", "1.jpg").write(b"x")
         bucket.join("a", "2.jpg").write(b"")
         filesystem(s3_server.endpoint).pipe_file(bucket.join("b").url.removeprefix("s3://") + "/", b"")

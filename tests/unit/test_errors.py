@@ -14,7 +14,7 @@ def test_every_exception_is_in_the_one_tree_and_in_its_drawing():
     assert all(item.__name__ in errors.__doc__ for item in ours)
     # The others are storage errors for which Python has no OSError class.
     others = {item.__name__ for item in found if item not in ours}
-    assert others == {"ThrottledError", "RefusedError", "ChangedError", "CredentialsError"}
+    assert others == {"ThrottledError", "RefusedError", "ChangedError", "CredentialsError", "ArchivedError"}
     assert all(issubclass(item, OSError) for item in found if item not in ours)
 
 
@@ -31,7 +31,7 @@ def test_exit_codes(kind, code):
 
 def test_kinds_are_the_closed_set_of_the_design():
     named = "not_found access_denied throttled timeout read_failed changed empty not_an_image truncated unsupported too_large"
-    assert [str(kind) for kind in ErrorKind] == [*named.split(), "decode_failed", "predict_failed", "worker_lost"]
+    assert [str(kind) for kind in ErrorKind] == [*named.split(), "decode_failed", "predict_failed", "worker_lost", "archived"]
 
 
 def test_bad_bytes_are_not_tried_again_and_bad_networks_are():

@@ -133,12 +133,20 @@ def _published(target: str, stage: str) -> Run:
 
 def _exit_code(settings: Any, result: Mapping[str, Any]) -> int:
     """3 if more images failed than the configuration allows, and 1 if `verify` found differences."""
-    most = getattr(settings, "max_failed_ratio", None)
-    if most is not None and "failed" in result and result["failed"] > most * result["listed"]:
+    if _too_many_failed(settings, result):
         return EXIT_TOO_MANY_FAILED
     if result.get("ok") is False:
         return EXIT_DIFFERENT
     return int(result.get("exit_code") or 0)
+
+
+def _too_many_failed(settings: Any, result: Mapping[str, Any]) -> str | None:
+    """The sentence about too many failed images, if the configuration limits them and there are too many."""
+    most = getattr(settings, "max_failed_ratio", None)
+    if most is None or "failed" not in result:
+        return None
+    sentence: str | None = _call("tlbatch.output.standing.too_many_failed")(result, most)
+    return sentence
 
 
 def _status(settings: configs.StatusConfig, _: Call) -> Mapping[str, Any]:
@@ -150,7 +158,7 @@ def _status(settings: configs.StatusConfig, _: Call) -> Mapping[str, Any]:
 
 
 def _rollback(settings: configs.RollbackConfig, _: Call) -> Mapping[str, Any]:
-    from tlbatch.output.commit import roll_back
+    from tlbatch.output.rollback import roll_back
     from tlbatch.storage.resolve import resolve
 
     return roll_back(resolve(settings.output, settings.storage_options), settings.to)
@@ -392,11 +400,7 @@ def _carry_out(verb: Verb, given: Mapping[str, Any], words: Sequence[str]) -> No
         _call(f"tlbatch.report.console.{verb.show}")(result)
     code = _exit_code(settings, result)
     if code == EXIT_TOO_MANY_FAILED:
-        print(
-            f"{result['failed']} of {result['listed']} images failed, more than max_failed_ratio={settings.max_failed_ratio} "
-            "allows; the table is published all the same.",
-            file=sys.stderr,
-        )
+        print(_too_many_failed(settings, result), file=sys.stderr)
     if code:
         raise typer.Exit(code)
 

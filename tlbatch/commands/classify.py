@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from tlbatch import schema
-from tlbatch.commands.list_images import ListedStore
+from tlbatch.commands.list_images import ListedStore, run_input
 from tlbatch.config import RunConfig, Spec
 from tlbatch.errors import BundleError, ConfigError, OutputError
 from tlbatch.execution.classify_rows import classify_rows
@@ -29,6 +29,7 @@ from tlbatch.execution.rescorer import RescoreJob, rescore_matches, sources_of
 from tlbatch.execution.resources import find_engine_on_gpus, unseen_gpus
 from tlbatch.execution.session import ray_session
 from tlbatch.images.listing import Listing
+from tlbatch.images.reader import choose_probes
 from tlbatch.model.bundle import Bundle, installed_versions, load_bundle
 from tlbatch.model.engines import choose, engine_on_gpu
 from tlbatch.output.commit import Promotion, RunInput, RunSpec, Target, WorkStats, run_to_continue, run_to_publication
@@ -97,7 +98,7 @@ class ClassifyWork:
     def plan(self, state: OutputState) -> RunInput:
         """The whole store, or what the table lacks of it."""
         listing = self.store.listing(state)
-        whole = RunInput(listing.manifest, listing.skipped, listing.seconds)
+        whole = run_input(listing)
         return diff_with_store(self.table, whole, state) if self.table.config.incremental else whole
 
     def process(self, runs: Sequence[Run], rows: pa.Table) -> WorkStats:
@@ -111,7 +112,9 @@ class ClassifyWork:
                 rows = self._rescore(runs, rows)
             if not rows.num_rows:
                 return WorkStats()
-            stats = classify_rows(config, self.table.engine, bundles, runs, rows)
+            # Of the whole store, as far as it was listed: tonight's few objects may all be closed.
+            known = self.store.manifest if self.store.manifest is not None else runs[0].manifest
+            stats = classify_rows(config, self.table.engine, bundles, runs, rows, choose_probes(known))
         return stats._replace(list_seconds=self.store.seconds)
 
     def promotion_check(self, run: Run, report: ReportDocument, state: OutputState) -> Promotion:
@@ -260,8 +263,13 @@ def _merge_reports(first: ReportDocument, second: ReportDocument) -> ReportDocum
     if second.get("already_done"):
         return first
     kinds = dict(Counter(first["failed_by_kind"]) + Counter(second["failed_by_kind"]))
+    merged = second.copy()
+    table = second.get("table") or first.get("table")
+    if table:
+        merged["table"] = table
+        merged["failed_new"] = first.get("failed_new", first["failed"]) + second.get("failed_new", second["failed"])
     return {
-        **second,
+        **merged,
         "objects": first["objects"] + second["objects"],
         "listed": first["listed"] + second["listed"],
         "predicted": first["predicted"] + second["predicted"],

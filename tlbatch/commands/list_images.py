@@ -5,12 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tlbatch.config import RunConfig, TrainConfig
-from tlbatch.errors import InterruptedRunError
+from tlbatch.errors import ConfigError, InterruptedRunError
 from tlbatch.images.listing import Listing, Selection, list_store
+from tlbatch.output.commit import RunInput
 from tlbatch.output.progress import Watcher
 from tlbatch.output.run import OutputState, Pointer
+from tlbatch.schema import ARCHIVED, IMAGE
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import resolve
 
@@ -31,7 +37,31 @@ def list_images(
     store = resolve(config.images, config.storage_options)
     selection = Selection(config.include, config.exclude, config.format)
     progress = _ListingProgress(watch, stop or threading.Event())
-    return list_store(store, selection, avoid=avoid, max_images=config.max_images, progress=progress)
+    locate = partial(resolve, options=config.storage_options)
+    listing = list_store(store, selection, avoid=avoid, max_images=config.max_images, progress=progress, locate=locate)
+    _require_use(config, listing)
+    return listing
+
+
+def run_input(listing: Listing) -> RunInput:
+    """The whole of a store as the input of a run."""
+    return RunInput(
+        listing.manifest,
+        listing.skipped,
+        listing.seconds,
+        skipped_by_kind=listing.skipped_by_kind,
+        unreadable=listing.unreadable,
+    )
+
+
+def _require_use(config: RunConfig | TrainConfig, listing: Listing) -> None:
+    """Raise ConfigError if a setting would do nothing for this store."""
+    if config.image_field is None:
+        return
+    if not set(pc.unique(listing.manifest["format"]).to_pylist()) - {IMAGE, ARCHIVED}:
+        raise ConfigError(
+            f"image_field: {config.images} has no shards, only loose images, so this setting does nothing; remove it."
+        )
 
 
 class ListedStore:
@@ -66,6 +96,11 @@ class ListedStore:
             self._listing = list_images(self._config, self._avoid, self._watch, self._stop)
             self._pointers[state.output.url] = state.pointer
         return self._listing
+
+    @property
+    def manifest(self) -> pa.Table | None:
+        """The objects of the store; None if it was not listed."""
+        return self._listing.manifest if self._listing is not None else None
 
     @property
     def seconds(self) -> float:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlbatch.commands.classify import OutputTable, diff_with_store, match_features, without_matches
-from tlbatch.commands.list_images import list_images
+from tlbatch.commands.list_images import list_images, run_input
 from tlbatch.config import RunConfig
 from tlbatch.errors import ConfigError
 from tlbatch.execution.actors import Classifier
@@ -25,11 +25,10 @@ from tlbatch.execution.session import ray_session
 from tlbatch.execution.sizing import ExecutionPlan, plan_for, work_of
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import choose
-from tlbatch.output.commit import RunInput
 from tlbatch.output.progress import Watcher
 from tlbatch.output.receipts import numbered
 from tlbatch.output.run import OutputState, read_output, read_report
-from tlbatch.schema import IMAGE
+from tlbatch.schema import ARCHIVED, IMAGE
 
 #: Fields of the spec of a run that did not read images.
 _NOT_READ = {"rescored", "compacted"}
@@ -76,7 +75,7 @@ def plan(config: RunConfig, watch: Watcher | None = None) -> dict[str, Any]:
     table = OutputTable.of(config, bundle)
     state = read_output(table.output)
     listing = list_images(config, table.output, watch)
-    whole = RunInput(listing.manifest, listing.skipped, listing.seconds)
+    whole = run_input(listing)
     # Without --incremental, everything is processed; the counts still show what an incremental run would process.
     increment = diff_with_store(table, whole, state)
     given = increment if config.incremental else whole
@@ -90,7 +89,7 @@ def plan(config: RunConfig, watch: Watcher | None = None) -> dict[str, Any]:
         "counts": increment.counts,
         "objects": rows.num_rows,
         "rescored": rescored,
-        "bytes": pc.sum(left["size"]).as_py() or 0,
+        "bytes": pc.sum(left["size"].filter(pc.not_equal(left["format"], ARCHIVED))).as_py() or 0,
         "list_seconds": round(listing.seconds, 1),
     }
     return {**result, **_costs(table, state, left, rescored, cluster)}

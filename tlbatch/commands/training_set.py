@@ -13,21 +13,18 @@ import numpy as np
 import pyarrow as pa
 
 from tlbatch.commands.list_images import list_images
+from tlbatch.commands.splits import FEWEST, SPLITS, complete_parts, find_copies, separate_copies, split_pictures
 from tlbatch.config import TrainConfig
 from tlbatch.errors import LabelsError
-from tlbatch.images.labels import NO_LABEL, Labels, labels_from_folders, read_all_labels
+from tlbatch.images.labels import NO_LABEL, Labels, labels_from_folders, read_all_labels, with_names_of
 from tlbatch.images.listing import Listing
 from tlbatch.model.head import DataSplit
 from tlbatch.output.features import matrix
 from tlbatch.output.progress import Watcher
-from tlbatch.schema import IMAGE
+from tlbatch.schema import ARCHIVED, IMAGE
 from tlbatch.storage.resolve import resolve
 
 log = logging.getLogger(__name__)
-
-SPLITS = ("train", "validation", "test")
-#: Fewest images of a class: one each for training, early stopping and testing.
-_FEWEST = len(SPLITS)
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def labels_by_name(config: TrainConfig, keys: Sequence[str], where: str) -> tupl
         labels = labels_from_folders(list(keys), where)
     else:
         files = [resolve(url, config.storage_options) for url in config.labels]
-        labels = read_all_labels(files, many=config.multi_label)
+        labels = with_names_of(keys, read_all_labels(files, many=config.multi_label))
     found: dict[str, tuple[str, ...]] = {}
     for name, label in dict.fromkeys(labels.pairs):
         found[name] = (*found.get(name, ()), *(() if config.multi_label and label == NO_LABEL else (label,)))
@@ -81,7 +78,7 @@ def find_labelled(config: TrainConfig, watch: Watcher | None) -> LabelledImages:
         loose = listing.manifest.filter(pa.compute.equal(listing.manifest["format"], IMAGE))
         listing = replace(listing, manifest=loose)
     labels, labels_of = labels_by_name(config, listing.manifest["key"].to_pylist(), store.url)
-    is_shard = pa.compute.not_equal(listing.manifest["format"], IMAGE)
+    is_shard = pa.compute.invert(pa.compute.is_in(listing.manifest["format"], pa.array([IMAGE, ARCHIVED])))
     if pa.compute.any(is_shard).as_py():
         # The listing does not show which images a shard contains, so all shards are read.
         if labels.column != "key":
@@ -109,14 +106,14 @@ def require_some(chosen: pa.Table, labels: Labels, where: str, manifest: pa.Tabl
 
 
 def parts_of(labels: Labels, names: Collection[str]) -> dict[str, str] | None:
-    """The parts that the labels file gives in its column split: name -> part. None if it has no such column.
+    """The parts that the labels give: name -> part. None if they give none.
 
     Args:
         labels: the labels.
         names: the names that the store is known to have.
 
     Raises:
-        LabelsError: a part is unknown or has no image.
+        LabelsError: a part is unknown, or a labels file gives parts and none of them to one part.
     """
     if labels.splits is None:
         return None
@@ -125,7 +122,7 @@ def parts_of(labels: Labels, names: Collection[str]) -> dict[str, str] | None:
     if unknown:
         raise LabelsError(f"The labels file {labels.source} has the split {unknown[0]!r}; write train, validation or test.")
     missing = sorted(set(SPLITS) - {by_name[name] for name in names})
-    if missing:
+    if missing and not labels.from_folders:
         raise LabelsError(f"The labels file {labels.source} has a column split and no image of {missing[0]!r} in the store.")
     return by_name
 
@@ -144,9 +141,9 @@ def require_enough(labels: Iterable[tuple[str, ...]], source: str, *, many: bool
     if len(images) < (1 if many else 2):
         raise LabelsError(f"{source} has only the class {next(iter(images), '')!r}; label images of at least two classes.")
     label, fewest = min(images.items(), key=lambda item: (item[1], item[0]))
-    if fewest < _FEWEST:
+    if fewest < FEWEST:
         raise LabelsError(
-            f"The class {label!r} has {fewest} image{'' if fewest == 1 else 's'}; label at least {_FEWEST}: one each for "
+            f"The class {label!r} has {fewest} image{'' if fewest == 1 else 's'}; label at least {FEWEST}: one each for "
             "training, early stopping and testing."
         )
 
@@ -199,7 +196,7 @@ def assemble(
 
 
 def split_set(features: TrainingSet, config: TrainConfig) -> tuple[dict[str, DataSplit], bytes]:
-    """Split stratified by class, unless the labels give the parts.
+    """Split stratified by class, unless the labels give the parts. Copies of one picture are in one part.
 
     Each class is shuffled and split separately, so that a class of three images has one image in each part. scikit-learn's
     stratified split is not used, because it refuses a test part smaller than the number of classes.
@@ -207,10 +204,12 @@ def split_set(features: TrainingSet, config: TrainConfig) -> tuple[dict[str, Dat
     Returns:
         The parts by name, and a CSV file with the part of each image.
     """
+    pictures, shares = find_copies(features.values), (config.validation, config.test, config.seed)
     if features.split_of is not None:
-        part_of = np.array([SPLITS.index(features.split_of[key]) for key in features.keys])
+        given = np.array([SPLITS.index(features.split_of[key]) for key in features.keys])
+        part_of = separate_copies(complete_parts(given, features.classes, *shares), pictures, features.keys)
     else:
-        part_of = split_classes(_strata(features.classes), config.validation, config.test, config.seed)
+        part_of = split_pictures(features.classes, pictures, *shares)
     parts = {
         name: DataSplit(features.values[part_of == number], features.classes[part_of == number])
         for number, name in enumerate(SPLITS)
@@ -229,34 +228,3 @@ def label_names(classes: np.ndarray, labels: Sequence[str]) -> list[tuple[str, .
     if classes.ndim == 1:
         return [(labels[number],) for number in classes]
     return [tuple(labels[int(number)] for number in np.flatnonzero(row)) for row in classes]
-
-
-def _strata(classes: np.ndarray) -> np.ndarray:
-    """(n,) groups for the split: an image's class, or its rarest label. Small groups and unlabelled images form one group."""
-    if classes.ndim == 1:
-        return classes
-    rarity = np.argsort(classes.sum(axis=0), kind="stable")
-    first = np.argmax(classes[:, rarity], axis=1)
-    strata = np.where(classes.any(axis=1), rarity[first], -1)
-    numbers, counts = np.unique(strata, return_counts=True)
-    return np.where(np.isin(strata, numbers[counts < _FEWEST]), -1, strata)
-
-
-def split_classes(classes: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
-    """(n,) part numbers, in the order of `SPLITS`.
-
-    Args:
-        classes: (n,) class numbers; each class has at least three images.
-        validation: share of each class for validation.
-        test: share of each class for testing.
-        seed: seed of the shuffling.
-    """
-    random = np.random.default_rng(seed)
-    part_of = np.zeros(len(classes), np.int64)
-    for label in np.unique(classes):
-        members = random.permutation(np.flatnonzero(classes == label))
-        for_test = min(max(1, round(test * len(members))), len(members) - 2)
-        for_validation = min(max(1, round(validation * len(members))), len(members) - for_test - 1)
-        part_of[members[:for_test]] = SPLITS.index("test")
-        part_of[members[for_test : for_test + for_validation]] = SPLITS.index("validation")
-    return part_of

@@ -18,7 +18,9 @@ from tlbatch.output.commit import WorkStats
 from tlbatch.output.run import Run
 
 
-def classify_rows(config: RunConfig, engine: str, bundle_urls: Sequence[str], runs: Sequence[Run], rows: pa.Table) -> WorkStats:
+def classify_rows(
+    config: RunConfig, engine: str, bundle_urls: Sequence[str], runs: Sequence[Run], rows: pa.Table, probes: tuple[str, ...]
+) -> WorkStats:
     """Classify the objects of manifest rows, and stage the outcomes as parts of the runs.
 
     Args:
@@ -27,6 +29,7 @@ def classify_rows(config: RunConfig, engine: str, bundle_urls: Sequence[str], ru
         bundle_urls: for each run the pinned address of its bundle; all have the same base.
         runs: the runs that get the parts.
         rows: of their manifest, each with its number in a column `row`.
+        probes: uris of some objects of the whole store.
 
     Returns:
         How much of each stage could run at once; the caller adds what it knows of the listing.
@@ -40,6 +43,7 @@ def classify_rows(config: RunConfig, engine: str, bundle_urls: Sequence[str], ru
         head_urls=tuple(bundle_urls[1:]),
         features_dtype=config.features_dtype if runs[0].facts["spec"]["features"] else None,
         quarantine_url=quarantine.url,
+        probes=probes,
     )
     run_actors(runs, cut_blocks(rows, work, plan.rows_per_task), plan.pools, job)
     return WorkStats(parallelism_of(job, plan, rows), bool(config.num_gpus))

@@ -57,6 +57,7 @@ class Decoder:
             image_field=job.image_field,
             exclude=job.exclude,
             max_bytes=job.max_bytes,
+            probes=job.probes,
         )
         # Requests to a remote store mostly wait, so they have many threads of their own. A thread starts when it is needed.
         self._fetchers = ThreadPoolExecutor(requests, thread_name_prefix="tlbatch-fetch")

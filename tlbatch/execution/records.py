@@ -196,6 +196,7 @@ class ClassifyJob:
         bundle_url: the bundle whose base and head are run.
         head_urls: bundles of the same base. Their heads are run on the same features, each for its own table.
         remote: whether any row is remote, that is, whether its uri is a URL and not a path.
+        probes: uris of some objects of the whole store (`images.reader.choose_probes`).
     """
 
     bundle_url: str
@@ -216,6 +217,7 @@ class ClassifyJob:
     features_dtype: str | None
     quarantine_url: str
     exclude: Sequence[str] = ()
+    probes: tuple[str, ...] = ()
 
     @property
     def requests(self) -> int:

@@ -22,7 +22,7 @@ from tlbatch.execution.executor import Worker
 from tlbatch.execution.records import ClassifyJob
 from tlbatch.execution.resources import ActorPool, ClusterResources
 from tlbatch.model.engines import calls_at_once
-from tlbatch.schema import IMAGE
+from tlbatch.schema import ARCHIVED, IMAGE
 
 #: CPUs of one actor unless configured. With more, Python's lock slows the decoding threads down.
 _CPUS_PER_ACTOR = 4
@@ -99,7 +99,7 @@ def work_of(rows: pa.Table, per_task: int) -> np.ndarray:
     """(n,) int: the work of each object, in images. A shard counts by its bytes, and as a whole task if its size is unknown."""
     bytes_per_image = max(1, _SHARD_BYTES_PER_TASK // per_task)
     sizes = pc.fill_null(rows["size"], 0).to_numpy()
-    is_image = pc.equal(rows["format"], IMAGE).to_numpy()
+    is_image = pc.is_in(rows["format"], pa.array([IMAGE, ARCHIVED])).to_numpy()
     return np.where(is_image, 1, np.where(sizes > 0, np.maximum(1, sizes // bytes_per_image), per_task))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -13,6 +15,10 @@ from tlbatch.errors import LabelsError
 from tlbatch.schema import from_parquet
 from tlbatch.storage.location import Location
 
+log = logging.getLogger(__name__)
+
+#: Classes that a message names.
+_NAMED = 10
 #: In a file in which an image may have several labels: this image has none.
 NO_LABEL = "-"
 
@@ -26,12 +32,14 @@ class Labels:
         pairs: name and label of each row.
         splits: the split of each pair, if the file has a column `split`.
         source: the file or store that the labels come from, for messages.
+        from_folders: whether they are names of folders.
     """
 
     column: str
     pairs: tuple[tuple[str, str], ...]
     splits: tuple[str | None, ...] | None = None
     source: str = ""
+    from_folders: bool = False
 
     def of_split(self, split: str) -> Labels:
         """Return only the pairs of one split; raises LabelsError if there are none."""
@@ -156,16 +164,60 @@ def _classes_of_text(location: Location) -> list[str]:
         raise LabelsError(f"The labels file {location.url} cannot be parsed: {error}.") from None
 
 
+def with_names_of(names: Iterable[str], labels: Labels) -> Labels:
+    """The labels with names as the store writes them: macOS decomposes accents, keyboards compose them."""
+    known = set(names)
+    strangers = {name for name, _ in labels.pairs if name not in known}
+    if labels.column != "key" or not strangers:
+        return labels
+    by_form = {unicodedata.normalize("NFC", name): name for name in known if not name.isascii()}
+    renamed = {name: by_form.get(unicodedata.normalize("NFC", name), name) for name in strangers}
+    return replace(labels, pairs=tuple((renamed.get(name, name), label) for name, label in labels.pairs))
+
+
+#: Names of folders that are parts of a data set, in lower case, and the parts.
+_PARTS = {
+    **dict.fromkeys(("train", "training", "train_set"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "test_set"), "test"),
+}
+
+
 def labels_from_folders(keys: list[str], store: str) -> Labels:
     """Use the first folder of each key as its label: `cats/1.jpg` has the label `cats`.
 
+    If all first folders are parts of a data set, such as train, val and test, they give the parts, and the second folders the
+    labels.
+
     Raises:
-        LabelsError: no key has a folder.
+        LabelsError: no key has a folder; or there are only folders of parts without folders of classes.
     """
+    firsts = sorted({key.split("/", 1)[0] for key in keys if "/" in key})
+    if firsts and all(name.lower() in _PARTS for name in firsts):
+        return _labels_below_parts(keys, firsts, store)
     pairs = tuple((key, key.split("/", 1)[0]) for key in keys if "/" in key)
     if not pairs:
         raise LabelsError(
             f"{store} has no folders named after classes, and no labels file was given: "
             "sort the images into folders or use --labels."
         )
-    return Labels("key", pairs, None, store)
+    return Labels("key", pairs, None, store, from_folders=True)
+
+
+def _labels_below_parts(keys: list[str], folders: list[str], store: str) -> Labels:
+    names, labelled = " and ".join(folders), [key for key in keys if key.count("/") > 1]
+    if not labelled:
+        raise LabelsError(
+            f"The folders {names} of {store} look like the parts of a data set and not like classes, and have no folders of "
+            "classes: use --labels."
+        )
+    pairs = tuple((key, key.split("/")[1]) for key in labelled)
+    splits = tuple(_PARTS[key.split("/")[0].lower()] for key in labelled)
+    classes = sorted({label for _, label in pairs})
+    without = sum("/" in key for key in keys) - len(labelled)
+    log.warning(
+        "The folders %s of %s are taken as parts of the data set, and the folders below them as the classes: %s%s%s",
+        *(names, store, ", ".join(classes[:_NAMED]), ", …" if len(classes) > _NAMED else ""),
+        f"; {without} images lie in no class and are left out" if without else "",
+    )
+    return Labels("key", pairs, splits if len(folders) > 1 else None, store, from_folders=True)

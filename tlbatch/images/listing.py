@@ -6,46 +6,64 @@ about a hundred bytes per object.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
 from tlbatch.errors import StoreError
 from tlbatch.images import names
+from tlbatch.images.contents import Locate, with_formats_of_content, without_metadata, without_other_zips
+from tlbatch.images.layouts import layout_kinds, sentences
+from tlbatch.images.lists import is_list, read_list
 from tlbatch.images.names import glob_matcher, suffix
-from tlbatch.schema import IMAGE, MANIFEST_SCHEMA
-from tlbatch.storage.location import Location, ObjectInfo
-from tlbatch.storage.range_file import open_range_file
+from tlbatch.schema import ARCHIVED, IMAGE, MANIFEST_SCHEMA
+from tlbatch.storage.location import UNREADABLE, Location, ObjectInfo, WalkRules
 from tlbatch.storage.resolve import require_folder
+
+log = logging.getLogger(__name__)
 
 #: Called with the number of objects listed so far.
 Progress = Callable[[int], None]
 
-_LIST_SUFFIXES = (".csv", ".txt", ".parquet")
-_LIST_COLUMNS = ("uri", "key", "size", "etag")
+_COLUMNS = ("uri", "key", "size", "etag", "archived")
+#: Kinds of skipped objects that are counted by name; suffixes may be any text.
+_MOST_KINDS = 40
+#: Folders that a message names.
+_NAMED = 5
+EXCLUDED, NOT_INCLUDED, OWN_OUTPUT = "excluded", "not included", "output of tlbatch"
+METADATA, OTHER_ZIPS = "Parquet without images", "zip without images"
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The result of listing a store: the manifest, the number of skipped objects, and the duration in seconds."""
+    """The result of listing a store.
+
+    Attributes:
+        manifest: the objects to classify.
+        skipped: the number of objects that were passed over; a folder that is not opened counts as one.
+        seconds: the duration.
+        skipped_by_kind: the same by kind: a suffix, a kind of litter, a layout of other software.
+        unreadable: keys of folders that could not be opened, each with a slash at its end.
+    """
 
     manifest: pa.Table
     skipped: int
     seconds: float
+    skipped_by_kind: Mapping[str, int] = field(default_factory=dict)
+    unreadable: Sequence[str] = ()
 
 
 class Selection:
     """Decides which objects of a store are classified, and the format of each.
 
     A glob without a slash is matched with the object's name, a glob with a slash with the whole key; `*` also matches slashes.
-    Without `include`, objects with a known suffix of images or shards are taken. With a `kind` other than auto, every object
-    has that format.
+    A glob that ends with a slash means a folder with everything below it. Without `include`, objects with a known suffix of
+    images or shards are taken. Litter (`names.py`) is never taken. With a `kind` other than auto, every object has that format.
 
     Args:
         include: globs of objects to take, instead of the known suffixes.
@@ -56,25 +74,37 @@ class Selection:
     def __init__(self, include: Sequence[str] = (), exclude: Sequence[str] = (), kind: str = "auto") -> None:
         self._include = [glob_matcher(glob) for glob in include]
         self._exclude = [glob_matcher(glob) for glob in exclude]
-        self._kind = kind
+        self._closed = [glob_matcher(glob) for glob in exclude if "/" in glob and glob.endswith(("*", "/"))]
+        self.kind = kind
 
-    def formats(self, keys: pa.Array, *, named: bool) -> pa.Array:
-        """The format of each key's object, null if it is skipped; objects that the user `named` need no known suffix."""
-        if self._kind == "auto":
+    def formats(self, keys: pa.Array, *, named: bool) -> tuple[pa.Array, pa.Array]:
+        """The format of each key's object, and for those without one the kind under which they are counted as skipped.
+
+        Objects that the user `named` need no known suffix, and may lie among litter.
+        """
+        reasons = pa.nulls(len(keys), pa.string()) if named else names.litter(keys)
+        if self._include or self._exclude:
+            chosen = pa.array([self._why_not(key) for key in keys.to_pylist()], pa.string())
+            reasons = pc.coalesce(reasons, chosen)
+        if self.kind == "auto":
             formats = names.formats(keys)
             if self._include or named:
                 formats = pc.fill_null(formats, IMAGE)
         else:
-            formats = pa.array([self._kind.removesuffix("s")] * len(keys), pa.string())
-        if self._include or self._exclude:
-            chosen = pa.array([self._chooses(key) for key in keys.to_pylist()], pa.bool_())
-            formats = pc.if_else(chosen, formats, pa.scalar(None, pa.string()))
-        return formats
+            formats = pa.array([self.kind.removesuffix("s")] * len(keys), pa.string())
+        return pc.if_else(pc.is_null(reasons), formats, pa.scalar(None, pa.string())), reasons
 
-    def _chooses(self, key: str) -> bool:
+    def closes(self, folder: str) -> str | None:
+        """Why a folder, a key with a slash at its end, is not opened: a kind of skipped objects; None if it is opened."""
+        if any(matches(folder) for matches in self._closed):
+            return EXCLUDED
+        kind = names.litter_kind(folder)
+        return kind if kind in names.UNOPENED else None
+
+    def _why_not(self, key: str) -> str | None:
         if any(matches(key) for matches in self._exclude):
-            return False
-        return not self._include or any(matches(key) for matches in self._include)
+            return EXCLUDED
+        return None if not self._include or any(matches(key) for matches in self._include) else NOT_INCLUDED
 
 
 def list_store(
@@ -84,6 +114,7 @@ def list_store(
     avoid: Location | None = None,
     max_images: int | None = None,
     progress: Progress | None = None,
+    locate: Locate | None = None,
 ) -> Listing:
     """List a store once, as a manifest that does not change afterwards.
 
@@ -93,6 +124,7 @@ def list_store(
         avoid: a folder that is not listed: the output, if it is inside the store.
         max_images: take only this many objects, the first by key, for a trial.
         progress: called once per batch with the number of objects listed so far.
+        locate: gives the location of a uri, for the few objects that are judged by their content; None: by their names alone.
 
     Returns:
         The listing. Its manifest is sorted by key as bytes, like an S3 listing, so that a copy of the store on S3 gives the
@@ -102,115 +134,136 @@ def list_store(
         StoreError: the store does not exist, cannot be read, or contains no images.
     """
     began = time.monotonic()
-    skipped: Counter[str] = Counter()
+    walk = _Walk(store, selection, avoid)
     try:
         require_folder(store)
         single = store.info()
-        objects = _walked(store, avoid) if single is None else _named(store, single)
-        taken = _taken(objects, selection, skipped, progress, named=single is not None)
-        manifest = pa.Table.from_batches(list(taken), MANIFEST_SCHEMA)
+        objects = walk.objects() if single is None else _named(store, single)
+        manifest = pa.Table.from_batches(list(walk.taken(objects, progress, named=single is not None)), MANIFEST_SCHEMA)
     except PermissionError as error:
         raise StoreError(f"No permission to read the store {store.url}: {error}.") from None
+    manifest = walk.without_own_outputs(manifest)
+    if locate is not None and selection.kind == "auto":
+        manifest = with_formats_of_content(manifest, locate)
+        manifest, metadata = without_metadata(manifest, locate)
+        manifest, zips = without_other_zips(manifest, locate)
+        walk.skipped.update({kind: count for kind, count in ((METADATA, metadata), (OTHER_ZIPS, zips)) if count})
+    walk.warn(alone=not manifest.num_rows)
     if not manifest.num_rows:
-        raise StoreError(f"The store {store.url} contains no images to classify{_why_nothing(skipped)}.")
+        raise StoreError(f"The store {store.url} contains no images to classify{walk.why_nothing()}")
     order = pc.sort_indices(manifest["key"])
     manifest = manifest.take(order if max_images is None else order[:max_images]).combine_chunks()
     pa.default_memory_pool().release_unused()  # only the allocating thread releases all memory, and this thread may end here
-    return Listing(manifest, skipped.total(), time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return Listing(manifest, walk.skipped.total(), seconds, walk.kinds(), tuple(sorted(walk.unreadable)))
 
 
-#: uri, key, size, etag.
+#: Of the columns `_COLUMNS`.
 _Objects = Iterator[pa.RecordBatch]
-
-
-def _walked(store: Location, avoid: Location | None) -> _Objects:
-    for batch in store.walk():
-        uris = pc.binary_join_element_wise(store.url, batch["key"], "/")
-        found = pa.RecordBatch.from_arrays([uris, *batch.columns], names=_LIST_COLUMNS)
-        yield found if avoid is None else found.filter(pc.invert(pc.fill_null(pc.starts_with(uris, f"{avoid.url}/"), False)))
 
 
 def _named(location: Location, info: ObjectInfo) -> _Objects:
     """A single object, or the objects that it lists if it is a list of addresses."""
-    listed = _addresses(location, info) if suffix(info.key) in _LIST_SUFFIXES else None
+    listed = read_list(location, info) if is_list(info.key) else None
     if listed is None:
-        listed = pa.table({name: [getattr(info, name)] for name in _LIST_COLUMNS})
+        listed = pa.table({name: [getattr(info, name)] for name in _COLUMNS})
+    else:
+        listed = listed.append_column("archived", pa.repeat(pa.scalar(False), listed.num_rows))
     yield from listed.to_batches()
 
 
-def _addresses(location: Location, info: ObjectInfo) -> pa.Table | None:
-    """The objects in a list of addresses; None for a Parquet file that contains images itself.
+class _Walk:
+    """One pass over a store: what is taken, and what is passed over for which reason."""
 
-    An address without a protocol is a path relative to the folder of the list. `key`, `size` and `etag` are optional columns.
-    Without a column `key`, the address as written is the key.
+    def __init__(self, store: Location, selection: Selection, avoid: Location | None) -> None:
+        self.skipped: Counter[str] = Counter()
+        self.unreadable: list[str] = []
+        self._store, self._selection = store, selection
+        self._avoid = avoid.url.removeprefix(f"{store.url}/") + "/" if avoid and avoid.url.startswith(f"{store.url}/") else None
+        self._runs: list[str] = []
 
-    Raises:
-        StoreError: the list cannot be parsed.
-    """
-    try:
-        return _parse_list(location, info)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise StoreError(f"The list {location.url} cannot be parsed: {str(error).splitlines()[0]}.") from None
+    def objects(self) -> _Objects:
+        """Every object of the store, but for those below folders that are not opened."""
+        for batch in self._store.walk(WalkRules(self._skips, self._passed)):
+            found = batch
+            if self._avoid is not None:
+                found = batch.filter(pc.invert(pc.fill_null(pc.starts_with(batch["key"], self._avoid), False)))
+            uris = pc.binary_join_element_wise(self._store.url, found["key"], "/")
+            yield pa.RecordBatch.from_arrays([uris, *found.columns], names=_COLUMNS)
 
+    def _skips(self, folder: str) -> bool:
+        if folder == self._avoid:
+            return True
+        why = self._selection.closes(folder)
+        if why is not None:
+            self.skipped[why] += 1
+        return why is not None
 
-def _parse_list(location: Location, info: ObjectInfo) -> pa.Table | None:
-    if suffix(info.key) == ".parquet":
-        file = pq.ParquetFile(open_range_file(location, info.size))
-        if "uri" not in file.schema_arrow.names:
-            return None
-        table = file.read([name for name in _LIST_COLUMNS if name in file.schema_arrow.names])
-    elif suffix(info.key) == ".csv":
-        table = _read_csv(location)
-    else:
-        lines = location.read().decode().splitlines()
-        table = pa.table({"uri": pa.array([line.strip() for line in lines if line.strip()], pa.string())})
-    written = table["uri"].cast(pa.string())
-    if written.null_count:
-        raise StoreError(f"The list {location.url} has {written.null_count} rows without a uri.")
-    folder = location.url.rsplit("/", 1)[0]
-    whole = pc.or_(pc.match_substring(written, "://"), pc.starts_with(written, "/"))
-    columns = {
-        "uri": pc.if_else(whole, written, pc.binary_join_element_wise(folder, written, "/")),
-        "key": pc.coalesce(table["key"].cast(pa.string()), written) if "key" in table.column_names else written,
-        "size": table["size"].cast(pa.int64()) if "size" in table.column_names else pa.nulls(len(written), pa.int64()),
-        "etag": table["etag"].cast(pa.string()) if "etag" in table.column_names else pa.nulls(len(written), pa.string()),
-    }
-    return pa.table(columns).combine_chunks()
+    def _passed(self, key: str, reason: str) -> None:
+        self.skipped[reason] += 1
+        if reason == UNREADABLE:
+            self.unreadable.append(key)
 
+    def taken(self, objects: _Objects, progress: Progress | None, *, named: bool) -> Iterator[pa.RecordBatch]:
+        """The rows of the manifest, in the order of the walk."""
+        listed = 0
+        for batch in objects:
+            listed += batch.num_rows
+            if progress is not None:
+                progress(listed)
+            found = batch
+            if found["key"].null_count:
+                self.skipped["name that is not UTF-8"] += found["key"].null_count
+                found = found.filter(pc.is_valid(found["key"]))
+            formats, reasons = self._selection.formats(found["key"], named=named)
+            self._count(found["key"], formats, reasons)
+            formats = pc.if_else(pc.and_(found["archived"], pc.is_valid(formats)), ARCHIVED, formats)
+            kept = [*found.columns[:-1], formats]
+            yield pa.RecordBatch.from_arrays(kept, schema=MANIFEST_SCHEMA).filter(pc.is_valid(formats))
 
-def _read_csv(location: Location) -> pa.Table:
-    types = {**dict.fromkeys(("uri", "key", "etag"), pa.string()), "size": pa.int64()}
-    text = pacsv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
-    try:
-        table = pacsv.read_csv(pa.BufferReader(location.read()), convert_options=text)
-    except pa.ArrowInvalid as error:
-        raise StoreError(f"The list {location.url} is not a CSV file: {str(error).splitlines()[0]}.") from None
-    if "uri" not in table.column_names:
-        raise StoreError(f"The list {location.url} has no column uri; its columns are {', '.join(table.column_names)}.")
-    return table
+    def _count(self, keys: pa.Array, formats: pa.Array, reasons: pa.Array) -> None:
+        is_rest = pc.is_null(formats)
+        rest = keys.filter(is_rest)
+        if not len(rest):
+            return
+        kinds = pc.coalesce(layout_kinds(rest), reasons.filter(is_rest))
+        self.skipped.update(
+            kind or suffix(key) or "no suffix" for key, kind in zip(rest.to_pylist(), kinds.to_pylist(), strict=True)
+        )
+        self._runs += rest.filter(pc.match_substring_regex(rest, r"(^|/)runs/[^/]+/run\.json$")).to_pylist()
 
+    def without_own_outputs(self, manifest: pa.Table) -> pa.Table:
+        """The manifest without the files of tlbatch's own runs, whatever the runs are called."""
+        for key in self._runs:
+            own = pc.starts_with(manifest["key"], key.removesuffix("run.json"))
+            if pc.any(own).as_py():
+                self.skipped[OWN_OUTPUT] += pc.sum(own).as_py()
+                manifest = manifest.filter(pc.invert(own))
+        return manifest
 
-def _taken(
-    objects: _Objects, selection: Selection, skipped: Counter[str], progress: Progress | None, *, named: bool
-) -> Iterator[pa.RecordBatch]:
-    listed = 0
-    for batch in objects:
-        listed += batch.num_rows
-        if progress is not None:
-            progress(listed)
-        found = batch
-        if found["key"].null_count:
-            skipped["name that is not UTF-8"] += found["key"].null_count
-            found = found.filter(pc.is_valid(found["key"]))
-        formats = selection.formats(found["key"], named=named)
-        rest = found.filter(pc.is_null(formats))
-        skipped.update(suffix(key) or "no suffix" for key in rest["key"].to_pylist())
-        kept = [*found.columns, formats]
-        yield pa.RecordBatch.from_arrays(kept, schema=MANIFEST_SCHEMA).filter(pc.is_valid(formats))
+    def kinds(self) -> dict[str, int]:
+        """The number of skipped objects by kind, the most common first."""
+        common = dict(self.skipped.most_common(_MOST_KINDS))
+        left = self.skipped.total() - sum(common.values())
+        return {**common, "other": left} if left else common
 
+    def warn(self, *, alone: bool) -> None:
+        """Log what a user should know of a store that has images as well."""
+        if self.unreadable:
+            first = ", ".join(sorted(self.unreadable)[:_NAMED])
+            more = f" and {len(self.unreadable) - _NAMED} more" if len(self.unreadable) > _NAMED else ""
+            log.warning(
+                "Folders of %s that cannot be opened, and whose images are missing: %s%s. Permit it, or use --exclude FOLDER/.",
+                *(self._store.url, first, more),
+            )
+        for sentence in () if alone else sentences(set(self.skipped)):
+            log.warning("%s", sentence)
 
-def _why_nothing(skipped: Counter[str]) -> str:
-    if not skipped:
-        return ": it is empty"
-    most = ", ".join(f"{count} {kind}" for kind, count in skipped.most_common(3))
-    return f": {skipped.total()} other objects were skipped ({most}); use --include to take them"
+    def why_nothing(self) -> str:
+        """The end of the sentence about a store without images."""
+        if not self.skipped:
+            return ": it is empty."
+        most = ", ".join(f"{count} {kind}" for kind, count in self.skipped.most_common(3))
+        known = list(sentences(set(self.skipped)))
+        advice = "." if known else "; use --include to take them."
+        return " ".join([f": {self.skipped.total()} other objects were skipped ({most}){advice}", *known])

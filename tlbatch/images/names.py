@@ -34,6 +34,9 @@ _SHARD_ENDINGS = {
     ZIP: r"\.zip$",
 }
 
+#: Kinds of litter whose folders are not opened: they may hold a copy of the whole store, or be closed to everybody.
+UNOPENED = frozenset({"hidden", "snapshot", "System Volume Information", "lost+found", "output of tlbatch"})
+
 #: The list of litter: what desktops, network disks, notebooks and programs leave between pictures (docs/formats.md). A pattern
 #: is matched with a whole part of a key, or with its last part; the word beside it is the kind under which litter is counted.
 _PARTS = {

@@ -7,10 +7,12 @@ encoded images, or with two columns that could be meant, gives one failure that 
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import IO, Any, Literal, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tlbatch.errors import ErrorKind, Failure
@@ -54,7 +56,8 @@ def read_parquet(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
         # Arrow trusts the page size in the header, and fills 2 GB with zeros for a damaged file of 2 KB.
         buffer = BUFFER_BYTES if file.seek(0, io.SEEK_END) > _READ_AT_ONCE else 0
         parquet = pq.ParquetFile(file, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True)
-        image, key = _image_column(parquet, wanted.field), _key_column(parquet.schema_arrow)
+        image = _image_column(parquet, wanted.field)
+        key = _key_column(parquet.schema_arrow, image.name)
         position = 0
         for batch in _batches(parquet, image, key):
             keys = _keys_of(batch, key, [f"{wanted.key}/{position + row:08d}" for row in range(batch.num_rows)])
@@ -62,7 +65,7 @@ def read_parquet(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
             if image.form == "pixels":
                 yield from ((one, _decoded_pixels(image)) for one in keys)
                 continue
-            for one, value in zip(keys, batch.column(image.name).to_pylist(), strict=True):
+            for one, value in zip(keys, _to_python(batch.column(image.name)), strict=True):
                 yield from _images_of(value, one, wanted)
 
 
@@ -93,10 +96,8 @@ def _images_of(value: Any, key: str, wanted: ShardOptions) -> Iterator[tuple[str
             yield from _images_of(one, f"{key}/{place}", wanted)
     elif isinstance(value, dict):
         path = value.get("path")
-        if path and value["bytes"] is None:
-            yield str(path), _only_a_path()
-        else:
-            yield str(path or key), wanted.limited(value["bytes"])
+        name = _text(path) if path else key
+        yield name, _only_a_path() if path and value["bytes"] is None else wanted.limited(value["bytes"])
     else:
         yield key, wanted.limited(value)
 
@@ -155,7 +156,7 @@ def _sample(parquet: pq.ParquetFile, name: str) -> list[bytes]:
             if not parquet.num_row_groups:
                 return []
             batch = next(parquet.iter_batches(_LISTS_AT_ONCE, [0], [name]), None)
-            values = [] if batch is None else batch.column(0).to_pylist()
+            values = [] if batch is None else _to_python(batch.column(0))
     except TornShardError:
         return []
     images = _images_of(values, "", ShardOptions("", None, 1 << 62))
@@ -174,8 +175,11 @@ def _column(field: pa.Field) -> _Column | None:
         return _Column(field.name, "pixels", f"a struct of {', '.join(child.name for child in kind)}")
     if _holds_bytes(kind):
         return _Column(field.name, "struct" if pa.types.is_struct(kind) else "bytes", "")
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return _Column(field.name, "list", "") if is_list and _holds_bytes(_plain(kind.value_type)) else None
+    return _Column(field.name, "list", "") if _is_list(kind) and _holds_bytes(_plain(kind.value_type)) else None
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -188,18 +192,23 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _holds_bytes(_plain(kind.field("bytes").type))
+    return _is_bytes(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
-def _key_column(schema: pa.Schema) -> str | None:
-    """The first usual column of text, or else of integers; `file.path` may be a column or the field of a struct."""
+def _key_column(schema: pa.Schema, image: str) -> str | None:
+    """The first usual column of text, or else of integers or bytes; `file.path` may be a column or the field of a struct."""
     kinds = {field.name: _plain(field.type) for field in schema}
     for parent, kind in list(kinds.items()):
         if pa.types.is_struct(kind):
             kinds |= {f"{parent}.{child.name}": _plain(child.type) for child in kind if f"{parent}.{child.name}" not in kinds}
-    usual = [name for name in KEY_FIELDS if name in kinds]
+    usual = [name for name in KEY_FIELDS if name in kinds and name != image]
     texts = [name for name in usual if _is_text(kinds[name])]
-    return next(iter(texts + [name for name in usual if pa.types.is_integer(kinds[name])]), None)
+    others = [name for name in usual if pa.types.is_integer(kinds[name]) or _is_bytes(kinds[name])]
+    return next(iter(texts + others), None)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -211,8 +220,39 @@ def _keys_of(batch: pa.RecordBatch, name: str | None, otherwise: list[str]) -> l
     if name is None:
         return otherwise
     if name in batch.schema.names:
-        found = batch.column(name).to_pylist()
+        found = _to_python(batch.column(name))
     else:
         parent, _, child = name.partition(".")
-        found = [None if value is None else value[child] for value in batch.column(parent).to_pylist()]
-    return [own if one is None or one == "" else str(one) for one, own in zip(found, otherwise, strict=True)]
+        found = _to_python(_storage(batch.column(parent)).field(child))
+    return [own if one is None or one in ("", b"") else _text(one) for one, own in zip(found, otherwise, strict=True)]
+
+
+def _text(key: Any) -> str:
+    return key.decode(errors="backslashreplace") if isinstance(key, bytes) else str(key)
+
+
+def _to_python(array: pa.Array) -> list[Any]:
+    """The bytes, texts and integers of an array, in lists, and in the fields `bytes` and `path` of structs; None for the rest.
+
+    No other value becomes a Python object: Ray registers an extension type whose `to_pylist` unpickles what it finds.
+    """
+    array = _storage(array)
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return _to_python(array.dictionary_decode())
+    if pa.types.is_struct(kind):
+        names = [name for name in ("bytes", "path") if kind.get_field_index(name) >= 0]
+        rows = zip(*(_to_python(array.field(name)) for name in names), strict=True)
+        valid = array.is_valid().to_pylist()
+        return [dict(zip(names, row, strict=True)) if known else None for row, known in zip(rows, valid, strict=True)]
+    if _is_list(kind):
+        values = iter(_to_python(array.flatten()))
+        lengths = pc.list_value_length(array).to_pylist()
+        return [None if length is None else list(itertools.islice(values, length)) for length in lengths]
+    if _is_text(kind) or pa.types.is_integer(kind) or _is_bytes(kind):
+        return list(array.to_pylist())
+    return [None] * len(array)
+
+
+def _storage(array: pa.Array) -> pa.Array:
+    return _storage(array.storage) if isinstance(array.type, pa.BaseExtensionType) else array

@@ -15,13 +15,27 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from tenacity import Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
-from tlbatch.errors import ChangedError, CredentialsError, ErrorKind, Failure, StoreUnavailableError, ThrottledError, UsageError
+from tlbatch.errors import (
+    ArchivedError,
+    ChangedError,
+    CredentialsError,
+    ErrorKind,
+    Failure,
+    StoreUnavailableError,
+    ThrottledError,
+    UsageError,
+)
 from tlbatch.images.members import read_members
 from tlbatch.images.shards import Member, ShardOptions, too_large
+from tlbatch.schema import ARCHIVED
 from tlbatch.storage.location import Location
 from tlbatch.storage.range_file import RangeFile
 from tlbatch.storage.resolve import resolve
@@ -29,8 +43,11 @@ from tlbatch.storage.retry import is_transient
 
 T = TypeVar("T")
 
-#: Failed reads, before any image was read, after which the store counts as failing and not the single images.
+#: Failed reads, before any image was read, after which other objects are asked for: if none of them can be read, the store
+#: counts as failing and not the single images.
 _REFUSALS = 32
+#: Objects that are asked for then: so many of different folders, and as many again at equal distances in the manifest.
+_PROBES = 32
 #: Seconds for which an answer proves that the store is available.
 _RECENTLY = 5.0
 
@@ -52,6 +69,18 @@ class Patience:
     longest: float = 8.0
     deadline: float = 60.0
     sleep: Callable[[float], None] = time.sleep
+
+
+def choose_probes(manifest: pa.Table) -> tuple[str, ...]:
+    """Uris of a few objects from all over a store, by which a reader sees whether anything in the store can be read."""
+    possible = pc.and_(pc.not_equal(manifest["format"], ARCHIVED), pc.fill_null(pc.greater(manifest["size"], 0), True))
+    uris = manifest["uri"].filter(possible)
+    folders = pc.replace_substring_regex(uris, "[^/]*$", "").to_numpy(zero_copy_only=False)
+    firsts = np.flatnonzero(folders[1:] != folders[:-1]) + 1  # the manifest is sorted: the objects of a folder follow another
+    spread = np.linspace(0, max(0, len(uris) - 1), _PROBES)
+    of_folders = firsts[np.linspace(0, len(firsts) - 1, min(_PROBES, len(firsts))).astype(np.int64)] if len(firsts) else firsts
+    chosen: np.ndarray = np.unique(np.concatenate([spread.astype(np.int64), of_folders])) if len(uris) else firsts
+    return tuple(uris.take(pa.array(chosen, pa.int64())).to_pylist())
 
 
 class Throttle:
@@ -106,6 +135,7 @@ class Reader:
         exclude: globs of members of archives to skip.
         max_bytes: maximum size of one image in bytes.
         patience: how long transient errors are retried; permanent errors are not retried.
+        probes: uris of some objects of the store (`choose_probes`), asked for if none of the first ones can be read.
     """
 
     def __init__(
@@ -117,6 +147,7 @@ class Reader:
         exclude: Sequence[str] = (),
         max_bytes: int = 1 << 62,
         patience: Patience | None = None,
+        probes: Sequence[str] = (),
     ) -> None:
         self._options = options
         self._throttle = Throttle(requests)
@@ -128,6 +159,8 @@ class Reader:
         self._answered = -math.inf
         self._good: Callable[[], Any] | None = None
         self._refusals = 0
+        self._probes = list(probes)
+        self._probing = threading.Lock()
 
     def image(self, row: Mapping[str, Any]) -> bytes | Failure:
         """Read the bytes of one loose image in the version that was listed.
@@ -158,12 +191,15 @@ class Reader:
         """Read the images of one shard, in the order of the shard; damage and read errors are members with a failure.
 
         Args:
-            row: the manifest row, whose `format` is that of a shard.
+            row: the manifest row, whose `format` is that of a shard, or archived.
             skipped: gets the number of skipped members of each kind, which is complete after the last image.
 
         Raises:
             StoreUnavailableError: the store itself is failing.
         """
+        if row["format"] == ARCHIVED:
+            yield Member(0, row["key"], Failure("read", ErrorKind.ARCHIVED, _IN_ARCHIVE, 0))
+            return
         location = self._location(row["uri"])
         size = row["size"]
         if isinstance(location, Failure):
@@ -258,9 +294,19 @@ class Reader:
             raise StoreUnavailableError(f"the store did not answer for {self._patience.deadline:.0f} s: {failure.message}")
         self._answered = time.monotonic()  # a refusal is an answer
         self._refusals += not permanent or failure.kind is ErrorKind.ACCESS_DENIED
-        if self._refusals >= _REFUSALS and self._good is None:
+        if self._refusals >= _REFUSALS and self._good is None and not self._finds_another():
             raise StoreUnavailableError(f"the store lists its images, but none of them can be read: {failure.message}")
         return failure
+
+    def _finds_another(self) -> bool:
+        """Whether any object can be read: of those that were read meanwhile, or of the probes, each of which is asked once."""
+        with self._probing:
+            while self._probes and self._good is None:
+                location = self._location(self._probes.pop())
+                if not isinstance(location, Failure):
+                    with contextlib.suppress(OSError):
+                        self._call(partial(location.fetch, 0, 1))
+            return self._good is not None
 
     def _still_answers(self, location: Location) -> bool:
         """Whether the store answered recently, or answers now: to the last request that succeeded, or to a metadata request."""
@@ -289,9 +335,14 @@ def _failure(error: OSError, attempts: int) -> Failure:
     kinds: tuple[tuple[type[OSError] | tuple[type[OSError], ...], ErrorKind], ...] = (
         ((FileNotFoundError, NotADirectoryError, IsADirectoryError), ErrorKind.NOT_FOUND),
         (ChangedError, ErrorKind.CHANGED),
+        (ArchivedError, ErrorKind.ARCHIVED),
         (PermissionError, ErrorKind.ACCESS_DENIED),
         (ThrottledError, ErrorKind.THROTTLED),
         (TimeoutError, ErrorKind.TIMEOUT),
     )
     kind = next((kind for types, kind in kinds if isinstance(error, types)), ErrorKind.READ_FAILED)
-    return Failure("read", kind, str(error)[:500], attempts)
+    message = f"{_IN_ARCHIVE}: {error}" if kind is ErrorKind.ARCHIVED else str(error)
+    return Failure("read", kind, message[:500], attempts)
+
+
+_IN_ARCHIVE = "the store keeps this object in an archive; restore it first"

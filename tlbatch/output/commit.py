@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, cast
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from tlbatch import schema
-from tlbatch.errors import NotPromotedError, OutputError, closest
+from tlbatch.errors import NotPromotedError
 from tlbatch.output.bottleneck import bottleneck
 from tlbatch.output.documents import ReportDocument
 from tlbatch.output.lease import Lease
@@ -43,6 +44,7 @@ from tlbatch.output.run import (
     read_report,
     require_same,
 )
+from tlbatch.output.standing import failures_after
 from tlbatch.storage.location import Location
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,8 @@ class RunInput:
         on: the published runs it adds to, as `latest.json` names them; empty if its table is complete by itself.
         removed: uri and key of the objects it removes from their table.
         counts: of an incremental run, how many objects are new, changed and so on; None for a full run.
+        skipped_by_kind: the skipped objects by kind.
+        unreadable: folders of the store that could not be opened, each with a slash at its end.
     """
 
     manifest: pa.Table
@@ -67,6 +71,14 @@ class RunInput:
     on: Pointer = ()
     removed: pa.Table = field(default_factory=schema.REMOVED_SCHEMA.empty_table)
     counts: Mapping[str, int] | None = None
+    skipped_by_kind: Mapping[str, int] = field(default_factory=dict)
+    unreadable: Sequence[str] = ()
+
+    @property
+    def passed_over(self) -> dict[str, Any]:
+        """What documents say of what was passed over; empty if nothing was."""
+        found = {"skipped_by_kind": dict(self.skipped_by_kind), "unreadable": list(self.unreadable)}
+        return {name: value for name, value in found.items() if value}
 
     @property
     def nothing_to_do(self) -> bool:
@@ -325,6 +337,7 @@ def _nothing_new(state: OutputState, spec: RunSpec, given: RunInput, began: floa
         "stage_seconds": {"list": round(given.seconds, 3)},
         "labels": {},
         "counts": given.counts or {},
+        **given.passed_over,  # type: ignore[typeddict-item]
         "already_done": True,
     }
 
@@ -354,6 +367,7 @@ def _begin(target: Target, given: RunInput, run_id: str, lease: Lease) -> Run:
     found: dict[str, Any] = {"skipped": given.skipped, "list_seconds": round(given.seconds, 3)}
     if given.counts is not None:
         found["counts"] = given.counts
+    found |= given.passed_over
     spec = target.spec
     facts = {"spec": spec.spec, "bundle": spec.bundle, **found, **spec.facts}
     return begin_run(
@@ -414,7 +428,6 @@ def _report(one: _OpenRun, receipts: Receipts, counts: PublishedCounts, stats: W
         "predicted": counts.predicted,
         "failed": counts.failed,
         "skipped": run.facts["skipped"],
-        "skipped_by_kind": dict(sorted(receipts.skipped(run.manifest.num_rows).items())),
         "seconds": round(seconds, 3),
         "images_per_second": round((counts.listed - images_before) / seconds, 2),
         "bundle": spec.bundle,
@@ -430,6 +443,12 @@ def _report(one: _OpenRun, receipts: Receipts, counts: PublishedCounts, stats: W
     }
     facts = cast("Mapping[str, Any]", run.facts)
     body |= {name: facts[name] for name in ("counts", "on", "removed_sha256") if name in facts}
+    skipped = receipts.skipped(run.manifest.num_rows) + Counter(facts.get("skipped_by_kind", {}))
+    most_first = dict(sorted(skipped.items(), key=lambda item: (-item[1], item[0])))
+    passed_over = {"skipped_by_kind": most_first, "unreadable": facts.get("unreadable", [])}
+    body |= {name: value for name, value in passed_over.items() if value}
+    if run.on:
+        body |= failures_after(one.state.named(run.on), run, counts.listed, counts.failed)
     return cast("ReportDocument", body)
 
 
@@ -452,36 +471,3 @@ def _require_promotion(run: Run, lease: Lease, report: ReportDocument, promotion
         f"Run {run.run_id} is complete and not published: {'; '.join(promotion.broken)}. The table is unchanged. The same "
         "command publishes it without doing it again once the condition is changed or removed."
     )
-
-
-def roll_back(output: Location, run_id: str) -> dict[str, Any]:
-    """Make the table what it was after a run. Nothing is processed again, and later runs keep their files.
-
-    Returns:
-        `output`; `table`, the names of the runs that make it up; and `before`, of those that did.
-
-    Raises:
-        OutputError: there is no such run, or it was never published.
-        CountsError: a run that it adds to does not exist any more.
-        LeaseHeldError: another process is running there.
-    """
-    _published_run(read_output(output), run_id)  # before the lease, which would create the folder
-    with Lease(output, "rollback") as lease:
-        state = read_output(output)
-        run = _published_run(state, run_id)
-        before = [entry["run_id"] for entry in state.pointer]
-        state.named(run.on)
-        for one in state.runs:
-            if one.run_id in before and not one.finished():
-                remove_staged(one)  # or the next command would continue it
-                mark_complete(one)
-        swap_pointer(output, run, read_report(run), lease.require_held)
-    return {"output": output.url, "table": [*(entry["run_id"] for entry in run.on), run_id], "before": before}
-
-
-def _published_run(state: OutputState, run_id: str) -> Run:
-    run = state.by_id.get(run_id)
-    if run is None or not run.finished() or run.kept_back():
-        known = [name for name, one in state.by_id.items() if one.finished()]
-        raise OutputError(f"to: {state.output.url} has never published a run {run_id!r}{closest(run_id, known)}.")
-    return run

@@ -6,6 +6,7 @@ predicted it), deleted or unchanged.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlbatch import schema
+from tlbatch.errors import ErrorKind
 from tlbatch.output.commit import RunInput
 from tlbatch.output.run import OutputState, Run, read_report
 from tlbatch.output.snapshot import SnapshotRun, snapshot
@@ -63,7 +65,7 @@ def diff_with_table(listed: RunInput, state: OutputState, rule: StalenessRule, s
     store, runs = listed.manifest, state.table
     known = _known(runs, rule)
     kinds = _kinds(store, known)
-    gone = _not_in(known, store)
+    gone = _not_below(_not_in(known, store), listed.unreadable)
     # A list may name an object twice, under two keys: an object belongs to one run as a whole.
     partly_gone = pc.is_in(store["uri"], gone["uri"]).to_numpy()
     kinds = np.where(partly_gone & (kinds > _CHANGED), _CHANGED, kinds)
@@ -86,11 +88,19 @@ def _known(runs: list[Run], rule: StalenessRule) -> pa.Table:
 
 def _objects_of(one: SnapshotRun, rule: StalenessRule) -> pa.Table:
     retry = pa.array([], pa.string())
-    if read_report(one.run)["failed_transient"]:
-        errors = read_run_table(one.run.location, "errors", ["uri", "transient"])
-        retry = errors["uri"].filter(errors["transient"]).combine_chunks()
+    report = read_report(one.run)
+    if report["failed_transient"] or ErrorKind.ARCHIVED in report["failed_by_kind"]:
+        errors = read_run_table(one.run.location, "errors", ["uri", "transient", "kind"])
+        wanted = pc.or_kleene(errors["transient"], _found_archived(one.run, errors))
+        retry = errors["uri"].filter(wanted).combine_chunks()
     stale = rule.must_redo(one.run) or not rule.accepts(one.run)
     return _marked(one.current_rows(one.run.manifest), stale, retry)
+
+
+def _found_archived(run: Run, errors: pa.Table) -> pa.ChunkedArray:
+    """Which errors are of objects in an archive that no listing shows: only another request tells when they are restored."""
+    listed = run.manifest["uri"].filter(pc.equal(run.manifest["format"], schema.ARCHIVED))
+    return pc.and_(pc.equal(errors["kind"], ErrorKind.ARCHIVED), pc.invert(pc.is_in(errors["uri"], listed)))
 
 
 def _marked(objects: pa.Table, stale: bool = False, retry: pa.Array | None = None) -> pa.Table:
@@ -103,8 +113,11 @@ def _kinds(store: pa.Table, known: pa.Table) -> np.ndarray:
     numbered = store.append_column("row", pa.array(np.arange(store.num_rows)))
     beside = numbered.join(known.append_column("known", pa.array(np.ones(known.num_rows, bool))), _NAMES).sort_by("row")
     changed = np.zeros(store.num_rows, bool)
-    for name in ("size", "etag", "format"):
+    for name in ("size", "etag"):
         changed |= _true(pc.not_equal(beside[name], beside[f"{name}_first"]))
+    # What was read before it went into the archive keeps its rows; what was restored is of its own format again.
+    in_archive = _true(pc.equal(beside["format"], schema.ARCHIVED))
+    changed |= _true(pc.not_equal(beside["format"], beside["format_first"])) & ~in_archive
     kinds = np.full(store.num_rows, _UNCHANGED)
     kinds[_true(beside["stale_first"])] = _STALE
     kinds[_true(beside["retry_first"])] = _RETRY
@@ -117,6 +130,13 @@ def _true(column: pa.ChunkedArray) -> np.ndarray:
     """(n,) bool; null counts as False: a list of addresses may give neither size nor etag."""
     found: np.ndarray = pc.fill_null(column, False).to_numpy()
     return found
+
+
+def _not_below(gone: pa.Table, folders: Sequence[str]) -> pa.Table:
+    """The objects that are missing for another reason than that their folder could not be opened this time."""
+    for folder in folders:
+        gone = gone.filter(pc.invert(pc.starts_with(gone["key"], folder)))
+    return gone
 
 
 def _not_in(known: pa.Table, store: pa.Table) -> pa.Table:

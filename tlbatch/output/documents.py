@@ -53,6 +53,8 @@ class RunDocument(TypedDict):
     skipped: int
     list_seconds: float
     counts: NotRequired[Mapping[str, int]]
+    skipped_by_kind: NotRequired[Mapping[str, int]]
+    unreadable: NotRequired[list[str]]
     resources: NotRequired[Mapping[str, Any]]
     bundle_url: NotRequired[str]
     base: str
@@ -91,7 +93,6 @@ class ReportDocument(TypedDict):
     predicted: int
     failed: int
     skipped: int
-    skipped_by_kind: NotRequired[dict[str, int]]
     seconds: float
     images_per_second: float
     bundle: str
@@ -108,6 +109,13 @@ class ReportDocument(TypedDict):
     counts: NotRequired[Mapping[str, int]]
     on: NotRequired[list[PointerEntry]]
     removed_sha256: NotRequired[str]
+    #: What was passed over in the store and inside its shards, by kind, and folders that could not be opened.
+    skipped_by_kind: NotRequired[Mapping[str, int]]
+    unreadable: NotRequired[list[str]]
+    #: Of an incremental run with failures: `listed` and `failed` of the whole table, and failures that the table did not have.
+    table: NotRequired[Mapping[str, int]]
+    failed_new: NotRequired[int]
+    unreadable_new: NotRequired[int]
     compared: NotRequired[Mapping[str, Any] | None]
     kept_back: NotRequired[list[str]]
     # Only in what a command returns, never in the file:

@@ -15,6 +15,9 @@ from tlbatch.schema import RUNS
 from tlbatch.stdio import results_stream
 from tlbatch.storage.local import LocalLocation
 
+#: Kinds of skipped objects, and closed folders, that are printed.
+_MOST_KINDS, _MOST_FOLDERS = 6, 10
+
 
 def _console(*, quiet: bool = False) -> Console:
     return Console(file=results_stream(), highlight=False, markup=False, quiet=quiet)
@@ -30,9 +33,13 @@ def show_run(result: Mapping[str, Any]) -> None:
             "the table is up to date" if result.get("counts") else f"run {result['run_id']} has processed exactly these images"
         )
         console.print(f"Nothing to do: {why}.", soft_wrap=True)
-    console.print(f"{_counts(result)} ({result['skipped']:,} other objects skipped)", soft_wrap=True)
+    console.print(f"{_counts(result)} ({_skipped(result)})", soft_wrap=True)
     for kind, count in result["failed_by_kind"].items():
         console.print(f"  {count:>9,} {kind}")
+    if result.get("table"):
+        console.print(_table_failures(result), soft_wrap=True)
+    if result.get("unreadable"):
+        console.print(f"Folders that cannot be opened: {', '.join(result['unreadable'][:_MOST_FOLDERS])}", soft_wrap=True)
     if result["labels"]:
         console.print(
             "Labels: " + ", ".join(f"{label} {count:,}" for label, count in result["labels"].items()),
@@ -53,6 +60,23 @@ def show_run(result: Mapping[str, Any]) -> None:
 
 def _counts(result: Mapping[str, Any]) -> str:
     return f"{result['listed']:,} listed = {result['predicted']:,} predicted + {result['failed']:,} failed"
+
+
+def _skipped(result: Mapping[str, Any]) -> str:
+    """What was skipped in the store and inside its shards; the kinds behind a colon, the most common first."""
+    kinds = list(result.get("skipped_by_kind", {}).items())
+    total = max(result["skipped"], sum(count for _, count in kinds))
+    what = "other objects" if total == result["skipped"] else "other objects and members of shards"
+    shown = [f"{count:,} {kind}" for kind, count in kinds[:_MOST_KINDS]] + ["…"] * (len(kinds) > _MOST_KINDS)
+    return f"{total:,} {what} skipped" + (f": {', '.join(shown)}" if shown else "")
+
+
+def _table_failures(result: Mapping[str, Any]) -> str:
+    table = result["table"]
+    return (
+        f"Of the failures, {result['failed_new']:,} are new; the whole table has {table['failed']:,} failed of "
+        f"{table['listed']:,} images."
+    )
 
 
 def _states(counts: Mapping[str, int]) -> str:

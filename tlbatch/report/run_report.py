@@ -180,6 +180,17 @@ class _PageFacts(NamedTuple):
         if report.get("counts"):
             states = ", ".join(f"{count:,} {state}" for state, count in report["counts"].items())
             found.append(f"Objects in the store compared with the table: {states}.")
+        if report.get("skipped_by_kind"):
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in report["skipped_by_kind"].items())
+            found.append(f"Skipped in the store and inside its shards, by kind: {kinds}.")
+        if report.get("unreadable"):
+            found.append(f"Folders that could not be opened, and whose images are missing: {', '.join(report['unreadable'])}.")
+        if report.get("table"):
+            table = report["table"]
+            found.append(
+                f"Failures of this run that the table did not have: {report['failed_new']:,}. The whole table has "
+                f"{table['failed']:,} failed of {table['listed']:,} images."
+            )
         if gives_many_labels(self.runs):
             found.append("An image may have several labels and counts once for each; it is shown under its best label.")
         if report.get("white_levels"):

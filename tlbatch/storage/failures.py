@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tlbatch.errors import ChangedError, CredentialsError, RefusedError, ThrottledError
+from tlbatch.errors import ArchivedError, ChangedError, CredentialsError, RefusedError, ThrottledError
 
 CONDITION_FAILED = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 _NO_CREDENTIALS = frozenset(
@@ -21,8 +21,8 @@ _KINDS: tuple[tuple[frozenset[str], type[OSError]], ...] = (
         ThrottledError,
     ),
     (frozenset({"NoSuchKey", "NoSuchBucket", "404", "410"}), FileNotFoundError),
-    # InvalidObjectState: the object is archived and must be restored first.
-    (frozenset({"AccessDenied", "AllAccessDisabled", "Forbidden", "InvalidObjectState", "401", "403"}), PermissionError),
+    (frozenset({"InvalidObjectState", "BlobArchived"}), ArchivedError),
+    (frozenset({"AccessDenied", "AllAccessDisabled", "Forbidden", "401", "403"}), PermissionError),
     (frozenset({"InvalidArgument", "InvalidRequest", "MethodNotAllowed", "NotImplemented", "400", "405", "501"}), RefusedError),
     (frozenset({"RequestTimeout", "ConnectTimeoutError", "ReadTimeoutError"}), TimeoutError),
 )
@@ -52,7 +52,7 @@ def _kind(error: Exception, code: str) -> type[OSError]:
     return TimeoutError if "timed out" in str(error) else OSError
 
 
-_OUR_ERRORS = (ThrottledError, ChangedError, CredentialsError, RefusedError)
+_OUR_ERRORS = (ThrottledError, ChangedError, ArchivedError, CredentialsError, RefusedError)
 
 
 def error_code(error: BaseException | None) -> str:
@@ -79,6 +79,8 @@ _ERROR_CLASS_NAMES = frozenset({"NoCredentialsError", "UnauthenticatedError", "C
 
 
 def _sentence(error: Exception, code: str) -> str:
+    if code in ("NoCredentialsError", "UnauthenticatedError"):
+        return "there are no credentials; set them in the environment, or storage_options={anon: true} for a public bucket"
     text = str(error)
     message = re.search(r"<Message>(.*?)</Message>", text, re.DOTALL)
     if message:

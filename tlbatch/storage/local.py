@@ -20,7 +20,18 @@ from pathlib import Path
 import pyarrow as pa
 
 from tlbatch.errors import ChangedError
-from tlbatch.storage.location import TEMPORARY_SUFFIX, ObjectInfo, Upload, in_batches
+from tlbatch.storage.location import (
+    BROKEN_LINK,
+    EVERYTHING,
+    NO_FILE,
+    TEMPORARY_SUFFIX,
+    UNREADABLE,
+    Listed,
+    ObjectInfo,
+    Upload,
+    WalkRules,
+    in_batches,
+)
 
 #: Errors of a file that was removed after it was listed, and of a link to a missing file, through a file, or to itself.
 _DANGLING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -119,29 +130,33 @@ class LocalLocation:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def walk(self) -> Iterator[pa.RecordBatch]:
+    def walk(self, rules: WalkRules = EVERYTHING) -> Iterator[pa.RecordBatch]:
         """Every file below this folder; links are followed, and a loop of links is followed once."""
-        return in_batches(self._walk(self.path, "", ()))
+        return in_batches(self._walk(self.path, "", (), rules))
 
-    def _walk(self, folder: Path, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[str, int, str]]:
+    def _walk(self, folder: Path, prefix: str, above: tuple[str, ...], rules: WalkRules) -> Iterator[Listed]:
         real = os.path.realpath(folder)
         if real in above:
+            rules.passed(prefix, BROKEN_LINK)
             return
-        # `listdir` keeps only the names of a folder; an entry of `scandir` with its stat result takes ten times the memory.
-        for name in sorted(os.listdir(folder)):
-            if name[0] == ".":
-                continue
+        for name in _names_in(folder, prefix, rules):
             path = f"{folder}/{name}"
             try:
                 found = os.stat(path)
+            except PermissionError:  # in a folder whose names may be read and nothing else, or a link into a closed one
+                yield prefix + name, None, None
+                continue
             except OSError as error:
-                if error.errno in _DANGLING:
-                    continue
-                raise
-            if stat.S_ISDIR(found.st_mode):
-                yield from self._walk(Path(path), f"{prefix}{name}/", (*above, real))
-            elif stat.S_ISREG(found.st_mode):
+                if error.errno not in _DANGLING:
+                    raise
+                rules.passed(prefix + name, BROKEN_LINK)
+                continue
+            if stat.S_ISREG(found.st_mode):
                 yield prefix + name, found.st_size, _version(found)
+            elif not stat.S_ISDIR(found.st_mode):
+                rules.passed(prefix + name, NO_FILE)
+            elif not rules.skips(f"{prefix}{name}/"):
+                yield from self._walk(Path(path), f"{prefix}{name}/", (*above, real), rules)
 
     def contents(self) -> Iterator[ObjectInfo]:
         """Every file below this folder; links are not followed."""
@@ -170,6 +185,19 @@ class LocalLocation:
     def exists(self) -> bool:
         """Whether the path exists."""
         return self.path.exists()
+
+
+def _names_in(folder: Path, prefix: str, rules: WalkRules) -> list[str]:
+    """The names in a folder of a walk, sorted; none if the folder is closed or gone, unless the walk begins with it."""
+    try:
+        # `listdir` keeps only the names of a folder; an entry of `scandir` with its stat result takes ten times the memory.
+        return sorted(os.listdir(folder))
+    except (PermissionError, FileNotFoundError) as error:
+        if not prefix:
+            raise
+        if isinstance(error, PermissionError):
+            rules.passed(prefix, UNREADABLE)
+        return []
 
 
 def _version(found: os.stat_result) -> str:

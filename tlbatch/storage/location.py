@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
-#: Columns of a listing: key below the listed folder, size, and a string that identifies the version.
-LISTED = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string())])
-_OBJECTS_PER_BATCH = 8_192
+#: Columns of a listing: key below the listed folder, size, a string that identifies the version, and whether the object is in
+#: an archive and must be restored before it can be read.
+LISTED = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string()), ("archived", pa.bool_())])
+OBJECTS_PER_BATCH = 8_192
+#: Key, size and version of one object; a local file in a folder that may not be entered has neither size nor version.
+Listed = tuple[str, int | None, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,7 @@ class ObjectInfo:
         size: in bytes.
         etag: identifies its version.
         written: the time of the write, in seconds since the epoch by the store's clock; 0 if the store does not give it.
+        archived: whether it must be restored before it can be read.
     """
 
     uri: str
@@ -31,6 +35,7 @@ class ObjectInfo:
     size: int
     etag: str
     written: float = 0.0
+    archived: bool = False
 
 
 class Upload(NamedTuple):
@@ -39,6 +44,27 @@ class Upload(NamedTuple):
     key: str
     began: float
     number: str
+
+
+#: Why a walk passes over something: the folder's listing is refused; a link leads nowhere, or to a folder above it; a pipe, a
+#: socket or a device.
+UNREADABLE, BROKEN_LINK, NO_FILE = "folder that cannot be opened", "broken link", "no regular file"
+
+
+class WalkRules(NamedTuple):
+    """What a walk does with folders.
+
+    Attributes:
+        skips: whether a folder, a key that ends with a slash, is not opened.
+        passed: called with a key below the walk's folder, and the reason why it is passed over.
+    """
+
+    skips: Callable[[str], bool] = lambda _: False
+    passed: Callable[[str, str], None] = lambda *_: None
+
+
+#: No folder is skipped, and nothing is told.
+EVERYTHING = WalkRules()
 
 
 class Location(Protocol):
@@ -77,11 +103,13 @@ class Location(Protocol):
     def names(self) -> list[str]:
         """Names directly below this folder, sorted; empty if the folder does not exist."""
 
-    def walk(self) -> Iterator[pa.RecordBatch]:
-        """Every object below this folder, as `LISTED`.
+    def walk(self, rules: WalkRules = EVERYTHING) -> Iterator[pa.RecordBatch]:
+        """Every object below this folder, as `LISTED`. A name that is not valid UTF-8 (a local disk allows such names) is null.
 
-        Files and folders whose name begins with a dot are skipped, except `.` and `..`. A name that is not valid UTF-8 (a local
-        disk allows such names) is null.
+        A folder that may not be opened is passed over. In a bucket, a folder may be listed although the rules skip it.
+
+        Raises:
+            PermissionError: this folder itself may not be listed.
         """
 
     def contents(self) -> Iterator[ObjectInfo]:
@@ -103,21 +131,24 @@ class Location(Protocol):
         """Whether this object exists, or any object below this folder."""
 
 
-def in_batches(found: Iterable[tuple[str, int, str]]) -> Iterator[pa.RecordBatch]:
+def in_batches(found: Iterable[Listed]) -> Iterator[pa.RecordBatch]:
     """Batches of `LISTED` from (key, size, etag) of many objects; columns take a tenth of the memory."""
     rows = iter(found)
-    while chunk := list(itertools.islice(rows, _OBJECTS_PER_BATCH)):
+    while chunk := list(itertools.islice(rows, OBJECTS_PER_BATCH)):
         yield to_batch(chunk)
 
 
-def to_batch(rows: Sequence[tuple[str, int, str]]) -> pa.RecordBatch:
-    """One batch of `LISTED` from (key, size, etag) of some objects."""
+def to_batch(rows: Sequence[Listed]) -> pa.RecordBatch:
+    """One batch of `LISTED` from (key, size, etag) of some objects, none of them in an archive."""
     keys, sizes, etags = zip(*rows, strict=True)
     try:
         text = pa.array(keys, pa.string())
     except UnicodeEncodeError:
         text = pa.array([key if _is_text(key) else None for key in keys], pa.string())
-    return pa.RecordBatch.from_arrays([text, pa.array(sizes, pa.int64()), pa.array(etags, pa.string())], schema=LISTED)
+    archived = pa.repeat(pa.scalar(False), len(rows))
+    return pa.RecordBatch.from_arrays(
+        [text, pa.array(sizes, pa.int64()), pa.array(etags, pa.string()), archived], schema=LISTED
+    )
 
 
 def _is_text(key: str) -> bool:

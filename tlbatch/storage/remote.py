@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import secrets
 import threading
@@ -17,9 +18,18 @@ import pyarrow.compute as pc
 from botocore.exceptions import ClientError
 
 from tlbatch.errors import RefusedError
-from tlbatch.storage import s3
+from tlbatch.storage import s3, s3_listing
 from tlbatch.storage.failures import CONDITION_FAILED, as_oserror, error_code
-from tlbatch.storage.location import LISTED, PROBE_INFIX, ObjectInfo, Upload, in_batches, to_batch
+from tlbatch.storage.location import (
+    EVERYTHING,
+    LISTED,
+    OBJECTS_PER_BATCH,
+    PROBE_INFIX,
+    ObjectInfo,
+    Upload,
+    WalkRules,
+    to_batch,
+)
 from tlbatch.storage.retry import with_retries
 
 log = logging.getLogger(__name__)
@@ -112,7 +122,8 @@ class RemoteLocation:
         if found["type"] != "file":
             return None
         name = self.url.rsplit("/", 1)[-1]
-        return ObjectInfo(self.url, name, int(found.get("size") or 0), _remote_version(found), _written(found))
+        archived = self._is_archived(self._path, found)
+        return ObjectInfo(self.url, name, int(found.get("size") or 0), _remote_version(found), _written(found), archived)
 
     def _listed_info(self) -> dict[str, Any]:
         """This object's entry in a listing, which may be permitted where reading is not, and whose errors have a reason."""
@@ -120,7 +131,8 @@ class RemoteLocation:
         found = self._first_below(key)
         if found is None or found["Key"] != key:
             raise FileNotFoundError(self.url)
-        return {"type": "file", "size": found["Size"], "ETag": found["ETag"], "LastModified": found["LastModified"]}
+        listed = {name: found.get(name) for name in ("ETag", "LastModified", "StorageClass")}
+        return {"type": "file", "size": found["Size"], **listed}
 
     def _first_below(self, prefix: str) -> dict[str, Any] | None:
         """The listing entry of the bucket's first object whose key begins with `prefix`; None if there is none.
@@ -225,21 +237,32 @@ class RemoteLocation:
             return []
         return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in found} - {""})
 
-    def walk(self) -> Iterator[pa.RecordBatch]:
+    def walk(self, rules: WalkRules = EVERYTHING) -> Iterator[pa.RecordBatch]:
         """Every object below this folder; on S3 page by page, several folders at once."""
         root = self._folder_key
         bucket = self._obstore_bucket(root)
         if bucket is not None:
+            below = WalkRules(
+                lambda folder: rules.skips(folder.removeprefix(root)),
+                lambda folder, reason: rules.passed(folder.removeprefix(root), reason),
+            )
             with as_oserror(self.url):
-                pages = bucket.walk(root, self._ask)
-                yield from (_below(to_batch(page), root) for page in pages if page)
+                yield from (_below(page, root) for page in bucket.walk(root, self._ask, below))
             return
         found = self._ask(lambda: self._fs.find(self._path, detail=True))
         start = self._path.rstrip("/") + "/"
-        rows = (
-            (path, int(one.get("size") or 0), _remote_version(one)) for path, one in found.items() if path.startswith(start)
-        )
-        yield from (_below(batch, start) for batch in in_batches(rows))
+        below_here = (item for item in found.items() if item[0].startswith(start))
+        while chunk := list(itertools.islice(below_here, OBJECTS_PER_BATCH)):
+            batch = to_batch([(path, int(one.get("size") or 0), _remote_version(one)) for path, one in chunk])
+            archived = pa.array([self._is_archived(path, one) for path, one in chunk], pa.bool_())
+            yield _below(batch.set_column(3, LISTED.field("archived"), archived), start)
+
+    def _is_archived(self, path: str, found: Mapping[str, Any]) -> bool:
+        """Whether a listed object of S3 must be restored before it can be read."""
+        if not self._is_s3 or found.get("StorageClass") not in s3_listing.ARCHIVES:
+            return False
+        bucket, _, key = path.partition("/")
+        return not s3_listing.is_restored(lambda: self._fs.call_s3("head_object", Bucket=bucket, Key=key))
 
     def contents(self) -> Iterator[ObjectInfo]:
         """Every object below this folder, as fsspec lists it."""
@@ -312,15 +335,11 @@ def _s3_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"config_kwargs": {**config, **options.get("config_kwargs", {})}}
 
 
-#: Keys with a part that starts with a dot (`.` and `..` are ordinary names in a bucket), and keys of folder markers.
-_HIDDEN = r"(^|/)\.([^./]|\.[^/])|/$|^$"
-
-
 def _below(listed: pa.RecordBatch, root: str) -> pa.RecordBatch:
-    """A listing with keys relative to `root`, without hidden objects and folder markers."""
-    keys = pc.utf8_slice_codeunits(listed["key"], len(root))
-    hidden = pc.match_substring_regex(keys, _HIDDEN)
-    return listed.set_column(0, LISTED.field("key"), keys).filter(pc.invert(hidden))
+    """A listing with keys relative to `root`, without folder markers."""
+    keys = pc.utf8_slice_codeunits(listed["key"], len(root)) if root else listed["key"]
+    markers = pc.or_(pc.ends_with(keys, "/"), pc.equal(keys, ""))
+    return listed.set_column(0, LISTED.field("key"), keys).filter(pc.invert(markers))
 
 
 def _written(found: Mapping[str, Any]) -> float:

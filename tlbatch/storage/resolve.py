@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import fsspec
 
@@ -22,7 +22,8 @@ def resolve(url: str, options: Mapping[str, Any] | None = None) -> Location:
 
     Args:
         url: a local path, `file://…`, or any URL fsspec knows (`s3://bucket/prefix`).
-        options: fsspec's `storage_options` (endpoint, region). Secrets are not allowed; they come from the environment.
+        options: fsspec's `storage_options` (endpoint, region), or those of one bucket under `protocol://bucket`. Secrets are
+            not allowed; they come from the environment.
 
     Raises:
         ConfigError: the protocol is unknown, or the URL contains a credential.
@@ -31,7 +32,7 @@ def resolve(url: str, options: Mapping[str, Any] | None = None) -> Location:
         return LocalLocation(Path(os.path.abspath(os.path.expanduser(url))))
     parts = urlsplit(url)
     if parts.scheme == "file":
-        return LocalLocation(Path(os.path.abspath(url.removeprefix("file://"))))
+        return LocalLocation(_path_of(url))
     if parts.password or (parts.username and parts.scheme in ("s3", "s3a", "gs", "az")):
         raise ConfigError(f"The {parts.scheme}:// URL contains a credential; remove it and set it in the environment instead.")
     if parts.scheme not in fsspec.available_protocols():
@@ -40,7 +41,21 @@ def resolve(url: str, options: Mapping[str, Any] | None = None) -> Location:
         fsspec.get_filesystem_class(parts.scheme)
     except ImportError as error:
         raise ConfigError(f"{parts.scheme}:// needs an additional package: {error}.") from None
-    return RemoteLocation(url.rstrip("/"), dict(options or {}))
+    return RemoteLocation(url.rstrip("/"), _options_for(url, options or {}))
+
+
+def _options_for(url: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a URL: those without an address, and those under the address of its bucket, which take precedence."""
+    protocol, _, path = url.partition("://")
+    own = options.get(f"{protocol}://{path.partition('/')[0]}", {})
+    return {**{name: value for name, value in options.items() if "://" not in name}, **own}
+
+
+def _path_of(url: str) -> Path:
+    """The path of a `file://` URL. Escapes such as `%20` are decoded, unless a file has them in its name."""
+    written = Path(os.path.abspath("/" + url.removeprefix("file://").removeprefix("localhost/").removeprefix("/")))
+    decoded = Path(os.path.abspath(unquote(str(written))))
+    return written if written == decoded or os.path.lexists(written) else decoded
 
 
 def require_folder(location: Location) -> None:

@@ -47,6 +47,7 @@ def structs(values: list, paths: list) -> pa.Array:
         ([101, 0, -7], pa.int64()),
         ([3, 2, 1], pa.uint8()),
         ([7, 7, 9], pa.dictionary(pa.int32(), pa.int64())),
+        (NAMES, pa.binary()),
     ],
     ids=str,
 )
@@ -122,6 +123,49 @@ def test_a_path_without_bytes_says_how_to_embed_them():
     # The type tells, if there are no bytes anywhere.
     columns = {"sha256": [b"1" * 32] * 3, "picture": structs([None] * 3, NAMES)}
     assert [one.key for one in members(columns)] == NAMES
+
+
+class _TrapScalar(pa.ExtensionScalar):
+    def as_py(self, **_):
+        raise AssertionError("a value became an object")
+
+
+class _Trap(pa.ExtensionType):
+    """Like Ray's `ray.data.arrow_pickled_object`, whose scalar unpickles what is stored."""
+
+    def __init__(self, storage: pa.DataType):
+        super().__init__(storage, "tlbatch.trap")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage: pa.DataType, _: bytes) -> "_Trap":
+        return cls(storage)
+
+    def __arrow_ext_scalar_class__(self) -> type:
+        return _TrapScalar
+
+
+def test_no_value_of_a_file_becomes_an_object():
+    """The types that Ray registers are those of a whole process, and a file chooses among them."""
+    texts = pa.ExtensionArray.from_storage(_Trap(pa.string()), pa.array(NAMES))
+    stored = pa.ExtensionArray.from_storage(_Trap(pa.binary()), pa.array(DATA))
+    structs_ = pa.StructArray.from_arrays([pa.array(DATA), texts, stored], ["bytes", "path", "more"])
+    pa.register_extension_type(_Trap(pa.binary()))
+    try:
+        for columns in (
+            {"image": stored, "key": texts},
+            {"image": structs_},
+            {"image": stored, "file": pa.StructArray.from_arrays([texts], ["path"])},
+            {"image": pa.ListArray.from_arrays([0, 1, 2, 3], structs_)},
+        ):
+            file = io.BytesIO(written(columns))
+            assert "trap" in str(pq.read_schema(file))
+            found = list(read_members(PARQUET, file, ShardOptions("s", None, 1 << 20)))
+            assert [(one.key, one.data) for one in found] == list(zip(NAMES, DATA, strict=True))
+    finally:
+        pa.unregister_extension_type("tlbatch.trap")
 
 
 def ray_tensor() -> pa.Table:

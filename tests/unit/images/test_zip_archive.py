@@ -13,10 +13,12 @@ from support.shards import zip_of
 
 from tlbatch.errors import ErrorKind, Failure
 from tlbatch.images import zip_archive
+from tlbatch.images.listing import Selection, list_store
 from tlbatch.images.members import read_members
 from tlbatch.images.shards import Member, ShardOptions
 from tlbatch.schema import ZIP
 from tlbatch.storage.range_file import RangeFile
+from tlbatch.storage.resolve import resolve
 
 IMAGES = {f"dir/{number}.jpg": np.random.default_rng(number).bytes(3000 + number) for number in range(4)}
 #: Positions of fields in a member's header of the central directory.
@@ -174,3 +176,23 @@ def test_an_archive_is_read_forwards_whatever_the_order_of_its_directory():
     assert [one.key for one in found] == [f"{number}.jpg" for number in range(20)]
     assert all(isinstance(one.data, bytes) for one in found)
     assert sum(asked) < len(data) + (1 << 20)
+
+
+def test_a_zip_without_images_is_passed_over_where_others_are(tmp_path):
+    texts, alone = zip_of({"labels.csv": b"a,b", "__MACOSX/._x.jpg": b""}), tmp_path / "alone"
+    alone.mkdir()
+    for folder in (tmp_path, alone):
+        (folder / "labels.csv.zip").write_bytes(texts)
+    (tmp_path / "images.zip").write_bytes(zip_of(IMAGES))
+    (tmp_path / "torn.zip").write_bytes(zip_of(IMAGES)[:-30])
+    listing = list_store(resolve(str(tmp_path)), Selection(exclude=["alone/*"]), locate=resolve)
+    assert listing.manifest["key"].to_pylist() == ["images.zip", "torn.zip"]
+    assert listing.skipped_by_kind["zip without images"] == 1
+    listing = list_store(resolve(str(alone)), Selection(), locate=resolve)
+    assert listing.manifest.select(["key", "format"]).to_pylist() == [{"key": "labels.csv.zip", "format": "zip"}]
+
+
+def test_a_zip_is_known_by_its_first_bytes(tmp_path):
+    (tmp_path / "0a1b").write_bytes(zip_of(IMAGES))
+    listing = list_store(resolve(str(tmp_path)), Selection(include=["*"]), locate=resolve)
+    assert listing.manifest["format"].to_pylist() == ["zip"]

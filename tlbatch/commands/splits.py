@@ -1,0 +1,111 @@
+"""Classes and features of labelled images -> the part of each image: train, validation or test."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+_TRAIN, _VALIDATION, _TEST = range(len(SPLITS))
+#: Fewest images of a class: one each for training, early stopping and testing.
+FEWEST = len(SPLITS)
+
+
+def split_classes(classes: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
+    """(n,) part numbers, in the order of `SPLITS`.
+
+    Args:
+        classes: (n,) class numbers; each class has at least three images.
+        validation: share of each class for validation.
+        test: share of each class for testing.
+        seed: seed of the shuffling.
+    """
+    random = np.random.default_rng(seed)
+    part_of = np.zeros(len(classes), np.int64)
+    for label in np.unique(classes):
+        members = random.permutation(np.flatnonzero(classes == label))
+        for_test = min(max(1, round(test * len(members))), len(members) - 2)
+        for_validation = min(max(1, round(validation * len(members))), len(members) - for_test - 1)
+        part_of[members[:for_test]] = _TEST
+        part_of[members[for_test : for_test + for_validation]] = _VALIDATION
+    return part_of
+
+
+def split_pictures(classes: np.ndarray, pictures: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
+    """(n,) part numbers as in `split_classes`, with all copies of a picture in one part.
+
+    Args:
+        classes: (n,) class numbers, or (n, C) with 1 where an image has a label.
+        pictures: (n,) of `find_copies`.
+        validation: share of each class for validation.
+        test: share of each class for testing.
+        seed: seed of the shuffling.
+    """
+    firsts, of_image = np.unique(pictures, return_inverse=True)
+    strata = _strata(classes[firsts])
+    numbers, counts = np.unique(strata, return_counts=True)
+    if len(firsts) < len(pictures) and (numbers[counts < FEWEST] >= 0).any():
+        log.warning("A class has fewer than %d different pictures, so copies of them are in several parts", FEWEST)
+        return split_classes(_strata(classes), validation, test, seed)
+    return split_classes(strata, validation, test, seed)[of_image]
+
+
+def complete_parts(part_of: np.ndarray, classes: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
+    """Given parts with those that have no image drawn from the training images, class by class."""
+    random = np.random.default_rng(seed)
+    part_of, strata = part_of.copy(), _strata(classes)
+    for part, share in ((_TEST, test), (_VALIDATION, validation)):
+        if (part_of == part).any():
+            continue
+        for label in np.unique(strata):
+            members = random.permutation(np.flatnonzero((strata == label) & (part_of == _TRAIN)))
+            part_of[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = part
+    return part_of
+
+
+def separate_copies(part_of: np.ndarray, pictures: np.ndarray, keys: Sequence[str]) -> np.ndarray:
+    """Given parts with the copies of a picture in the part that is used last: test, or else validation. Logs how many moved."""
+    last = np.zeros(len(part_of), np.int64)
+    np.maximum.at(last, pictures, part_of)
+    separated: np.ndarray = last[pictures]
+    moved = np.flatnonzero(separated != part_of)
+    if len(moved):
+        copy = keys[int(moved[0])]
+        other = keys[int(np.flatnonzero((pictures == pictures[moved[0]]) & (part_of != part_of[moved[0]]))[0])]
+        log.warning(
+            "%d labelled images are copies of pictures in another part (the first: %s, of %s); each picture counts in one part",
+            *(len(moved), copy, other),
+        )
+    return separated
+
+
+def find_copies(values: np.ndarray) -> np.ndarray:
+    """(n,) for each image the number of the first image with the same features: copies of a picture have equal ones.
+
+    Features that are one number throughout say nothing; each such image is a picture of its own.
+
+    Args:
+        values: (n, F) features.
+    """
+    first: dict[bytes, int] = {}
+    found = np.arange(len(values))
+    for number in np.flatnonzero((values != values[:, :1]).any(axis=1)):
+        digest = hashlib.blake2b(np.ascontiguousarray(values[number]).tobytes(), digest_size=16).digest()
+        found[number] = first.setdefault(digest, int(number))
+    return found
+
+
+def _strata(classes: np.ndarray) -> np.ndarray:
+    """(n,) groups for the split: an image's class, or its rarest label. Small groups and unlabelled images form one group."""
+    if classes.ndim == 1:
+        return classes
+    rarity = np.argsort(classes.sum(axis=0), kind="stable")
+    first = np.argmax(classes[:, rarity], axis=1)
+    strata = np.where(classes.any(axis=1), rarity[first], -1)
+    numbers, counts = np.unique(strata, return_counts=True)
+    return np.where(np.isin(strata, numbers[counts < FEWEST]), -1, strata)

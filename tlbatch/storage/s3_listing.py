@@ -1,0 +1,313 @@
+"""A prefix of an S3 bucket -> the objects below it, in columns, and which of them are in an archive.
+
+obstore lists without storage classes, and s3fs spends 100 us on each object (`benchmarks/stores.py`). Here a page is requested
+with botocore's signature and connections, and its columns are cut out of the XML. Retries are up to the caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import queue
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+from urllib.parse import unquote_plus
+from xml.etree import ElementTree
+
+import pyarrow as pa
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.exceptions import ClientError
+from botocore.httpsession import URLLib3Session
+from botocore.utils import get_environ_proxies
+
+from tlbatch.errors import CredentialsError
+from tlbatch.storage.location import EVERYTHING, LISTED, UNREADABLE, WalkRules
+
+#: Folders listed concurrently, also the number at which the search for folders stops; and the most levels of that search.
+LISTERS, _LEVELS = 16, 4
+#: Pages in the queue to the consumer.
+_PAGES_WAITING = 8
+
+#: Storage classes whose objects must be restored before they can be read. GLACIER_IR can be read. Tiers of
+#: INTELLIGENT_TIERING are not in the listing; a GET finds them.
+ARCHIVES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+
+#: Calls a function with retries.
+Ask = Callable[[Callable[[], Any]], Any]
+
+
+class Endpoint(NamedTuple):
+    """How to reach a bucket.
+
+    Attributes:
+        url: its address.
+        region: the region of its signatures.
+        aws: whether it is Amazon's own: its listings can say which archived objects are restored.
+        certificates: a file of certificates, or True for the usual ones.
+        timeout: seconds for connecting, and without data.
+        credentials: gives botocore's frozen credentials; None for anonymous requests.
+        head: gives the headers of an object by its key.
+    """
+
+    url: str
+    region: str
+    aws: bool
+    certificates: str | bool
+    timeout: tuple[float, float]
+    credentials: Callable[[], Any] | None
+    head: Callable[[str], Mapping[str, Any]]
+
+
+class ListedPage(NamedTuple):
+    """A page of a listing: its objects as `LISTED`, the folders on its level, and the token of the next page, if any."""
+
+    objects: pa.RecordBatch
+    folders: Sequence[str]
+    token: str | None
+
+
+def walk(endpoint: Endpoint, root: str, ask: Ask, rules: WalkRules = EVERYTHING) -> Iterator[pa.RecordBatch]:
+    """Every object below a prefix, page by page; several folders are listed concurrently.
+
+    Args:
+        endpoint: the bucket.
+        root: the prefix with its trailing slash; empty for the whole bucket.
+        ask: calls a function with retries.
+        rules: which folders are skipped, as whole keys. A folder that is met while another one is listed is not skipped.
+    """
+    pages = _Pages(endpoint)
+    folders, loose = _folders(pages, root, ask, rules)
+    yield from loose
+    found: queue.Queue[pa.RecordBatch | BaseException | None] = queue.Queue(_PAGES_WAITING)
+    given_up = threading.Event()
+
+    def list_folder(folder: str) -> None:
+        token: str | None = ""
+        try:
+            with _refusals_counted(folder, root, rules):
+                while token is not None and not given_up.is_set():
+                    objects, _, token = ask(partial(pages.page, folder, token))
+                    found.put(objects)
+            found.put(None)
+        except BaseException as error:  # raised again by the consumer of the pages
+            found.put(error)
+
+    with ThreadPoolExecutor(LISTERS, thread_name_prefix="tlbatch-list") as pool:
+        listing = [pool.submit(list_folder, folder) for folder in folders]
+        left = len(folders)
+        try:
+            while left:
+                page = found.get()
+                if isinstance(page, BaseException):
+                    raise page
+                if page is None:
+                    left -= 1
+                else:
+                    yield page
+        finally:
+            given_up.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(future.done() for future in listing):  # some may be waiting for room in the queue
+                with contextlib.suppress(queue.Empty):
+                    found.get(timeout=0.1)
+            pages.close()
+
+
+def _folders(pages: _Pages, root: str, ask: Ask, rules: WalkRules) -> tuple[list[str], list[pa.RecordBatch]]:
+    """Folders that can be listed concurrently, and the objects above them, found level by level."""
+    folders, loose = [root], list[pa.RecordBatch]()
+    for _ in range(_LEVELS):
+        if len(folders) >= LISTERS:
+            break
+        below: list[str] = []
+        for folder in folders:
+            with _refusals_counted(folder, root, rules):
+                objects, names, token = ask(partial(pages.page, folder, "", one_level=True))
+                if token is not None:
+                    below.append(folder)  # its first level does not fit on one page: it is listed as one folder
+                    continue
+                below += [name for name in names if not rules.skips(name)]
+                loose.append(objects)
+        if below == folders:
+            break
+        folders = below
+    return folders, loose
+
+
+@contextlib.contextmanager
+def _refusals_counted(folder: str, root: str, rules: WalkRules) -> Iterator[None]:
+    """A prefix that may not be listed is passed over, and the root is an error; so are missing credentials."""
+    try:
+        yield
+    except CredentialsError:
+        raise
+    except PermissionError:
+        if folder == root:
+            raise
+        rules.passed(folder, UNREADABLE)
+
+
+def is_restored(head: Callable[[], Mapping[str, Any]]) -> bool:
+    """Whether an archived object can be read for a while; if the store does not say so, it cannot.
+
+    Args:
+        head: requests the object's headers.
+    """
+    try:
+        return 'ongoing-request="false"' in str(head().get("Restore", ""))
+    except (OSError, ClientError):
+        return False
+
+
+class _Pages:
+    """The pages of one bucket's listings; safe to use from many threads."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._session = URLLib3Session(
+            verify=endpoint.certificates,
+            proxies=get_environ_proxies(endpoint.url),
+            timeout=endpoint.timeout,
+            max_pool_connections=LISTERS,
+        )
+        self._wants_restored = False
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def page(self, prefix: str, token: str, *, one_level: bool = False) -> ListedPage:
+        """A page of a prefix, the first one if `token` is empty; with `one_level` only the objects directly below it."""
+        asked = {"list-type": "2", "prefix": prefix, "encoding-type": "url"}
+        asked |= {"continuation-token": token} if token else {}
+        asked |= {"delimiter": "/"} if one_level else {}
+        body = self._get(asked)
+        columns = _columns(body)
+        if columns.archived and self._endpoint.aws and not self._wants_restored:
+            self._wants_restored = True  # asked only where it matters: other servers need not know this header
+            body = self._get(asked)
+            columns = _columns(body)
+        archived = columns.archived
+        if not self._endpoint.aws:
+            archived = [row for row in archived if not is_restored(partial(self._endpoint.head, columns.keys[row]))]
+        following = None
+        if _text(body, "IsTruncated") == "true":
+            following = html.unescape(_text(body, "NextContinuationToken"))
+            if not following:
+                raise OSError("the listing is truncated and has no token to continue")
+        decode = _decoder(body)
+        return ListedPage(columns.batch(archived), [decode(name) for name in _FOLDER.findall(body)], following)
+
+    def _get(self, asked: Mapping[str, str]) -> bytes:
+        headers = {"x-amz-optional-object-attributes": "RestoreStatus"} if self._wants_restored else {}
+        request = AWSRequest("GET", self._endpoint.url, headers=headers, params=dict(asked))
+        if self._endpoint.credentials is not None:
+            S3SigV4Auth(self._endpoint.credentials(), "s3", self._endpoint.region).add_auth(request)
+        answer = self._session.send(request.prepare())
+        body: bytes = answer.content
+        end = body[-64:].rstrip()
+        if answer.status_code == 200 and end.endswith(b"</ListBucketResult>"):
+            return body
+        if answer.status_code == 200 and not end.endswith(b"</Error>"):
+            raise OSError("the answer ends before the end of the listing")
+        found = {"Code": _text(body, "Code") or str(answer.status_code), "Message": _text(body, "Message")}
+        raise ClientError({"Error": found}, "ListObjectsV2")
+
+
+class _Columns(NamedTuple):
+    """The objects of a page; `archived` are the numbers of those that must be restored before they can be read."""
+
+    keys: Sequence[str]
+    sizes: Sequence[int]
+    etags: Sequence[str]
+    archived: Sequence[int]
+
+    def batch(self, archived: Sequence[int]) -> pa.RecordBatch:
+        """The objects as `LISTED`."""
+        flags = [False] * len(self.keys)
+        for row in archived:
+            flags[row] = True
+        columns = [pa.array(self.keys, pa.string()), pa.array(self.sizes, pa.int64()), pa.array(self.etags, pa.string())]
+        return pa.RecordBatch.from_arrays([*columns, pa.array(flags, pa.bool_())], schema=LISTED)
+
+
+_FIELDS = [re.compile(rb"<%b>([^<]*)</%b>" % (name, name)) for name in (b"Key", b"Size", b"ETag", b"StorageClass")]
+_ESCAPES = re.compile(rb"[%+&]")
+_FOLDER = re.compile(rb"<CommonPrefixes>\s*<Prefix>([^<]*)</Prefix>")
+
+
+def _columns(body: bytes) -> _Columns:
+    """The objects of a page; as a tree, which takes four times as long, unless every object has each field once."""
+    keys, sizes, etags, classes = found = [field.findall(body) for field in _FIELDS]
+    objects = body.count(b"<Contents>")
+    if any(len(column) != objects for column in found) or b"<RestoreStatus" in body:
+        return _columns_of_tree(body)
+    archived: Sequence[int] = ()
+    if not ARCHIVES.isdisjoint(name.decode() for name in set(classes)):
+        archived = [row for row, name in enumerate(classes) if name.decode() in ARCHIVES]
+    texts = _etag(b"\n".join(etags).decode()).split("\n") if objects else []
+    return _Columns(_plain_keys(keys, body), list(map(int, sizes)), texts, archived)
+
+
+def _plain_keys(keys: Sequence[bytes], body: bytes) -> Sequence[str]:
+    """The keys as text; most have no character that is written in another way."""
+    text = b"\n".join(keys)
+    if text and not _ESCAPES.search(text) and text.count(b"\n") == len(keys) - 1:
+        return text.decode().split("\n")
+    return [*map(_decoder(body), keys)]
+
+
+def _columns_of_tree(body: bytes) -> _Columns:
+    try:
+        tree = ElementTree.fromstring(body)  # noqa: S314  # as botocore does; expat limits how far entities expand
+    except ElementTree.ParseError as error:
+        raise OSError(f"the listing is not XML: {error}") from None
+    in_url = _in_url(body)
+    rows, archived = list[tuple[str, int, str]](), []
+    for element in tree:
+        if _name(element) != "Contents":
+            continue
+        text = {_name(field): field.text or "" for field in element.iter()}
+        if text.get("StorageClass") in ARCHIVES and text.get("IsRestoreInProgress") != "false":
+            archived.append(len(rows))
+        try:
+            rows.append((unquote_plus(text["Key"]) if in_url else text["Key"], int(text["Size"]), _etag(text.get("ETag", ""))))
+        except (KeyError, ValueError):
+            raise OSError("the listing has an object without a key or a size") from None
+    keys, sizes, etags = zip(*rows, strict=True) if rows else ((), (), ())
+    return _Columns(keys, sizes, etags, archived)
+
+
+def _name(element: ElementTree.Element) -> str:
+    """An element's name without its namespace, which some servers leave out."""
+    return element.tag.rsplit("}", 1)[-1]
+
+
+def _text(body: bytes, name: str) -> str:
+    found = re.search(rb"<%b>([^<]*)</" % name.encode(), body)
+    return found[1].decode(errors="replace").strip() if found else ""
+
+
+def _in_url(body: bytes) -> bool:
+    """Whether keys are written as in a URL, which lets XML hold any character; some servers ignore that wish."""
+    return _text(body, "EncodingType") == "url"
+
+
+def _decoder(body: bytes) -> Callable[[bytes], str]:
+    in_url = _in_url(body)
+
+    def decode(key: bytes) -> str:
+        text = key.decode()
+        return unquote_plus(text) if in_url else html.unescape(text)
+
+    return decode
+
+
+def _etag(text: str) -> str:
+    """An etag, or several in one text, without quotation marks."""
+    return html.unescape(text).replace('"', "")
