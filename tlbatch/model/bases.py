@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tlbatch.errors import ConfigError, WeightsError, closest
+from tlbatch.model.own_keras import import_keras, with_own_keras
 from tlbatch.model.safe_load import require_stored
-from tlbatch.stdio import import_quietly
 
 if TYPE_CHECKING:
     import h5py
@@ -78,6 +78,7 @@ def find_base(name: str) -> Base:
         raise ConfigError(f"base: there is no {name!r} in keras.applications{closest(name, BASES)}.") from None
 
 
+@with_own_keras  # Keras names layers by a counter, which must start anew to match weights files
 def build_network(base: Base, size: int, weights: str | bytes) -> keras.Model:
     """Build the pretrained network, frozen and without its top.
 
@@ -90,8 +91,7 @@ def build_network(base: Base, size: int, weights: str | bytes) -> keras.Model:
         ConfigError: the network cannot be built for images of this size.
         WeightsError: the download fails, or the file does not fit the network.
     """
-    keras = import_quietly("keras")
-    keras.utils.clear_session()  # Keras names layers by a counter, which must start again to match weights files
+    keras = import_keras()
     build = getattr(keras.applications, base.name)
     pretrained = "imagenet" if weights == "imagenet" else None
     try:

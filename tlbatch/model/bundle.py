@@ -27,9 +27,9 @@ from pydantic_core import from_json
 from tlbatch.errors import BundleError
 from tlbatch.model import bases
 from tlbatch.model.openvino import Files, export_openvino, join_openvino
+from tlbatch.model.own_keras import import_keras, with_own_keras
 from tlbatch.model.safe_load import load_safely
 from tlbatch.schema import INTERPOLATION, PIN, RESIZE, UNRECORDED_RULES, PixelRules, Size, sha256
-from tlbatch.stdio import import_quietly
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import local_copy, resolve
 
@@ -308,6 +308,7 @@ def _base_digest(facts: Mapping[str, Any]) -> str:
     return sha256(json.dumps(wanted, sort_keys=True).encode())
 
 
+@with_own_keras
 def freeze(base: bases.Base, size: int, rules: PixelRules, weights: str, data: str | bytes) -> Frozen:
     """Build a base with its weights and export it to OpenVINO.
 
@@ -329,9 +330,10 @@ def freeze(base: bases.Base, size: int, rules: PixelRules, weights: str, data: s
     return Frozen(base, size, rules, weights, network, extractor, export_openvino(extractor))
 
 
+@with_own_keras
 def frozen_base_of(bundle: Bundle) -> Frozen:
     """The base of a bundle, ready to get another head."""
-    keras = import_quietly("keras")
+    keras = import_keras()
     model = load_safely(bundle.folder / MODEL)
     extractor = keras.Model(model.input, {"features": model.output["features"]})
     network = next(layer for layer in extractor.layers if isinstance(layer, keras.Model))
@@ -363,6 +365,7 @@ def require_bundle_place(location: Location) -> None:
         )
 
 
+@with_own_keras
 def save_bundle(
     location: Location,
     frozen: Frozen,
@@ -424,6 +427,7 @@ def _stack(frozen: Frozen, trained: Trained | None) -> keras.Model:
     return keras.Model(frozen.extractor.input, outputs, name=f"tlbatch_{frozen.base.name}")
 
 
+@with_own_keras
 def saved(model: keras.Model) -> bytes:
     """A Keras model as the bytes of a `.keras` file."""
     with tempfile.TemporaryDirectory() as folder:

@@ -10,6 +10,7 @@ import numpy as np
 
 from tlbatch.errors import ConfigError
 from tlbatch.model.calibration import at_threshold, calibration_error, fit_temperature, threshold_for, thresholds_by_f1
+from tlbatch.model.own_keras import with_own_keras
 
 if TYPE_CHECKING:
     import keras
@@ -50,6 +51,7 @@ def build_head(features_length: int, classes: int, activation: str = "softmax") 
     return keras.Model(features, scores, name="head")
 
 
+@with_own_keras
 def train_head(
     train: DataSplit, validation: DataSplit, classes: int, how: HeadTraining
 ) -> tuple[keras.Model, dict[str, list[float]]]:

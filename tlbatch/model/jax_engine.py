@@ -22,6 +22,7 @@ import numpy as np
 from tlbatch.errors import ConfigError
 from tlbatch.model.batches import HEAD_BATCH, Outputs, fixed_batches, in_fixed_batches, joined, outputs_of
 from tlbatch.model.bundle import HEAD, MODEL, Bundle
+from tlbatch.model.own_keras import import_keras
 from tlbatch.model.precision import to_half_precision
 from tlbatch.model.safe_load import load_safely
 from tlbatch.stdio import import_quietly
@@ -120,11 +121,7 @@ def _start(threads: int, *, gpu: bool) -> Any:
             "on the workers, or set num_gpus=0."
         )
     _compile_once(jax)
-    if "keras" not in sys.modules:
-        os.environ["KERAS_BACKEND"] = "jax"
-    backend = import_quietly("keras").config.backend()
-    if backend != "jax":
-        raise ConfigError(f"engine: Keras already runs on {backend} in this process; jax needs a process of its own.")
+    import_keras("jax")
     return jax.devices("gpu" if gpu else "cpu")[0]
 
 

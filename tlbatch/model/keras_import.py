@@ -16,6 +16,7 @@ from tlbatch.model import bases
 from tlbatch.model.bases import Scaling, scaled
 from tlbatch.model.bundle import Frozen
 from tlbatch.model.openvino import export_openvino
+from tlbatch.model.own_keras import with_own_keras
 from tlbatch.schema import PixelRules
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Imported(NamedTuple):
     split: bool
 
 
+@with_own_keras
 def split_base_and_head(
     model: keras.Model, name: str, scaling: Scaling, size: int | None, labels: Sequence[str], rules: PixelRules
 ) -> Imported:
@@ -87,6 +89,7 @@ def split_base_and_head(
     return Imported(frozen, head, multi_label, bool(layers))
 
 
+@with_own_keras
 def plain_model(bundle_model: keras.Model) -> keras.Model:
     """The model of a bundle as a plain Keras model: uint8 pixels -> scores."""
     return _model(bundle_model.input, bundle_model.output["scores"])

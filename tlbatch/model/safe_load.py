@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlbatch.errors import WeightsError
+from tlbatch.model.own_keras import import_keras, with_own_keras
 from tlbatch.stdio import import_quietly
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ _MOST_SIZE, _NO_SIZES = 1 << 20, ("seed", "shared_object_id")
 _MOST_UNPACKED, _MOST_UNSTORED = 64, 1 << 20
 
 
+@with_own_keras
 def load_safely(path: Path) -> keras.Model:
     """Load a `.keras` or `.h5` file after `require_safe`; the model is not compiled.
 
@@ -66,7 +68,7 @@ def load_safely(path: Path) -> keras.Model:
         WeightsError: the file is not safe, or Keras cannot load it.
     """
     require_safe(path)
-    keras = import_quietly("keras")
+    keras = import_keras()
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # a configuration can make Keras raise any exception
@@ -171,7 +173,7 @@ def _objects(config: Any) -> Iterator[Mapping[str, Any]]:
 
 def _allowed() -> frozenset[str]:
     """Names of Keras's own classes that may describe a model."""
-    keras = import_quietly("keras")
+    keras = import_keras()
     modules = [keras.layers, keras.initializers, keras.regularizers, keras.constraints]
     modules += [keras.optimizers, keras.losses, keras.metrics]  # nested models keep their training setup
     names = {name for module in modules for name in dir(module) if isinstance(getattr(module, name), type)}
@@ -186,13 +188,13 @@ def _is_allowed(found: Mapping[str, Any], allowed: frozenset[str]) -> bool:
     if str(module).startswith("keras.src.ops."):
         return _is_operation(str(module), name)
     if name == "function":
-        return found.get("config") in dir(import_quietly("keras").activations)
+        return found.get("config") in dir(import_keras().activations)
     return name in allowed
 
 
 def _is_operation(module: str, name: str) -> bool:
     """Whether it is a tensor operation of Keras, such as the division that `preprocess_input` adds to a graph."""
-    keras = import_quietly("keras")
+    keras = import_keras()
     modules = {f"keras.src.ops.{part}" for part in ("numpy", "nn", "core", "math", "image")}
     kind = getattr(import_quietly(module), name, None) if module in modules else None
     return isinstance(kind, type) and issubclass(kind, keras.Operation)
