@@ -61,4 +61,4 @@ def sentences(kinds: set[str]) -> Iterator[str]:
     """A sentence about each layout whose name is among `kinds`."""
     for one in LAYOUTS:
         if one.name in kinds:
-            yield f"The store holds a {one.name}, which tlbatch does not read: {one.advice}."
+            yield f"Found in the store: {one.name}. tlbatch does not read this layout; {one.advice}."
