@@ -75,8 +75,8 @@ def find_labelled(config: TrainConfig, watch: Watcher | None) -> LabelledImages:
     if not config.labels and IMAGE not in listing.manifest["format"].to_pylist():
         raise LabelsError(f"labels: {store.url} contains shards, which have no class folders; give --labels.")
     if not config.labels:  # a shard beside class folders, such as the archive they were taken from, has no label
-        loose = listing.manifest.filter(pa.compute.equal(listing.manifest["format"], IMAGE))
-        listing = replace(listing, manifest=loose)
+        loose = pa.compute.is_in(listing.manifest["format"], pa.array([IMAGE, ARCHIVED]))
+        listing = replace(listing, manifest=listing.manifest.filter(loose))
     labels, labels_of = labels_by_name(config, listing.manifest["key"].to_pylist(), store.url)
     is_shard = pa.compute.invert(pa.compute.is_in(listing.manifest["format"], pa.array([IMAGE, ARCHIVED])))
     if pa.compute.any(is_shard).as_py():
