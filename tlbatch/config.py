@@ -89,15 +89,11 @@ class Images(_Strict):
     format: Literal["auto", "images", "tar", "parquet", "tfrecord", "zip"] = Field(
         default="auto", description="Format of every object, whatever its name; auto goes by the suffix."
     )
-    image_field: str | None = Field(
-        default=None, description="Column or feature of a shard with the images, or extension of its members: jpg, seg.png."
-    )
+    image_field: str | None = Field(default=None, description="Column, feature or extension (seg.png) of images in shards.")
     include: Strings = Field(
         default=(), description="Take the objects that match this glob instead of the known suffixes; repeatable."
     )
-    exclude: Strings = Field(
-        default=(), description="Skip the objects, and members of tars and zips, that match this glob; repeatable."
-    )
+    exclude: Strings = Field(default=(), description="Skip objects, and members of archives, that match this; repeatable.")
     max_images: Count | None = Field(default=None, description="Take only the first N images or shards, for a trial.")
     max_pixels: Count = Field(default=100_000_000, description="Refuse images with more pixels than this, from their header.")
     max_side: Count = Field(default=65_535, description="Refuse images with a side longer than this, from their header.")
@@ -406,9 +402,7 @@ class ReviewConfig(FolderConfig):
     to: str = Field(default="review", description="Folder or URL for the labelling page and the labels file.")
     budget: Count = Field(default=200, description="How many images to choose.")
     labels: Strings = Field(default=(), description="A labels file whose images are not chosen again; repeatable.")
-    near_duplicate: Share = Field(
-        default=0.95, description="Cosine similarity from which two images count as the same picture."
-    )
+    near_duplicate: Share = Field(default=0.95, description="Cosine similarity from which two images count as one picture.")
     seed: int = Field(default=0, description="Seed of the images that are chosen at random.")
 
 

@@ -36,8 +36,6 @@ LAYOUTS = (
     Layout("MDS data set (MosaicML Streaming)", r"\.mds(\.[a-z0-9]+)?$", "write its samples to tar or Parquet shards"),
     Layout("LitData data set", r"(^|/)chunk-\d+-\d+\.bin$", "write its samples to tar or Parquet shards"),
     Layout("Arrow data set (Hugging Face save_to_disk)", r"-\d{5}-of-\d{5}\.arrow$", "write it with to_parquet()"),
-    Layout("ArrayRecord files", r"\.array_record(-\d{5}-of-\d{5})?$", "prepare the data set with file_format=tfrecord"),
-    Layout("Riegeli files", r"\.riegeli(-\d{5}-of-\d{5})?$", "prepare the data set with file_format=tfrecord"),
     Layout("RecordIO files (MXNet)", r"\.rec$", "write their images to tar shards"),
     Layout("FFCV files", r"\.beton$", "give the images from which they were made"),
     Layout("LMDB", r"(^|/)data\.mdb$", "write its images to tar shards"),

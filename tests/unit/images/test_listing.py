@@ -214,7 +214,6 @@ def test_links_that_lead_nowhere_are_counted(tmp_path):
         (("t/_delta_log/00000000000000000000.json",), "Delta table"),
         (("t/metadata/v1.metadata.json", "t/metadata/snap-1-1-a.avro"), "Iceberg table"),
         (("data-00000-of-00001.arrow", "state.json"), "to_parquet()"),
-        (("a-train.array_record-00000-of-00002",), "ArrayRecord"),
         (("a.h5",), "HDF5"),
     ],
 )
