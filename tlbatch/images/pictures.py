@@ -194,7 +194,7 @@ def _needs_tifffile(image: TiffImagePlugin.TiffImageFile, data: bytes) -> bool:
     depth = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
     kinds = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
     deep = max(depth if isinstance(depth, tuple) else (depth,)) > 8
-    return deep or set(kinds if isinstance(kinds, tuple) else (kinds,)) - {1, 4} != set()
+    return deep or image.mode == "La" or set(kinds if isinstance(kinds, tuple) else (kinds,)) - {1, 4} != set()
 
 
 def _require_small_tiles(image: Image.Image, limits: Limits) -> None:

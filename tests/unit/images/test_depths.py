@@ -155,6 +155,8 @@ def test_alpha_is_drawn_over_white_at_any_depth(rgb):
     shows(deep.tiff(scaled(both, 16), 16, 2, t338=2), over)
     shows(deep.tiff(scaled(np.dstack([rgb * (alpha > 0), alpha]), 16), 16, 2, t338=1), over)
     shows(imagecodecs.jpegxl_encode(both, lossless=True), over)
+    gray = rgb[..., :1] * (alpha > 0)
+    shows(deep.tiff(np.dstack([gray, alpha]), 8, 1, t338=1), np.where(alpha == 0, 255, rgb[..., :1]))
     cmyk = np.dstack([255 - rgb, np.zeros_like(alpha), alpha])
     shows(deep.tiff(cmyk, 8, 5, t338=2), over)
 
