@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tlbatch.errors import Failure
@@ -25,10 +26,11 @@ _MAX_PREFETCH_BYTES = 256 * 1024 * 1024
 
 
 class Fetched(NamedTuple):
-    """One image that was read, and the seconds it took."""
+    """One image that was read, the seconds it took, and what was passed over in its shard so far."""
 
     member: Member
     seconds: float
+    passed: Mapping[str, int] = MappingProxyType({})
 
 
 class Decoder:
@@ -84,13 +86,15 @@ class Decoder:
                 yield row["size"] or 0, partial(self._fetch_and_decode, row, fetch)
                 continue
             began = time.perf_counter()
-            for member in self._reader.members(row):
-                fetched = Fetched(member, time.perf_counter() - began)
+            passed: Counter[str] = Counter()
+            for member in self._reader.members(row, passed):
+                fetched = Fetched(member, time.perf_counter() - began, passed)
                 yield 0 if isinstance(member.data, Failure) else len(member.data), partial(self._decode, row, fetched)
                 began = time.perf_counter()
 
     def _members_isolated(self, row: Mapping[str, Any]) -> Iterator[Attempt]:
-        members = self._reader.members(row)
+        passed: Counter[str] = Counter()
+        members = self._reader.members(row, passed)
         for index in itertools.count():
             failure = self._quarantine.failure_of(row["row"], index)
             if failure is not None and failure.stage == "read":
@@ -100,7 +104,7 @@ class Decoder:
                 member = next(members, None)
             if member is None:
                 return
-            yield self._isolated(row, index, member.key, partial(self._decode, row, Fetched(member, 0.0)))
+            yield self._isolated(row, index, member.key, partial(self._decode, row, Fetched(member, 0.0, passed)))
 
     def _isolated(self, row: Mapping[str, Any], index: int, key: str, work: Callable[[], Attempt]) -> Attempt:
         failure = self._quarantine.failure_of(row["row"], index)
@@ -120,11 +124,11 @@ class Decoder:
     def _decode(self, row: Mapping[str, Any], fetched: Fetched) -> Attempt:
         index, key, data = fetched.member.index, fetched.member.key, fetched.member.data
         if isinstance(data, Failure):
-            return Attempt(row, index, key, data, fetched.seconds)
+            return Attempt(row, index, key, data, fetched.seconds, passed=fetched.passed)
         began = time.perf_counter()
         with self._watchdog.watching():
             pixels = decode.decode(data, self._size, **self._limits)
-        return Attempt(row, index, key, pixels, fetched.seconds, time.perf_counter() - began)
+        return Attempt(row, index, key, pixels, fetched.seconds, time.perf_counter() - began, fetched.passed)
 
 
 def _run_ahead(pool: ThreadPoolExecutor, tasks: Iterable[tuple[int, Callable[[], Attempt]]], depth: int) -> Iterator[Attempt]:

@@ -12,6 +12,7 @@ import math
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -183,11 +184,12 @@ class Reader:
             return Failure("read", ErrorKind.CHANGED, message, attempts)
         return too_large(len(data), self._max_bytes) or data
 
-    def members(self, row: Mapping[str, Any]) -> Iterator[Member]:
+    def members(self, row: Mapping[str, Any], passed: Counter[str] | None = None) -> Iterator[Member]:
         """Read the images of one shard, in the order of the shard; damage and read errors are members with a failure.
 
         Args:
             row: the manifest row, whose `format` is that of a shard, or archived.
+            passed: counts the members that are passed over, by kind.
 
         Raises:
             StoreUnavailableError: the store itself is failing.
@@ -217,7 +219,7 @@ class Reader:
         read = 0
         with RangeFile(fetch, size) as file:
             try:
-                for member in read_members(row["format"], io.BufferedReader(file), self._wanted(row)):
+                for member in read_members(row["format"], io.BufferedReader(file), self._wanted(row, passed)):
                     yield member
                     read += 1
             except _GaveUpError as error:
@@ -241,8 +243,9 @@ class Reader:
             root = self._roots[protocol + bucket] = resolve(f"{protocol}://{bucket}", self._options)
         return root.join(key)
 
-    def _wanted(self, row: Mapping[str, Any]) -> ShardOptions:
-        return ShardOptions(row["key"], self._field, self._max_bytes)
+    def _wanted(self, row: Mapping[str, Any], passed: Counter[str] | None) -> ShardOptions:
+        options = ShardOptions(row["key"], self._field, self._max_bytes)
+        return options if passed is None else options._replace(passed=lambda kind: passed.update((kind,)))
 
     def _size_of(self, location: Location) -> int | Failure:
         given = self._with_retries(location.info, location)

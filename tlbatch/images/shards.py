@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, NamedTuple
 
@@ -39,11 +39,13 @@ class ShardOptions(NamedTuple):
         key: key of the shard.
         field: column or feature with the bytes of the images; None for the usual names.
         max_bytes: maximum size of one image in bytes.
+        passed: called with the kind of each member that is passed over, such as its suffix or `names.litter_kind`.
     """
 
     key: str
     field: str | None
     max_bytes: int
+    passed: Callable[[str], None] = lambda _: None
 
     def limited(self, data: bytes | None) -> bytes | Failure:
         """The bytes of an image, or a Failure if they are empty or exceed `max_bytes`."""

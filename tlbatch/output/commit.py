@@ -441,6 +441,8 @@ def _report(one: _OpenRun, receipts: Receipts, counts: PublishedCounts, stats: W
     }
     facts = cast("Mapping[str, Any]", run.facts)
     body |= {name: facts[name] for name in ("counts", "on", "removed_sha256", "skipped_by_kind", "unreadable") if name in facts}
+    passed = receipts.passed(run.manifest.num_rows)
+    body |= {"skipped_in_shards": passed} if passed else {}
     if run.on:
         body |= failures_after(one.state.named(run.on), run, counts.listed, counts.failed)
     return cast("ReportDocument", body)

@@ -49,6 +49,14 @@ class Receipts:
                     images[int(row)] = count
         return images
 
+    def passed(self, rows: int) -> dict[str, int]:
+        """What was passed over in the shards, by kind, the most common first."""
+        owner, total = self.owners(rows), Counter[str]()
+        for number, body in enumerate(self.bodies):
+            for row, kinds in body.get("passed", {}).items():
+                total.update(kinds if owner[int(row)] == number else {})
+        return dict(total.most_common())
+
     def seconds(self) -> dict[str, float]:
         """Seconds in each stage, summed over all workers."""
         total: Counter[str] = Counter()

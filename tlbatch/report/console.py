@@ -34,6 +34,8 @@ def show_run(result: Mapping[str, Any]) -> None:
         )
         console.print(f"Nothing to do: {why}.", soft_wrap=True)
     console.print(f"{_counts(result)} ({result['skipped']:,} other objects skipped{_kinds(result)})", soft_wrap=True)
+    if result.get("skipped_in_shards"):
+        console.print(f"Skipped in shards{_kinds(result, 'skipped_in_shards')}", soft_wrap=True)
     for kind, count in result["failed_by_kind"].items():
         console.print(f"  {count:>9,} {kind}")
     if result.get("table"):
@@ -58,9 +60,9 @@ def _counts(result: Mapping[str, Any]) -> str:
     return f"{result['listed']:,} listed = {result['predicted']:,} predicted + {result['failed']:,} failed"
 
 
-def _kinds(result: Mapping[str, Any]) -> str:
+def _kinds(result: Mapping[str, Any], name: str = "skipped_by_kind") -> str:
     """The kinds of skipped objects, the most common first, behind a colon."""
-    kinds = list(result.get("skipped_by_kind", {}).items())
+    kinds = list(result.get(name, {}).items())
     shown = [f"{count:,} {kind}" for kind, count in kinds[:_MOST_KINDS]] + ["…"] * (len(kinds) > _MOST_KINDS)
     return f": {', '.join(shown)}" if shown else ""
 
