@@ -10,7 +10,7 @@ import pytest
 from support.pictures import encoded, noisy, write_store
 
 import tlbatch
-from tlbatch.commands.training_set import split_classes
+from tlbatch.commands.splits import split_classes
 from tlbatch.errors import LabelsError, TlbatchError
 from tlbatch.images.labels import read_labels
 from tlbatch.model.bases import BASES, build_network, weights_digest

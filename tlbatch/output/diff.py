@@ -65,7 +65,8 @@ def diff_with_table(listed: RunInput, state: OutputState, rule: StalenessRule, s
     store, runs = listed.manifest, state.table
     known = _known(runs, rule)
     kinds = _kinds(store, known)
-    gone = _not_below(_not_in(known, store), listed.unreadable)
+    missing = _not_in(known, store)
+    gone = _not_below(missing, listed.unreadable)
     # A list may name an object twice, under two keys: an object belongs to one run as a whole.
     partly_gone = pc.is_in(store["uri"], gone["uri"]).to_numpy()
     kinds = np.where(partly_gone & (kinds > _CHANGED), _CHANGED, kinds)
@@ -73,7 +74,7 @@ def diff_with_table(listed: RunInput, state: OutputState, rule: StalenessRule, s
     todo |= pc.is_in(store["uri"], store["uri"].filter(pa.array(todo))).to_numpy()
     removed = gone.filter(pc.invert(pc.is_in(gone["uri"], store["uri"])))
     counts = dict(zip(KINDS, [*np.bincount(kinds, minlength=5).tolist(), removed.num_rows], strict=True))
-    if todo.all():  # nothing of the old table remains, so the new one does not depend on it
+    if todo.all() and gone.num_rows == missing.num_rows:  # nothing of the old table remains, so the new one stands alone
         return replace(listed, counts=counts)
     manifest = store.filter(pa.array(todo)).combine_chunks()
     return replace(listed, manifest=manifest, on=state.pointer, removed=removed.combine_chunks(), counts=counts)

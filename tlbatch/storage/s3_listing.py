@@ -236,7 +236,10 @@ class _Columns(NamedTuple):
         return pa.RecordBatch.from_arrays([*columns, pa.array(flags, pa.bool_())], schema=LISTED)
 
 
-_FIELDS = [re.compile(rb"<%b>([^<]*)</%b>" % (name, name)) for name in (b"Key", b"Size", b"ETag", b"StorageClass")]
+_FIELDS = [
+    re.compile(rb"<%b>(%b)</%b>" % (name, value, name))
+    for name, value in ((b"Key", rb"[^<]*"), (b"Size", rb"\d+"), (b"ETag", rb"[^<]*"), (b"StorageClass", rb"[^<]*"))
+]
 _ESCAPES = re.compile(rb"[%+&]")
 _FOLDER = re.compile(rb"<CommonPrefixes>\s*<Prefix>([^<]*)</Prefix>")
 

@@ -1,8 +1,12 @@
 """A store becomes a manifest: sorted, complete, skipped objects counted."""
 
+import gzip
 import os
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from support.shards import parquet_of, tar_of, tfrecord_of
 
 from tlbatch.errors import StoreError
 from tlbatch.images.listing import Selection, list_store
@@ -96,3 +100,179 @@ def test_the_manifest_survives_its_file_and_equal_ones_are_equal_bytes(folder):
     again = list_store(folder, Selection()).manifest
     assert to_parquet(manifest) == to_parquet(again)
     assert from_parquet(to_parquet(manifest)).equals(manifest)
+
+
+def store_of(folder, *keys):
+    for key in keys:
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        (folder / key).write_bytes(b"x")
+    return resolve(str(folder))
+
+
+def keys_of(listing):
+    return listing.manifest["key"].to_pylist()
+
+
+def test_litter_is_passed_over_and_counted_by_kind(tmp_path):
+    litter = (
+        "@eaDir/1.jpg/XL.jpg",
+        "a/@eaDir/1.jpg/S.jpg",
+        "#recycle/1.jpg",
+        "a/._1.jpg",
+        ".git/1.jpg",
+        ".git/2.jpg",
+        "Thumbs.db",
+    )
+    listing = list_store(store_of(tmp_path, "a/1.jpg", *litter), Selection(kind="images"))
+    assert keys_of(listing) == ["a/1.jpg"]
+    # A hidden folder is not opened, and counts as one.
+    assert listing.skipped_by_kind == {"@eaDir": 2, "recycle bin": 1, "._*": 1, "hidden": 1, "desktop file": 1}
+    assert listing.skipped == 6
+
+
+def test_outputs_of_tlbatch_are_no_images_whatever_their_runs_are_called(tmp_path):
+    run = "runs/20261122T211455Z-bec8e5/predictions/part-00000.parquet"
+    own = ("o/latest.json", f"o/{run}", "p/latest.json", "p/runs/may/run.json", "p/runs/may/predictions/part-00000.parquet")
+    listing = list_store(store_of(tmp_path, "1.jpg", "runs/2026/1.jpg", *own), Selection())
+    assert keys_of(listing) == ["1.jpg", "runs/2026/1.jpg"]
+    assert listing.skipped_by_kind["output of tlbatch"] == 2
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The folders that are opened; one whose name has `closed` in it cannot be."""
+    listdir, found = os.listdir, []
+
+    def watch(path):
+        found.append(os.path.basename(path))
+        if "closed" in os.path.basename(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", watch)
+    return found
+
+
+def test_a_folder_that_is_shut_is_named_and_costs_nothing_else(tmp_path, opened, caplog):
+    listing = list_store(store_of(tmp_path, "a/1.jpg", "closed/2.jpg", "b/closed/3.jpg", "z.jpg"), Selection())
+    assert keys_of(listing) == ["a/1.jpg", "z.jpg"]
+    assert listing.unreadable == ("b/closed/", "closed/")
+    assert listing.skipped_by_kind == {"folder that cannot be opened": 2}
+    assert "b/closed/, closed/" in caplog.text
+    with pytest.raises(StoreError, match="No permission to read the store"):
+        list_store(resolve(str(tmp_path / "closed")), Selection())
+
+
+@pytest.mark.parametrize("glob", ["closed/*", "closed/", "*/closed/*", "c*/"])
+def test_an_excluded_folder_is_not_opened(tmp_path, opened, glob):
+    listing = list_store(
+        store_of(tmp_path, "a/1.jpg", "closed/2.jpg", "b/closed/3.jpg", "lost+found/4.jpg"), Selection((), [glob])
+    )
+    closed = {"closed/*": "closed/", "closed/": "closed/", "c*/": "closed/", "*/closed/*": "b/closed/"}[glob]
+    assert closed not in listing.unreadable
+    assert listing.skipped_by_kind["excluded"] == 1
+    assert "lost+found" not in opened
+
+
+def test_a_pattern_of_names_opens_every_folder(tmp_path, opened):
+    list_store(store_of(tmp_path, "a/1.jpg", "b/2.png"), Selection((), ["*.png", "b/*.png"]))
+    assert opened[1:] == ["a", "b"]
+
+
+def test_images_in_a_folder_without_permission_to_enter_have_rows(tmp_path, monkeypatch):
+    location, stat = store_of(tmp_path, "a/1.jpg", "b/2.jpg", "b/note.txt"), os.stat
+
+    def refuse(path, **how):
+        if "/b/" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **how)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    listing = list_store(location, Selection())
+    assert listing.manifest.select(["key", "size"]).to_pylist() == [
+        {"key": "a/1.jpg", "size": 1},
+        {"key": "b/2.jpg", "size": None},
+    ]
+
+
+def test_links_that_lead_nowhere_are_counted(tmp_path):
+    location = store_of(tmp_path, "1.jpg")
+    (tmp_path / "2.jpg").symlink_to(tmp_path / "gone.jpg")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert list_store(location, Selection()).skipped_by_kind == {"broken link": 2}
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        (
+            ("d.lance/_versions/1.manifest", "d.lance/data/a.lance"),
+            "Lance data set. tlbatch does not read this layout; write its",
+        ),
+        (("index.json", "shard.00000.mds.zstd"), "MDS data set"),
+        (("index.json", "chunk-0-0.bin"), "LitData data set"),
+        (("t/_delta_log/00000000000000000000.json",), "Delta table"),
+        (("t/metadata/v1.metadata.json", "t/metadata/snap-1-1-a.avro"), "Iceberg table"),
+        (("data-00000-of-00001.arrow", "state.json"), "to_parquet()"),
+        (("a-train.array_record-00000-of-00002",), "ArrayRecord"),
+        (("a.h5",), "HDF5"),
+    ],
+)
+def test_layouts_of_others_are_named(tmp_path, keys, sentence, caplog):
+    store_of(tmp_path, *keys)
+    with pytest.raises(StoreError) as caught:
+        list_store(resolve(str(tmp_path)), Selection())
+    assert sentence in str(caught.value)
+    assert "--include" not in str(caught.value)
+    store_of(tmp_path, "1.jpg")
+    assert keys_of(list_store(resolve(str(tmp_path)), Selection())) == ["1.jpg"]
+    assert (sentence in caplog.text) == (keys != ("a.h5",)), "common files beside images mean nothing"
+
+
+def judged(location, *include, **settings):
+    listing = list_store(location, Selection(include, **settings), locate=resolve)
+    return {row["key"]: row["format"] for row in listing.manifest.to_pylist()}, listing.skipped_by_kind
+
+
+def test_include_says_which_objects_and_never_what_they_are(tmp_path):
+    content = {"a.shard": tar_of({"1.jpg": b"x"}), "b.pq": parquet_of({"1.jpg": b"x"}), "c.rec0": tfrecord_of({"1.jpg": b"x"})}
+    content |= {"d.img": b"\xff\xd8\xff", "e.jpg": b"x", "f.tar": b"x", "g": gzip.compress(content["a.shard"]), "h.img": b"y"}
+    for name, data in content.items():
+        (tmp_path / name).write_bytes(data)
+    found, _ = judged(resolve(str(tmp_path)), "*")
+    shards = {"a.shard": "tar", "b.pq": "parquet", "c.rec0": "tfrecord", "f.tar": "tar", "g": "tar"}
+    assert found == {**shards, "d.img": "image", "e.jpg": "image", "h.img": "image"}
+    assert judged(resolve(str(tmp_path / "a.shard"))) == ({"a.shard": "tar"}, {})
+
+
+def test_parquet_that_describes_what_is_beside_it_is_passed_over(tmp_path):
+    rows = pa.table({"file_name": ["1.jpg"], "sha256": ["0"], "box": [{"at": [1, 2]}]})
+    nested = pa.table({"images": pa.array([[{"bytes": b"x", "path": "p"}]])})
+    for name, table in {"metadata": rows, "00000": rows, "nested": nested}.items():
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
+    location = resolve(str(tmp_path))
+    alone, kinds = judged(location)
+    assert (sorted(alone), kinds) == (["00000.parquet", "metadata.parquet", "nested.parquet", "torn.parquet"], {})
+    (tmp_path / "00000.tar").write_bytes(b"x")
+    beside, kinds = judged(location)
+    assert (sorted(beside), kinds) == (["00000.tar", "nested.parquet", "torn.parquet"], {"Parquet without images": 2})
+    assert "metadata.parquet" in judged(location, kind="parquet")[0]
+
+
+def test_a_document_is_neither_an_image_nor_a_list(tmp_path):
+    (tmp_path / "manifest.json").write_text(
+        '{"sourceBucket": "b", "fileFormat": "CSV", "fileSchema": "Bucket, Key", "files": []}'
+    )
+    with pytest.raises(StoreError, match="is a manifest of S3 Inventory, which is not an image"):
+        judged(resolve(str(tmp_path / "manifest.json")))
+
+
+def test_a_list_may_have_a_byte_order_mark(tmp_path):
+    store_of(tmp_path, "a b.jpg", "2.jpg")
+    (tmp_path / "list.txt").write_bytes("a b.jpg\r\n2.jpg\r\n".encode("utf-8-sig"))
+    listing = list_store(resolve(str(tmp_path / "list.txt")), Selection())
+    assert listing.manifest["uri"].to_pylist() == [f"{tmp_path}/2.jpg", f"{tmp_path}/a b.jpg"]
+    (tmp_path / "list.txt").write_bytes("a b.jpg\r\n".encode("utf-16"))
+    with pytest.raises(StoreError, match="is in UTF-16; save it as UTF-8"):
+        list_store(resolve(str(tmp_path / "list.txt")), Selection())

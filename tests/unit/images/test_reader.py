@@ -6,10 +6,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from tlbatch.errors import ChangedError, CredentialsError, ErrorKind, StoreUnavailableError, ThrottledError
-from tlbatch.images.reader import Patience, Reader, Throttle
+from tlbatch.errors import ArchivedError, ChangedError, CredentialsError, ErrorKind, StoreUnavailableError, ThrottledError
+from tlbatch.images.reader import Patience, Reader, Throttle, choose_probes
+from tlbatch.schema import MANIFEST_SCHEMA
 from tlbatch.storage.range_file import RangeFile
 from tlbatch.storage.resolve import resolve
 from tlbatch.storage.retry import no_retries, with_retries
@@ -125,6 +127,46 @@ def test_a_store_that_refuses_everything_ends_the_run_after_some():
     other._with_retries(Store(b"fine"), NOWHERE)
     for _ in range(100):
         assert other._with_retries(Store(PermissionError("no")), NOWHERE).kind is ErrorKind.ACCESS_DENIED
+
+
+def test_a_refusal_is_a_row_if_another_object_of_the_store_can_be_read(tmp_path):
+    (tmp_path / "good.jpg").write_bytes(b"x")
+    one = Reader({}, probes=[str(tmp_path / "gone.jpg"), str(tmp_path / "good.jpg"), "htps://no/address"])
+    for _ in range(100):
+        assert one._with_retries(Store(PermissionError("no")), NOWHERE).kind is ErrorKind.ACCESS_DENIED
+    other = Reader({}, probes=[str(tmp_path / "gone.jpg")])
+    for _ in range(31):
+        other._with_retries(Store(PermissionError("no")), NOWHERE)
+    with pytest.raises(StoreUnavailableError, match="none of them can be read"):
+        other._with_retries(Store(PermissionError("no")), NOWHERE)
+
+
+def test_an_archive_is_never_the_stores_fault():
+    one = reader()
+    for _ in range(100):
+        failure = one._with_retries(Store(ArchivedError("InvalidObjectState")), NOWHERE)
+        assert (failure.kind, failure.transient, failure.attempts) == (ErrorKind.ARCHIVED, False, 1)
+    assert "restore it first" in failure.message
+    row = {"uri": "s3://b/k", "key": "k", "size": 1, "etag": "e", "format": "archived"}
+    (member,) = one.members(row)
+    assert (member.data.kind, member.data.attempts) == (ErrorKind.ARCHIVED, 0), "nothing was requested"
+
+
+def test_probes_come_from_all_over_a_store():
+    keys = [f"{folder:02d}/{number:04d}.jpg" for folder in range(50) for number in range(100)]
+    columns = {
+        "uri": keys,
+        "key": keys,
+        "size": [0, *[1] * 4999],
+        "etag": keys,
+        "format": ["archived"] * 100 + ["image"] * 4900,
+    }
+    probes = choose_probes(pa.table(columns, MANIFEST_SCHEMA))
+    assert 32 <= len(probes) <= 64
+    assert len({key[:2] for key in probes}) > 30
+    assert not [key for key in probes if key.startswith("00/")]
+    assert choose_probes(pa.table(columns, MANIFEST_SCHEMA).slice(0, 100)) == ()
+    assert choose_probes(pa.table(columns, MANIFEST_SCHEMA).slice(100, 1)) == ("01/0000.jpg",)
 
 
 def test_fewer_requests_are_in_flight_after_a_503_and_more_again_later():

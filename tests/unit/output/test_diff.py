@@ -27,17 +27,17 @@ def manifest(**versions: str | None) -> pa.Table:
     return pa.Table.from_pylist(sorted(rows, key=lambda row: row["key"]), schema.MANIFEST_SCHEMA)
 
 
-def publish_table(output, name: str, rows: pa.Table, *, bundle="b1", failed=(), removed=(), on=None) -> None:
+def publish_table(output, name: str, rows: pa.Table, *, bundle="b1", failed=(), removed=(), on=None, kind="timeout") -> None:
     """A published run, with its manifest and errors and nothing else; it adds to what is published unless told otherwise."""
     on = read_pointer(output) if on is None else on
     gone = pa.Table.from_pylist([{"uri": f"/s/{key}", "key": key} for key in removed], schema.REMOVED_SCHEMA)
     facts = {"spec": {"images": "/s"}, "bundle": bundle, "base": "base"}
     run = begin_run(output, name, rows, facts, on=on, removed=gone)
-    errors = [{"uri": f"/s/{key}", "key": key, "transient": transient} for key, transient in failed]
+    errors = [{"uri": f"/s/{key}", "key": key, "transient": transient, "kind": kind} for key, transient in failed]
     table = pa.Table.from_pylist(errors, schema.ERRORS)
     run.location.join("errors", "part-00000.parquet").write(schema.to_parquet(table))
-    report = {"listed": 0, "predicted": 0, "failed": 0, "failed_by_kind": {}, "labels": {}, "files": {}}
-    report |= {"manifest_sha256": run.facts["manifest_sha256"], "failed_transient": sum(kind for _, kind in failed)}
+    report = {"listed": 0, "predicted": 0, "failed": 0, "failed_by_kind": {kind: len(failed)}, "labels": {}, "files": {}}
+    report |= {"manifest_sha256": run.facts["manifest_sha256"], "failed_transient": sum(again for _, again in failed)}
     publish_run(output, run, report)
 
 
@@ -133,3 +133,33 @@ def test_a_table_that_changed_meanwhile_is_not_added_to(tmp_path):
         publish_run(output, run, report)
     assert json.loads(output.join("latest.json").read()) == before
     assert [entry["run_id"] for entry in before["runs"]] == ["n0", "n1"]
+
+
+def in_format(table: pa.Table, **formats: str) -> pa.Table:
+    """A manifest in which some objects have another format."""
+    column = [formats.get(key, kind) for key, kind in zip(table["key"].to_pylist(), table["format"].to_pylist(), strict=True)]
+    return table.set_column(4, schema.MANIFEST_SCHEMA.field("format"), pa.array(column))
+
+
+def test_what_goes_into_the_archive_keeps_its_rows_and_what_is_restored_is_done(tmp_path):
+    output = resolve(str(tmp_path))
+    publish_table(output, "n0", in_format(manifest(a="1", b="1", c="1"), a="archived"), failed=[("a", False)], kind="archived")
+    assert increment(output, in_format(manifest(a="1", b="1", c="1"), a="archived", b="archived")).nothing_to_do
+    restored = increment(output, manifest(a="1", b="1", c="1"))
+    assert (restored.counts["changed"], restored.manifest["key"].to_pylist()) == (1, ["a"])
+    assert increment(output, in_format(manifest(a="1", b="2", c="1"), a="archived", b="archived")).counts["changed"] == 1
+
+
+def test_an_archive_that_no_listing_shows_is_asked_for_again(tmp_path):
+    output = resolve(str(tmp_path))
+    publish_table(output, "n0", manifest(a="1", b="1"), failed=[("a", False)], kind="archived")
+    assert increment(output, manifest(a="1", b="1")).manifest["key"].to_pylist() == ["a"]
+
+
+def test_what_lies_in_a_closed_folder_is_not_deleted(tmp_path):
+    output = resolve(str(tmp_path))
+    publish_table(output, "n0", manifest(**{"a/1": "1", "a/2": "1", "b/1": "1", "ab": "1"}))
+    listed = RunInput(manifest(**{"b/1": "2"}), 0, 0.0, unreadable=["a/"])
+    found = diff_with_table(listed, read_output(output), BUNDLE, "redo")
+    assert (found.removed["key"].to_pylist(), found.counts["deleted"]) == (["ab"], 1)
+    assert found.on

@@ -4,6 +4,7 @@ import os
 import pickle
 import threading
 import tracemalloc
+from urllib.parse import quote
 
 import fsspec
 import pytest
@@ -171,5 +172,15 @@ def test_an_unknown_protocol_is_named():
 
 
 def test_a_file_url_is_a_path(tmp_path):
-    (tmp_path / "x").write_bytes(b"x")
-    assert resolve(f"file://{tmp_path}/x").read() == b"x"
+    for name in ("x", "a b.jpg", "ü.jpg", "100%.jpg", "c%20d.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+        assert resolve(f"file://{tmp_path}/{name}").read() == name.encode(), "as it is"
+        assert resolve(f"file://{quote(str(tmp_path / name))}").read() == name.encode(), "with escapes"
+    assert resolve(f"file://localhost{tmp_path}/a%20b.jpg").read() == b"a b.jpg"
+
+
+def test_options_may_belong_to_one_bucket():
+    given = {"endpoint_url": "http://all", "s3://open": {"anon": True}, "s3://other": {"profile": "p"}}
+    assert resolve("s3://open/images/1.jpg", given).options == {"endpoint_url": "http://all", "anon": True}
+    assert resolve("s3://open", given).options == {"endpoint_url": "http://all", "anon": True}
+    assert resolve("s3://opened/x", given).options == {"endpoint_url": "http://all"}

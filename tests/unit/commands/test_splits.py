@@ -1,0 +1,60 @@
+"""Copies of a picture stay in one part; without copies the split is what it was."""
+
+import numpy as np
+import pytest
+
+from tlbatch.commands.splits import complete_parts, find_copies, separate_copies, split_classes, split_pictures
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(0)
+
+
+def test_copies_have_equal_features(random):
+    values = random.random((6, 8)).astype(np.float32)
+    values[4] = values[1]
+    values[[2, 5]] = 0.0  # says nothing: two black pictures may be different ones
+    assert find_copies(values).tolist() == [0, 1, 2, 3, 1, 5]
+
+
+def test_without_copies_the_split_is_by_class_alone(random):
+    classes = random.integers(0, 3, 60)
+    assert np.array_equal(split_pictures(classes, np.arange(60), 0.15, 0.2, 7), split_classes(classes, 0.15, 0.2, 7))
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one label", "many labels"])
+def test_copies_are_in_one_part_and_every_class_in_every_part(random, many):
+    classes = np.repeat(np.arange(3), 20)
+    pictures = np.where(random.random(60) < 0.4, np.arange(60) // 20 * 20, np.arange(60))
+    given = np.eye(3)[classes] if many else classes
+    part_of = split_pictures(given, pictures, 0.15, 0.2, 0)
+    for picture in np.unique(pictures):
+        assert len(set(part_of[pictures == picture])) == 1
+    assert set(part_of) == {0, 1, 2}
+
+
+def test_a_class_of_too_few_pictures_is_split_all_the_same(caplog):
+    part_of = split_pictures(np.array([0] * 4 + [1] * 4), np.array([0, 0, 0, 0, 4, 5, 6, 7]), 0.15, 0.2, 0)
+    assert set(part_of[:4]) == set(part_of[4:]) == {0, 1, 2}
+    assert "fewer than 3 different pictures" in caplog.text
+
+
+def test_copies_in_given_parts_move_to_the_part_that_is_used_last(caplog):
+    part_of, pictures = np.array([0, 1, 2, 0, 0, 1]), np.array([0, 1, 0, 3, 1, 5])
+    assert separate_copies(part_of, pictures, list("abcdef")).tolist() == [2, 1, 2, 0, 1, 1]
+    assert "2 labelled images are copies of pictures in another part (the first: a, of c)" in caplog.text
+    caplog.clear()
+    assert separate_copies(part_of, np.arange(6), list("abcdef")).tolist() == part_of.tolist()
+    assert not caplog.text
+
+
+def test_missing_parts_are_drawn_from_training_images(random):
+    classes = np.repeat([0, 1], 20)
+    given = np.where(random.random(40) < 0.2, 1, 0)
+    completed = complete_parts(given, classes, 0.15, 0.2, 0)
+    assert set(completed) == {0, 1, 2}
+    assert np.array_equal(completed == 1, given == 1), "what was given stays"
+    assert {(2, 0), (2, 1)} <= set(zip(completed.tolist(), classes.tolist(), strict=True))
+    whole = np.arange(40) % 3
+    assert np.array_equal(complete_parts(whole, classes, 0.15, 0.2, 0), whole)

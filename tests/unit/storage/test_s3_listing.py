@@ -1,0 +1,133 @@
+"""A page of a listing becomes columns, whoever wrote the XML; objects in an archive are known, and so are restored ones."""
+
+import pyarrow as pa
+import pytest
+from botocore.exceptions import ClientError
+
+from tlbatch.errors import CredentialsError
+from tlbatch.storage import s3_listing
+from tlbatch.storage.location import WalkRules
+from tlbatch.storage.s3_listing import Endpoint
+
+
+def entry(key, size=1, kind="STANDARD", etag="&quot;e&quot;", more=""):
+    storage = f"<StorageClass>{kind}</StorageClass>" if kind else ""
+    return f"<Contents><Key>{key}</Key><ETag>{etag}</ETag><Size>{size}</Size>{storage}{more}</Contents>"
+
+
+def page(*entries, token="", folders=(), encoding="url"):
+    parts = [f"<IsTruncated>{'true' if token else 'false'}</IsTruncated>", *entries]
+    parts += [f"<EncodingType>{encoding}</EncodingType>"] if encoding else []
+    parts += [f"<NextContinuationToken>{token}</NextContinuationToken>"] if token else []
+    parts += [f"<CommonPrefixes><Prefix>{folder}</Prefix></CommonPrefixes>" for folder in folders]
+    return f'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{"".join(parts)}</ListBucketResult>'.encode()
+
+
+class Server:
+    """Answers from pages by prefix and token, and keeps what was asked."""
+
+    def __init__(self, pages):
+        self.pages, self.asked = pages, []
+
+    def __call__(self, pages, asked):
+        self.asked.append((asked["prefix"], asked.get("continuation-token", ""), pages._wants_restored))
+        answer = self.pages[asked["prefix"], asked.get("continuation-token", "")]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer(pages._wants_restored) if callable(answer) else answer
+
+
+def walked(monkeypatch, pages, *, aws=False, restored=(), rules=None):
+    server = Server(pages)
+
+    def get(pages, asked):
+        return server(pages, asked)
+
+    monkeypatch.setattr(s3_listing._Pages, "_get", get)
+    headers = {key: {"Restore": 'ongoing-request="false", expiry-date="later"'} for key in restored}
+    endpoint = Endpoint("http://host/b", "r", aws, True, (1, 1), None, lambda key: headers.get(key, {}))
+    batches = s3_listing.walk(endpoint, "", lambda ask: ask(), *([] if rules is None else [rules]))
+    return pa.Table.from_batches(batches).sort_by("key").to_pylist(), server.asked
+
+
+def test_keys_sizes_and_etags(monkeypatch):
+    first = page(entry("a%2Bb%20c.jpg"), entry("d+e.jpg", 2), entry("f.jpg", 3, etag="&#34;x-2&#34;"), token="t&amp;1")
+    monkeypatch.setattr(s3_listing, "_LEVELS", 0)
+    rows, asked = walked(monkeypatch, {("", ""): first, ("", "t&1"): page(entry("g.jpg", 4, etag=""))})
+    found = [(row["key"], row["size"], row["etag"], row["archived"]) for row in rows]
+    assert found == [
+        ("a+b c.jpg", 1, "e", False),
+        ("d e.jpg", 2, "e", False),
+        ("f.jpg", 3, "x-2", False),
+        ("g.jpg", 4, "", False),
+    ]
+    assert [token for _, token, _ in asked] == ["", "t&1"]
+
+
+def test_a_server_that_ignores_the_encoding_or_leaves_out_fields(monkeypatch):
+    monkeypatch.setattr(s3_listing, "_LEVELS", 0)
+    plain = page(entry("a+b &amp; c.jpg"), entry("d%20.jpg"), encoding="")
+    assert [row["key"] for row in walked(monkeypatch, {("", ""): plain})[0]] == ["a+b & c.jpg", "d%20.jpg"]
+    odd = page(entry("a%20b.jpg", kind=""), entry("c.jpg", 7, "GLACIER"))
+    rows, _ = walked(monkeypatch, {("", ""): odd})
+    assert [(row["key"], row["size"], row["archived"]) for row in rows] == [("a b.jpg", 1, False), ("c.jpg", 7, True)]
+    assert walked(monkeypatch, {("", ""): page()})[0] == []
+
+
+ARCHIVE = [entry("0.jpg"), entry("1.jpg", 1, "GLACIER"), entry("2.jpg", 1, "DEEP_ARCHIVE"), entry("3.jpg", 1, "GLACIER_IR")]
+
+
+def test_amazon_is_asked_for_restored_objects_only_where_some_are_archived(monkeypatch):
+    status = "<RestoreStatus><IsRestoreInProgress>{}</IsRestoreInProgress></RestoreStatus>"
+    more = entry("4.jpg", 1, "GLACIER", more=status.format("false")) + entry("5.jpg", 1, "GLACIER", more=status.format("true"))
+    pages = {("a/", ""): page(entry("a/0.jpg")), ("b/", ""): lambda wants: page(*ARCHIVE, *([more] if wants else []))}
+    monkeypatch.setattr(s3_listing, "LISTERS", 2)
+    pages["", ""] = page(folders=["a/", "b/"])
+    rows, asked = walked(monkeypatch, pages, aws=True)
+    assert [row["key"] for row in rows if row["archived"]] == ["1.jpg", "2.jpg", "5.jpg"]
+    assert [one for one in asked if one[2]] == [("b/", "", True)]
+
+
+def test_other_servers_are_asked_for_the_headers_of_archived_objects(monkeypatch):
+    monkeypatch.setattr(s3_listing, "_LEVELS", 0)
+    rows, asked = walked(monkeypatch, {("", ""): page(*ARCHIVE)}, restored=["2.jpg"])
+    assert [row["key"] for row in rows if row["archived"]] == ["1.jpg"]
+    assert len(asked) == 1
+
+
+def test_a_prefix_that_may_not_be_listed_is_passed_over_and_an_excluded_one_is_not_asked_for(monkeypatch):
+    pages = {("", ""): page(entry("0.jpg"), folders=["a/", "b/", "c/"]), ("a/", ""): page(entry("a/1.jpg"))}
+    pages["b/", ""] = PermissionError("denied")
+    passed = []
+    rules = WalkRules(lambda folder: folder == "c/", lambda *what: passed.append(what))
+    rows, asked = walked(monkeypatch, pages, rules=rules)
+    assert [row["key"] for row in rows] == ["0.jpg", "a/1.jpg"]
+    assert passed == [("b/", "folder that cannot be opened")]
+    assert "c/" not in [prefix for prefix, _, _ in asked]
+    for error in (PermissionError("denied"), CredentialsError("expired")):
+        with pytest.raises(PermissionError):
+            walked(monkeypatch, {("", ""): error})
+    pages["b/", ""] = CredentialsError("expired")
+    with pytest.raises(CredentialsError):
+        walked(monkeypatch, pages)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error", "sentence"),
+    [
+        (200, page(entry("a"))[:-9], OSError, "ends before the end"),
+        (200, b"<Error><Code>SlowDown</Code><Message>later</Message></Error>", ClientError, "SlowDown"),
+        (403, b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>", ClientError, "AccessDenied"),
+        (502, b"Bad gateway", ClientError, "502"),
+        (200, page(entry("a", "&amp;")), OSError, "without a key or a size"),
+        (200, page("<Contents><Key>a</Key></Contents>"), OSError, "without a key or a size"),
+        (200, page("<Contents><Key>a</Contents>"), OSError, "is not XML"),
+        (200, page().replace(b">false<", b">true<"), OSError, "no token to continue"),
+    ],
+)
+def test_a_bad_answer_is_an_error(monkeypatch, status, body, error, sentence):
+    answer = type("Answer", (), {"status_code": status, "content": body})
+    monkeypatch.setattr(s3_listing.URLLib3Session, "send", lambda *_: answer)
+    endpoint = Endpoint("http://host/b", "r", False, True, (1, 1), None, lambda _: {})
+    with pytest.raises(error, match=sentence):
+        list(s3_listing.walk(endpoint, "", lambda ask: ask()))
