@@ -140,7 +140,7 @@ def bench_list() -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
     print("| 1,000,000 keys, 16 prefixes | s | keys/s | peak memory, MiB | of it before |\n| --- | ---: | ---: | ---: | ---: |")
-    for way in ("tlbatch",):
+    for way in ("tlbatch", "s3fs find"):
         command = [sys.executable, __file__, "--list-one", way, endpoint]
         env = {**os.environ, **environment(endpoint)}
         told = json.loads(subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True).stdout)

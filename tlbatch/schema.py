@@ -186,9 +186,8 @@ CLASSIFIED: list[tuple[str, pa.DataType]] = [
 #: The number of images in this image's object, from which the writer knows whether it has all of them. Never published.
 IMAGES = "images"
 
-#: What was skipped in the shard of this image, as JSON: kind -> count. Only the first image of a shard has it. Summed into the
-#: receipt, never published.
-SKIPPED = "skipped"
+#: What was passed over in the shard, as JSON from kind to number, in the row of the shard's first image. Never published.
+PASSED = "passed"
 
 #: The table that a row belongs to, if one pass over the images fills several tables. Never published.
 TABLE = "table"
@@ -204,7 +203,7 @@ def outcome_schema(*, classified: bool, features_length: int | None, features_dt
         fields += CLASSIFIED
     if features_length is not None:
         fields.append(("features", features_schema(features_length, features_dtype).field("features").type))
-    fields += [(IMAGES, pa.int32()), (SKIPPED, pa.string())]
+    fields += [(IMAGES, pa.int32()), (PASSED, pa.string())]
     fields += [(f"{stage}_seconds", pa.float32()) for stage in TIMINGS]
     return pa.schema(fields)
 

@@ -53,15 +53,15 @@ def test_places_and_counts_stay_through_every_verb(archives, tiny_bundles, tmp_p
     output = tmp_path / "out"
     report = tlbatch.classify(output=str(output), incremental=True, **settings)
     assert (report["listed"], report["predicted"], report["failed"]) == (8, 7, 1)
-    assert SKIPPED.items() <= report["skipped_by_kind"].items()
-    assert sum(report["skipped_by_kind"].values()) == 4
+    assert SKIPPED.items() <= report["skipped_in_shards"].items()
+    assert sum(report["skipped_in_shards"].values()) == 4
     assert rows(output) == GOOD
     (failed,) = tlbatch.read_errors(str(output)).to_dict("records")
     assert (failed["key"], failed["index"]) == ("images/1.png", 1)
 
     (archives / "e.zip").write_bytes(zip_of({"e.png": picture(9), "e.xml": b""}))
     report = tlbatch.classify(output=str(output), incremental=True, **settings)
-    assert (report["listed"], report["skipped_by_kind"]) == (1, {"sidecars": 1})
+    assert (report["listed"], report["skipped_in_shards"]) == (1, {"sidecars": 1})
     with_more = [*GOOD, ("e.png", 0)]
     assert Counter(rows(output)) == Counter(with_more)
     tlbatch.rescore(features=str(output), bundle=tiny_bundles["b"], output=str(tmp_path / "rescored"))

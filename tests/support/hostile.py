@@ -255,7 +255,7 @@ def _others() -> Iterator[Odd]:
         "zeroes.jpg": bytes(5000),
         "noise.jpg": b"\x01" + random,
         "packed.jpg.gz": gzip.compress(saved(picture(12), "JPEG"), mtime=0),
-        "archive.zip": b"PK\x03\x04" + random,
+        "zip.jpg": b"PK\x03\x04" + random,
         "program.elf": b"\x7fELF" + random,
         "pickle.jpg": pickle.dumps({"a": [1, 2, 3]}),
         "fli.flc": struct.pack("<IHHHHH", 200, 0xAF12, 1, 320, 200, 8) + bytes(180),

@@ -17,6 +17,8 @@ BUCKET = "photos"
 #: Identities: one may do all, one may list and not read.
 ACCESS, SECRET = "tlbatch-tests", "only-on-the-loopback"
 LISTER = "tlbatch-lister"
+#: One more may list all, and read what is below this folder of the bucket.
+HALF, HALF_OPEN = "tlbatch-half", "refusals/open"
 
 #: Training seeds `random`, and two workers that have trained would find the same ports.
 _SYSTEM = random.SystemRandom()
@@ -51,7 +53,9 @@ class S3Server:
         self.endpoint = f"http://127.0.0.1:{self._ports[0]}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "data").mkdir(exist_ok=True)
-        (folder / "s3.json").write_text(json.dumps({"identities": [_identity(ACCESS, ["Admin"]), _identity(LISTER, ["List"])]}))
+        half = _identity(HALF, ["List", f"Read:{BUCKET}/{HALF_OPEN}/*"])
+        identities = [_identity(ACCESS, ["Admin"]), _identity(LISTER, ["List"]), half]
+        (folder / "s3.json").write_text(json.dumps({"identities": identities}))
 
     def start(self) -> None:
         """Start and wait until it answers and its bucket is there."""

@@ -1,14 +1,12 @@
 """Names that strangers choose come back as they are, from loose objects and from shards, and nothing is written by them."""
 
-import logging
 import os
-import threading
 from pathlib import Path
 
 import pytest
 from support.command import run_cli
 from support.pictures import COLORS, encoded, noisy
-from support.s3_server import environment, free_ports
+from support.s3_server import environment
 from support.shards import parquet_of, tar_of, tfrecord_of
 
 import tlbatch
@@ -40,23 +38,6 @@ assert len(f"deep/{ODD['longest']}") == 1024
 
 def picture(number: int) -> bytes:
     return encoded(noisy(COLORS["red"], number))
-
-
-@pytest.fixture(scope="module")
-def moto():
-    """An S3 server that takes any key, as S3 does: SeaweedFS keeps keys as paths of a file system."""
-    from moto.server import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import make_server
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    (port,) = free_ports(1)
-    server = make_server("127.0.0.1", port, DomainDispatcherApplication(create_backend_app), threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 @pytest.fixture

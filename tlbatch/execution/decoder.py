@@ -26,11 +26,11 @@ _MAX_PREFETCH_BYTES = 256 * 1024 * 1024
 
 
 class Fetched(NamedTuple):
-    """One image that was read, the seconds it took, and what was skipped in its shard."""
+    """One image that was read, the seconds it took, and what was passed over in its shard so far."""
 
     member: Member
     seconds: float
-    skipped: Mapping[str, int] = MappingProxyType({})
+    passed: Mapping[str, int] = MappingProxyType({})
 
 
 class Decoder:
@@ -88,15 +88,16 @@ class Decoder:
                     fetch = self._fetchers.submit(fetch).result
                 yield row["size"] or 0, partial(self._fetch_and_decode, row, fetch)
                 continue
-            began, skipped = time.perf_counter(), Counter[str]()
-            for member in self._reader.members(row, skipped):
-                fetched = Fetched(member, time.perf_counter() - began, skipped)
+            began = time.perf_counter()
+            passed: Counter[str] = Counter()
+            for member in self._reader.members(row, passed):
+                fetched = Fetched(member, time.perf_counter() - began, passed)
                 yield 0 if isinstance(member.data, Failure) else len(member.data), partial(self._attempt, row, fetched)
                 began = time.perf_counter()
 
     def _members_isolated(self, row: Mapping[str, Any]) -> Iterator[Attempt]:
-        skipped = Counter[str]()
-        members = self._reader.members(row, skipped)
+        passed: Counter[str] = Counter()
+        members = self._reader.members(row, passed)
         for index in itertools.count():
             failure = self._quarantine.failure_of(row["row"], index)
             if failure is not None and failure.stage == "read":
@@ -106,7 +107,7 @@ class Decoder:
                 member = next(members, None)
             if member is None:
                 return
-            yield self._isolated(row, index, member.key, partial(self._attempt, row, Fetched(member, 0.0, skipped)))
+            yield self._isolated(row, index, member.key, partial(self._attempt, row, Fetched(member, 0.0, passed)))
 
     def _isolated(self, row: Mapping[str, Any], index: int, key: str, work: Callable[[], Attempt]) -> Attempt:
         failure = self._quarantine.failure_of(row["row"], index)
@@ -126,11 +127,11 @@ class Decoder:
     def _attempt(self, row: Mapping[str, Any], fetched: Fetched) -> Attempt:
         index, key, data = fetched.member.index, fetched.member.key, fetched.member.data
         if isinstance(data, Failure):
-            return Attempt(row, index, key, data, fetched.seconds, skipped=fetched.skipped)
+            return Attempt(row, index, key, data, fetched.seconds, passed=fetched.passed)
         began = time.perf_counter()
         with self._watchdog.watching():
             pixels = self._decode(data)
-        return Attempt(row, index, key, pixels, fetched.seconds, time.perf_counter() - began, fetched.skipped)
+        return Attempt(row, index, key, pixels, fetched.seconds, time.perf_counter() - began, fetched.passed)
 
 
 def _run_ahead(pool: ThreadPoolExecutor, tasks: Iterable[tuple[int, Callable[[], Attempt]]], depth: int) -> Iterator[Attempt]:

@@ -34,8 +34,8 @@ class Attempt:
     outcome: Pixels | Failure
     fetch_seconds: float = 0.0
     decode_seconds: float = 0.0
-    #: What was skipped in its shard, by kind; complete when the last image of the shard was read.
-    skipped: Mapping[str, int] = field(default_factory=dict)
+    #: What was passed over in the shard, by kind; complete once the shard is read.
+    passed: Mapping[str, int] = field(default_factory=dict)
 
 
 class Classified(NamedTuple):
@@ -73,9 +73,8 @@ def attempts_from_table(table: pa.Table, size: Size) -> list[Attempt]:
             outcome: Pixels | Failure = Pixels(flat[number], row["width"], row["height"], row[schema.WHITE_LEVEL])
         else:
             outcome = Failure(row["stage"], ErrorKind(row["kind"]), row["message"], row["attempts"])
-        skipped = json.loads(row[schema.SKIPPED] or "{}")
-        seconds = row["fetch_seconds"], row["decode_seconds"]
-        attempts.append(Attempt(row, row["index"], row["key"], outcome, *seconds, skipped))
+        passed = json.loads(row[schema.PASSED] or "{}")
+        attempts.append(Attempt(row, row["index"], row["key"], outcome, row["fetch_seconds"], row["decode_seconds"], passed))
     return attempts
 
 
@@ -85,7 +84,7 @@ def _common_columns(attempts: Sequence[Attempt], failures: Sequence[Failure | No
     pixels = [one.outcome if isinstance(one.outcome, Pixels) else None for one in attempts]
     return {
         schema.IMAGES: [images[one.row["row"]] for one in attempts],
-        schema.SKIPPED: [json.dumps(one.skipped) if one.skipped and not one.index else None for one in attempts],
+        schema.PASSED: [json.dumps(one.passed) if one.passed and not one.index else None for one in attempts],
         **{name: [one.row[name] for one in attempts] for name in ("row", "uri", "etag")},
         "key": [one.key for one in attempts],
         "index": [one.index for one in attempts],

@@ -16,11 +16,13 @@ class Layout(NamedTuple):
         name: what it is called; its objects are counted under this name.
         pattern: matches keys that only this layout has.
         advice: how its images become readable.
+        common: whether such files often lie beside images and mean nothing there; then they are named only without images.
     """
 
     name: str
     pattern: str
     advice: str
+    common: bool = False
 
 
 _TABLE = (
@@ -36,11 +38,11 @@ LAYOUTS = (
     Layout("MDS data set (MosaicML Streaming)", r"\.mds(\.[a-z0-9]+)?$", "write its samples to tar or Parquet shards"),
     Layout("LitData data set", r"(^|/)chunk-\d+-\d+\.bin$", "write its samples to tar or Parquet shards"),
     Layout("Arrow data set (Hugging Face save_to_disk)", r"-\d{5}-of-\d{5}\.arrow$", "write it with to_parquet()"),
-    Layout("RecordIO files (MXNet)", r"\.rec$", "write their images to tar shards"),
+    Layout("RecordIO files (MXNet)", r"\.rec$", "write their images to tar shards", common=True),
     Layout("FFCV files", r"\.beton$", "give the images from which they were made"),
-    Layout("LMDB", r"(^|/)data\.mdb$", "write its images to tar shards"),
-    Layout("HDF5 files", r"\.(h5|hdf5)$", "write their images to files or tar shards"),
-    Layout("NumPy arrays", r"\.(npy|npz)$", "write their images to files or tar shards"),
+    Layout("LMDB", r"(^|/)data\.mdb$", "write its images to tar shards", common=True),
+    Layout("HDF5 files", r"\.(h5|hdf5)$", "write their images to files or tar shards", common=True),
+    Layout("NumPy arrays", r"\.(npy|npz)$", "write their images to files or tar shards", common=True),
     Layout("Zarr store", r"\.zarr/|(^|/)(\.zgroup|\.zarray|zarr\.json)$", "write its images to files or tar shards"),
 )
 
@@ -55,8 +57,8 @@ def layout_kinds(keys: pa.Array) -> pa.Array:
     return found
 
 
-def sentences(kinds: set[str]) -> Iterator[str]:
-    """A sentence about each layout whose name is among `kinds`."""
+def sentences(kinds: set[str], *, alone: bool) -> Iterator[str]:
+    """A sentence about each layout whose name is among `kinds`; `alone` if the store has no images."""
     for one in LAYOUTS:
-        if one.name in kinds:
+        if one.name in kinds and (alone or not one.common):
             yield f"Found in the store: {one.name}. tlbatch does not read this layout; {one.advice}."

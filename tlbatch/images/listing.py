@@ -256,7 +256,7 @@ class _Walk:
                 "Folders of %s that cannot be opened, and whose images are missing: %s%s. Permit it, or use --exclude FOLDER/.",
                 *(self._store.url, first, more),
             )
-        for sentence in () if alone else sentences(set(self.skipped)):
+        for sentence in () if alone else sentences(set(self.skipped), alone=False):
             log.warning("%s", sentence)
 
     def why_nothing(self) -> str:
@@ -264,6 +264,6 @@ class _Walk:
         if not self.skipped:
             return ": it is empty."
         most = ", ".join(f"{count} {kind}" for kind, count in self.skipped.most_common(3))
-        known = list(sentences(set(self.skipped)))
+        known = list(sentences(set(self.skipped), alone=True))
         advice = "." if known else "; use --include to take them."
         return " ".join([f": {self.skipped.total()} other objects were skipped ({most}){advice}", *known])

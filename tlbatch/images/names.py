@@ -22,14 +22,13 @@ IMAGE_SUFFIXES = frozenset(
 )
 #: Number of a shard, which TFDS, Beam and the ImageNet scripts append to the name: `train.tfrecord-00000-of-00005`.
 _NUMBER = r"-\d{5,}-of-\d{5,}"
-#: Regular expressions of the ends of shards' names. ArrayRecord and Riegeli, which TFDS writes in the place of TFRecord, are
-#: among them so that each file has a row that says what it is (`images/tfrecord.py`).
+#: Regular expressions of the ends of shards' names.
 _SHARD_ENDINGS = {
     TAR: r"\.(tar|tar\.gz|tgz)$",
     PARQUET: r"\.parquet$",
     TFRECORD: (
         rf"(\.(tfrecords?|tfrec)({_NUMBER})?(\.gz)?|tf_?records?(\.gz)?{_NUMBER}(\.gz)?|\.record{_NUMBER}"
-        rf"|\.(array_record|riegeli)({_NUMBER})?|(^|/)[^./]+{_NUMBER})$"
+        rf"|(^|/)[^./]+{_NUMBER})$"
     ),
     ZIP: r"\.zip$",
 }

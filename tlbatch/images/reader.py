@@ -187,12 +187,12 @@ class Reader:
             return Failure("read", ErrorKind.CHANGED, message, attempts)
         return too_large(len(data), self._max_bytes) or data
 
-    def members(self, row: Mapping[str, Any], skipped: Counter[str] | None = None) -> Iterator[Member]:
+    def members(self, row: Mapping[str, Any], passed: Counter[str] | None = None) -> Iterator[Member]:
         """Read the images of one shard, in the order of the shard; damage and read errors are members with a failure.
 
         Args:
             row: the manifest row, whose `format` is that of a shard, or archived.
-            skipped: gets the number of skipped members of each kind, which is complete after the last image.
+            passed: counts the members that are passed over, by kind.
 
         Raises:
             StoreUnavailableError: the store itself is failing.
@@ -222,7 +222,7 @@ class Reader:
         read = 0
         with RangeFile(fetch, size) as file:
             try:
-                for member in read_members(row["format"], io.BufferedReader(file), self._wanted(row, skipped)):
+                for member in read_members(row["format"], io.BufferedReader(file), self._wanted(row, passed)):
                     yield member
                     read += 1
             except _GaveUpError as error:
@@ -246,8 +246,8 @@ class Reader:
             root = self._roots[protocol + bucket] = resolve(f"{protocol}://{bucket}", self._options)
         return root.join(key)
 
-    def _wanted(self, row: Mapping[str, Any], skipped: Counter[str] | None) -> ShardOptions:
-        skipped = Counter() if skipped is None else skipped
+    def _wanted(self, row: Mapping[str, Any], passed: Counter[str] | None) -> ShardOptions:
+        skipped = Counter() if passed is None else passed
         return ShardOptions(row["key"], self._field, self._max_bytes, self._exclude, skipped)
 
     def _size_of(self, location: Location) -> int | Failure:

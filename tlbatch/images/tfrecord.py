@@ -25,6 +25,8 @@ from tlbatch.images.shards import (
 #: First bytes of a file of Riegeli, which ArrayRecord is built on.
 _RIEGELI = b"\x83\xaf\x70\xd1\x0d\x88\x4a\x3f"
 _OTHER_NAMES = (".array_record", ".riegeli")
+_IMAGES = tuple(name.encode() for name in IMAGE_FIELDS)
+_KEYS = tuple(name.encode() for name in (*KEY_FIELDS, *RECORD_KEY_FIELDS))
 
 
 def read_tfrecord(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
@@ -91,11 +93,10 @@ def _from_example(record: bytes, name: str, wanted: ShardOptions) -> ShardImages
         return
     features = {feature.key: feature.value for feature in example.features.feature}
     key = _key(features) or name
-    fields = (wanted.field,) if wanted.field else IMAGE_FIELDS
-    images = next((values for field in fields if (values := _bytes_of(features, field))), None)
-    if images is None:
+    images = _first_bytes(features, (wanted.field.encode(),) if wanted.field else _IMAGES)
+    if not images:
         named = b", ".join(sorted(features)).decode(errors="backslashreplace")
-        message = f"the record has no bytes in feature {fields[0]!r}; its features are {named[:300]}"
+        message = f"the record has no bytes in feature {wanted.field or IMAGE_FIELDS[0]!r}; its features are {named[:300]}"
         yield name, Failure("read", ErrorKind.UNSUPPORTED, message)
         return
     for place, data in enumerate(images):
@@ -104,17 +105,19 @@ def _from_example(record: bytes, name: str, wanted: ShardOptions) -> ShardImages
 
 def _key(features: Mapping[bytes, Any]) -> str | None:
     """The first usual feature of text, or else of integers; None if there is none."""
-    names = (*KEY_FIELDS, *RECORD_KEY_FIELDS)
-    text = next((values[0] for name in names if (values := _bytes_of(features, name)) and values[0]), None)
+    named = [features[name] for name in _KEYS if name in features]
+    texts = (feature.bytes_list.value for feature in named)
+    text = next((values[0] for values in texts if values and values[0]), None)
     if text is not None:
-        return text.decode(errors="backslashreplace")
-    kept = (features[name.encode()].int64_list.value for name in names if name.encode() in features)
-    return next((str(values[0]) for values in kept if values), None)
+        return str(text.decode(errors="backslashreplace"))
+    numbers = (feature.int64_list.value for feature in named)
+    return next((str(values[0]) for values in numbers if values), None)
 
 
-def _bytes_of(features: Mapping[bytes, Any], name: str) -> Sequence[bytes]:
-    feature = features.get(name.encode())
-    return () if feature is None else feature.bytes_list.value
+def _first_bytes(features: Mapping[bytes, Any], names: Sequence[bytes]) -> Sequence[bytes]:
+    """The values of the first of these features that has bytes."""
+    found = (features[name].bytes_list.value for name in names if name in features)
+    return next((values for values in found if values), ())
 
 
 @cache

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, cast
@@ -442,11 +441,9 @@ def _report(one: _OpenRun, receipts: Receipts, counts: PublishedCounts, stats: W
         "files": dict(counts.files),
     }
     facts = cast("Mapping[str, Any]", run.facts)
-    body |= {name: facts[name] for name in ("counts", "on", "removed_sha256") if name in facts}
-    skipped = receipts.skipped(run.manifest.num_rows) + Counter(facts.get("skipped_by_kind", {}))
-    most_first = dict(sorted(skipped.items(), key=lambda item: (-item[1], item[0])))
-    passed_over = {"skipped_by_kind": most_first, "unreadable": facts.get("unreadable", [])}
-    body |= {name: value for name, value in passed_over.items() if value}
+    body |= {name: facts[name] for name in ("counts", "on", "removed_sha256", "skipped_by_kind", "unreadable") if name in facts}
+    passed = receipts.passed(run.manifest.num_rows)
+    body |= {"skipped_in_shards": passed} if passed else {}
     if run.on:
         body |= failures_after(one.state.named(run.on), run, counts.listed, counts.failed)
     return cast("ReportDocument", body)

@@ -111,6 +111,7 @@ class ReportDocument(TypedDict):
     removed_sha256: NotRequired[str]
     #: What was passed over in the store and inside its shards, by kind, and folders that could not be opened.
     skipped_by_kind: NotRequired[Mapping[str, int]]
+    skipped_in_shards: NotRequired[Mapping[str, int]]
     unreadable: NotRequired[list[str]]
     #: Of an incremental run with failures: `listed` and `failed` of the whole table, and failures that the table did not have.
     table: NotRequired[Mapping[str, int]]
@@ -138,8 +139,8 @@ class Receipt(TypedDict):
     failed: int
     failed_by_kind: dict[str, int]
     stage_seconds: dict[str, float]
-    #: What was skipped in each shard where something was, by manifest row and kind; receipts of older versions lack it.
-    skipped: NotRequired[dict[str, dict[str, int]]]
+    #: What was passed over in shards, by kind, by manifest row.
+    passed: NotRequired[dict[str, dict[str, int]]]
 
 
 class PartPlan(TypedDict):

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from tlbatch.errors import CountsError
 from tlbatch.output.documents import Receipt
-from tlbatch.schema import IMAGES, PART_SUFFIX, RECEIPT_SUFFIX, SKIPPED, TABLE, TIMINGS, seal, sha256, to_parquet
+from tlbatch.schema import IMAGES, PART_SUFFIX, PASSED, RECEIPT_SUFFIX, TABLE, TIMINGS, seal, sha256, to_parquet
 from tlbatch.storage.location import Location
 
 
@@ -57,10 +57,10 @@ def stage_part(staged: Location, rows: pa.Table) -> Receipt:
     numbers, firsts, images = np.unique(rows["row"].to_numpy(), return_index=True, return_counts=True)
     if (rows[IMAGES].to_numpy()[firsts] != images).any():
         raise CountsError("A part got some images of an object and not all of them; it is not staged.")
-    data = to_parquet(rows.drop_columns([IMAGES, SKIPPED, *(f"{stage}_seconds" for stage in TIMINGS)]))
+    passed = {str(rows["row"][at].as_py()): json.loads(rows[PASSED][at].as_py()) for at in _given(rows[PASSED])}
+    data = to_parquet(rows.drop_columns([IMAGES, PASSED, *(f"{stage}_seconds" for stage in TIMINGS)]))
     kinds = collections.Counter(kind for kind in rows["kind"].to_pylist() if kind is not None)
     failed = kinds.total()
-    told = rows.select(["row", SKIPPED]).filter(pc.is_valid(rows[SKIPPED])).to_pylist()
     name = f"{numbers[0]:012d}-{uuid.uuid4().hex[:12]}"
     staged.join(name + PART_SUFFIX).write(data)
     receipt: Receipt = {
@@ -72,10 +72,17 @@ def stage_part(staged: Location, rows: pa.Table) -> Receipt:
         "failed": failed,
         "failed_by_kind": dict(sorted(kinds.items())),
         "stage_seconds": {**seconds, "write": time.perf_counter() - began},
-        "skipped": {str(one["row"]): json.loads(one[SKIPPED]) for one in told},
     }
+    if passed:
+        receipt["passed"] = passed
     staged.join(f"{name}.n{len(numbers)}.p{receipt['predicted']}.f{failed}{RECEIPT_SUFFIX}").write(seal(receipt))
     return receipt
+
+
+def _given(column: pa.ChunkedArray) -> list[int]:
+    """The numbers of the rows that are not null."""
+    found: list[int] = np.flatnonzero(pc.is_valid(column).to_numpy()).tolist()
+    return found
 
 
 def _to_ranges(numbers: np.ndarray) -> list[list[int]]:

@@ -49,15 +49,13 @@ class Receipts:
                     images[int(row)] = count
         return images
 
-    def skipped(self, rows: int) -> Counter[str]:
-        """What was skipped inside the shards of a manifest of this many rows, by kind."""
-        owner = self.owners(rows)
-        total: Counter[str] = Counter()
+    def passed(self, rows: int) -> dict[str, int]:
+        """What was passed over in the shards, by kind, the most common first."""
+        owner, total = self.owners(rows), Counter[str]()
         for number, body in enumerate(self.bodies):
-            for row, kinds in body.get("skipped", {}).items():
-                if owner[int(row)] == number:
-                    total.update(kinds)
-        return total
+            for row, kinds in body.get("passed", {}).items():
+                total.update(kinds if owner[int(row)] == number else {})
+        return dict(total.most_common())
 
     def seconds(self) -> dict[str, float]:
         """Seconds in each stage, summed over all workers."""

@@ -33,7 +33,9 @@ def show_run(result: Mapping[str, Any]) -> None:
             "the table is up to date" if result.get("counts") else f"run {result['run_id']} has processed exactly these images"
         )
         console.print(f"Nothing to do: {why}.", soft_wrap=True)
-    console.print(f"{_counts(result)} ({_skipped(result)})", soft_wrap=True)
+    console.print(f"{_counts(result)} ({result['skipped']:,} other objects skipped{_kinds(result)})", soft_wrap=True)
+    if result.get("skipped_in_shards"):
+        console.print(f"Skipped in shards{_kinds(result, 'skipped_in_shards')}", soft_wrap=True)
     for kind, count in result["failed_by_kind"].items():
         console.print(f"  {count:>9,} {kind}")
     if result.get("table"):
@@ -62,13 +64,11 @@ def _counts(result: Mapping[str, Any]) -> str:
     return f"{result['listed']:,} listed = {result['predicted']:,} predicted + {result['failed']:,} failed"
 
 
-def _skipped(result: Mapping[str, Any]) -> str:
-    """What was skipped in the store and inside its shards; the kinds behind a colon, the most common first."""
-    kinds = list(result.get("skipped_by_kind", {}).items())
-    total = max(result["skipped"], sum(count for _, count in kinds))
-    what = "other objects" if total == result["skipped"] else "other objects and members of shards"
+def _kinds(result: Mapping[str, Any], name: str = "skipped_by_kind") -> str:
+    """The kinds of skipped objects, the most common first, behind a colon."""
+    kinds = list(result.get(name, {}).items())
     shown = [f"{count:,} {kind}" for kind, count in kinds[:_MOST_KINDS]] + ["…"] * (len(kinds) > _MOST_KINDS)
-    return f"{total:,} {what} skipped" + (f": {', '.join(shown)}" if shown else "")
+    return f": {', '.join(shown)}" if shown else ""
 
 
 def _table_failures(result: Mapping[str, Any]) -> str:

@@ -180,9 +180,10 @@ class _PageFacts(NamedTuple):
         if report.get("counts"):
             states = ", ".join(f"{count:,} {state}" for state, count in report["counts"].items())
             found.append(f"Objects in the store compared with the table: {states}.")
-        if report.get("skipped_by_kind"):
-            kinds = ", ".join(f"{count:,} {kind}" for kind, count in report["skipped_by_kind"].items())
-            found.append(f"Skipped in the store and inside its shards, by kind: {kinds}.")
+        skipped = {"Skipped objects": report.get("skipped_by_kind"), "Skipped in shards": report.get("skipped_in_shards")}
+        for what, kinds in skipped.items():
+            if kinds:
+                found.append(f"{what} by kind: {', '.join(f'{count:,} {kind}' for kind, count in kinds.items())}.")
         if report.get("unreadable"):
             found.append(f"Folders that could not be opened, and whose images are missing: {', '.join(report['unreadable'])}.")
         if report.get("table"):

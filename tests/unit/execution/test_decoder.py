@@ -1,6 +1,7 @@
 """Rows of a block become attempts: each row is read in the thread that suits its own address."""
 
 import contextlib
+import json
 import threading
 from types import SimpleNamespace
 
@@ -12,8 +13,10 @@ from support.pictures import encoded
 
 from tlbatch.errors import ErrorKind, Failure
 from tlbatch.execution.decoder import Decoder
-from tlbatch.execution.records import ClassifyJob
+from tlbatch.execution.records import ClassifyJob, attempts_from_table, attempts_to_table
+from tlbatch.images import reader
 from tlbatch.images.decode import Pixels, prepare_process
+from tlbatch.images.shards import Member
 from tlbatch.schema import PixelRules
 
 RED, BLUE = (220, 30, 20), (20, 30, 220)
@@ -91,3 +94,23 @@ def test_isolated_images_are_the_same_and_leave_no_mark(decoder, rows, tmp_path)
         assert np.array_equal(one.outcome.array, other.outcome.array)
     assert found[2].outcome == expected[2].outcome
     assert not list((tmp_path / "suspects").glob("*"))
+
+
+def test_what_is_passed_over_in_a_shard_is_counted_with_its_first_image(decoder, tmp_path, monkeypatch):
+    red = encoded(Image.new("RGB", (96, 64), RED), "PNG")
+
+    def read(_kind, _file, wanted):
+        wanted.skip("._*")
+        yield Member(0, "1.png", red)
+        wanted.skip(".json")
+        yield Member(1, "2.png", red)
+        wanted.skip(".json")
+
+    monkeypatch.setattr(reader, "read_members", read)
+    (tmp_path / "a.tar").write_bytes(b"x")
+    row = {"row": 7, "uri": str(tmp_path / "a.tar"), "key": "a.tar", "size": 1, "etag": None, "format": "tar"}
+    for attempts in (decoder.attempts([row]), decoder.attempts_isolated([row])):
+        table = attempts_to_table(list(attempts), (32, 48))
+        passed = [json.loads(one) if one else None for one in table["passed"].to_pylist()]
+        assert passed == [{"._*": 1, ".json": 2}, None]
+        assert attempts_from_table(table, (32, 48))[0].passed == {"._*": 1, ".json": 2}

@@ -336,7 +336,7 @@ def test_array_record_is_named(name):
         ("coco.record-00000-of-00010", TFRECORD),
         ("my_tfrecord-00000-of-00001", TFRECORD),
         ("train00-1338.tfrec", TFRECORD),
-        ("x.array_record-00000-of-00002", TFRECORD),
+        ("x.array_record-00000-of-00002", None),
         ("train-00000-of-00001.parquet", PARQUET),
         ("train.ZIP", ZIP),
         ("variables.data-00000-of-00001", None),

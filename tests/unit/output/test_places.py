@@ -74,14 +74,14 @@ def publish(output, places: list[int], skipped: list[str | None]) -> pa.Table:
     run = begin_run(output, TABLES.run_id, manifest("tar"), facts)
     rows = outcome([0] * len(places))
     rows = rows.set_column(rows.column_names.index(INDEX), INDEX, pa.array(places, pa.int32()))
-    rows = rows.set_column(rows.column_names.index(schema.SKIPPED), schema.SKIPPED, pa.array(skipped, pa.string()))
+    rows = rows.set_column(rows.column_names.index(schema.PASSED), schema.PASSED, pa.array(skipped, pa.string()))
     rows = rows.set_column(
         rows.column_names.index(schema.IMAGES), schema.IMAGES, pa.array([len(places)] * len(places), pa.int32())
     )
     for _ in range(2):  # a task that ran twice
         stage_part(run.staged, rows)
     receipts = freeze_part_plan(run, read_receipts(run))
-    assert receipts.skipped(1) == {"sidecars": 2, "links": 1}
+    assert receipts.passed(1) == {"sidecars": 2, "links": 1}
     write_files(run, receipts, TABLES)
     report = {"listed": 3, "predicted": 3, "failed": 0, "failed_by_kind": {}, "labels": {}, "manifest_sha256": "", "files": {}}
     publish_run(output, run, report)

@@ -1,6 +1,7 @@
 """What is done and left follows from receipts alone; of two who want an output, one gets it."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from support.tables import SPEC, begin, manifest, outcome
 
@@ -104,3 +105,15 @@ def test_ranges_are_half_open_and_sorted(output):
     stage_part(run.staged, outcome([9, 4, 5, 6, 0]))
     assert read_receipts(run).bodies[0]["rows"] == [[0, 1], [4, 7], [9, 10]]
     assert np.array_equal(read_receipts(run).images(10).nonzero()[0], [0, 4, 5, 6, 9])
+
+
+def test_what_shards_passed_over_is_counted_once_however_often_they_are_staged(tmp_path):
+    run = begin(resolve(str(tmp_path)), 4)
+    for rows, passed in (
+        ([0, 1], ['{".json": 2, "._*": 1}', None]),
+        ([0], ['{".json": 2, "._*": 1}']),
+        ([2, 3], [None, '{".json": 1}']),
+    ):
+        table = outcome(rows)
+        stage_part(run.staged, table.set_column(table.column_names.index("passed"), "passed", pa.array(passed, pa.string())))
+    assert read_receipts(run).passed(4) == {".json": 3, "._*": 1}
