@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import s3fs
 from support.command import run_cli
 from support.pictures import COLORS, encoded, noisy
 from support.s3_server import environment
@@ -11,6 +12,7 @@ from support.shards import parquet_of, tar_of, tfrecord_of
 
 import tlbatch
 from tlbatch.config import ReportConfig
+from tlbatch.errors import StoreError
 from tlbatch.images.listing import Selection, list_store
 from tlbatch.images.reader import Reader
 from tlbatch.report.run_report import write_report as report_page
@@ -117,3 +119,26 @@ def test_a_run_over_files_of_a_disk(bundle_url, ray_here, tmp_path):
     assert (report["predicted"], report["failed"], report["skipped"]) == (len(kept), 0, 1)
     assert sorted(tlbatch.read_predictions(str(tmp_path / "out"))["key"]) == sorted(kept)
     assert outside() == []
+
+
+@pytest.fixture
+def fs(moto, monkeypatch):
+    """A bucket `holes` on a server on which an object and a folder may have one name."""
+    for name, value in environment(moto).items():
+        monkeypatch.setenv(name, value)
+    found = s3fs.S3FileSystem(skip_instance_cache=True)
+    found.mkdir("holes")
+    return found
+
+
+def test_an_object_with_the_name_of_a_folder(fs):
+    fs.pipe({"holes/img/a.png": picture(0), "holes/img/b.png": picture(1)})
+    store = resolve("s3://holes/img")
+    whole = list_store(store, Selection()).manifest["key"].to_pylist()
+    fs.pipe("holes/img", b"")  # as programs write that make "folders"
+    assert list_store(store, Selection()).manifest["key"].to_pylist() == whole == ["a.png", "b.png"]
+    fs.pipe("holes/img", picture(2))
+    with pytest.raises(StoreError, match=r"holes/img is an object of .* and s3://holes/img/ is a folder"):
+        list_store(store, Selection())
+    assert list_store(store, Selection(), folder=True).manifest["key"].to_pylist() == whole
+    assert list_store(resolve("s3://holes/img/a.png"), Selection()).manifest["key"].to_pylist() == ["a.png"]

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 _SECONDS = 10.0
 #: Fields of a report that the message contains.
-_NAMES = ("run_id", "listed", "predicted", "failed", "seconds", "already_done", "counts", "failed_by_kind")
+_NAMES = ("run_id", "listed", "predicted", "failed", "seconds", "already_done", "counts", "failed_by_kind", "left")
 
 #: Takes the report of a command that did not raise an error, and its exit code.
 Tell = Callable[[Mapping[str, Any], int], None]

@@ -21,7 +21,7 @@ import pyarrow as pa
 from tlbatch import schema
 from tlbatch.commands.list_images import ListedStore, run_input
 from tlbatch.config import RunConfig, Spec
-from tlbatch.errors import BundleError, ConfigError, OutputError
+from tlbatch.errors import BundleError, ConfigError, ManyDeletedError, OutputError
 from tlbatch.execution.classify_rows import classify_rows
 from tlbatch.execution.executor import map_file_tasks
 from tlbatch.execution.ray_errors import errors_say_how_to_continue
@@ -33,7 +33,7 @@ from tlbatch.images.reader import choose_probes
 from tlbatch.model.bundle import Bundle, installed_versions, load_bundle
 from tlbatch.model.engines import choose, engine_on_gpu
 from tlbatch.output.commit import Promotion, RunInput, RunSpec, Target, WorkStats, run_to_continue, run_to_publication
-from tlbatch.output.diff import StalenessRule, diff_with_table
+from tlbatch.output.diff import StalenessRule, diff_with_table, too_many_deleted
 from tlbatch.output.documents import ReportDocument
 from tlbatch.output.features import FeatureMatch, match_stored_features, runs_with_features
 from tlbatch.output.lease import require_free
@@ -99,7 +99,14 @@ class ClassifyWork:
         """The whole store, or what the table lacks of it."""
         listing = self.store.listing(state)
         whole = run_input(listing)
-        return diff_with_store(self.table, whole, state) if self.table.config.incremental else whole
+        config = self.table.config
+        if not config.incremental:
+            return whole
+        given = diff_with_store(self.table, whole, state)
+        refused = None if config.allow_deletes else too_many_deleted(given, config.max_deleted_ratio)
+        if refused is not None:
+            raise ManyDeletedError(refused)
+        return given
 
     def process(self, runs: Sequence[Run], rows: pa.Table) -> WorkStats:
         """Rescore what has stored features, if that is wanted, and classify the rest; `runs` are of tables that lack rows."""

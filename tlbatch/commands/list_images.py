@@ -38,7 +38,15 @@ def list_images(
     selection = Selection(config.include, config.exclude, config.format)
     progress = _ListingProgress(watch, stop or threading.Event())
     locate = partial(resolve, options=config.storage_options)
-    listing = list_store(store, selection, avoid=avoid, max_images=config.max_images, progress=progress, locate=locate)
+    listing = list_store(
+        store,
+        selection,
+        avoid=avoid,
+        max_images=config.max_images,
+        progress=progress,
+        locate=locate,
+        folder=config.images.endswith("/"),
+    )
     _require_use(config, listing)
     return listing
 

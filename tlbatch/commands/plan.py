@@ -25,6 +25,7 @@ from tlbatch.execution.session import ray_session
 from tlbatch.execution.sizing import ExecutionPlan, plan_for, work_of
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import choose
+from tlbatch.output.diff import too_many_deleted
 from tlbatch.output.progress import Watcher
 from tlbatch.output.receipts import numbered
 from tlbatch.output.run import OutputState, read_output, read_report
@@ -92,6 +93,9 @@ def plan(config: RunConfig, watch: Watcher | None = None) -> dict[str, Any]:
         "bytes": pc.sum(left["size"].filter(pc.not_equal(left["format"], ARCHIVED))).as_py() or 0,
         "list_seconds": round(listing.seconds, 1),
     }
+    refused = None if config.allow_deletes or not config.incremental else too_many_deleted(increment, config.max_deleted_ratio)
+    if refused is not None:
+        result["refused"] = refused
     return {**result, **_costs(table, state, left, rescored, cluster)}
 
 

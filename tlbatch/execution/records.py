@@ -92,13 +92,24 @@ def _common_columns(attempts: Sequence[Attempt], failures: Sequence[Failure | No
         "kind": [failure and str(failure.kind) for failure in failures],
         "message": [failure and failure.message for failure in failures],
         "attempts": [failure and failure.attempts for failure in failures],
-        "transient": [failure.transient if failure else None for failure in failures],
+        "transient": [_is_transient(one, failure) for one, failure in zip(attempts, failures, strict=True)],
         "width": [one and one.width for one in pixels],
         "height": [one and one.height for one in pixels],
         schema.WHITE_LEVEL: [one and one.white_level for one in pixels],
         "fetch_seconds": [one.fetch_seconds for one in attempts],
         "decode_seconds": [one.decode_seconds for one in attempts],
     }
+
+
+def _is_transient(attempt: Attempt, failure: Failure | None) -> bool | None:
+    """Whether another run may succeed; None for an image that did not fail.
+
+    What this run's own listing had and a request did not find is away, perhaps only for a while. A list of addresses, which
+    gives no etag, may name what never existed.
+    """
+    if failure is None:
+        return None
+    return failure.transient or (failure.kind is ErrorKind.NOT_FOUND and attempt.row["etag"] is not None)
 
 
 class PredictionFormat(NamedTuple):

@@ -22,6 +22,7 @@ from tlbatch.images.layouts import layout_kinds, sentences
 from tlbatch.images.lists import is_list, read_list
 from tlbatch.images.names import glob_matcher, suffix
 from tlbatch.schema import ARCHIVED, IMAGE, MANIFEST_SCHEMA
+from tlbatch.storage.local import LocalLocation
 from tlbatch.storage.location import UNREADABLE, Location, ObjectInfo, WalkRules
 from tlbatch.storage.resolve import require_folder
 
@@ -115,6 +116,7 @@ def list_store(
     max_images: int | None = None,
     progress: Progress | None = None,
     locate: Locate | None = None,
+    folder: bool = False,
 ) -> Listing:
     """List a store once, as a manifest that does not change afterwards.
 
@@ -124,6 +126,7 @@ def list_store(
         avoid: a folder that is not listed: the output, if it is inside the store.
         max_images: take only this many objects, the first by key, for a trial.
         progress: called once per batch with the number of objects listed so far.
+        folder: whether the address ends with a slash: then it means a folder, though an object may have the same name.
         locate: gives the location of a uri, for the few objects that are judged by their content; None: by their names alone.
 
     Returns:
@@ -137,7 +140,7 @@ def list_store(
     walk = _Walk(store, selection, avoid)
     try:
         require_folder(store)
-        single = store.info()
+        single = _single(store, folder=folder)
         objects = walk.objects() if single is None else _named(store, single)
         manifest = pa.Table.from_batches(list(walk.taken(objects, progress, named=single is not None)), MANIFEST_SCHEMA)
     except PermissionError as error:
@@ -156,6 +159,23 @@ def list_store(
     pa.default_memory_pool().release_unused()  # only the allocating thread releases all memory, and this thread may end here
     seconds = time.monotonic() - began
     return Listing(manifest, walk.skipped.total(), seconds, walk.kinds(), tuple(sorted(walk.unreadable)))
+
+
+def _single(store: Location, *, folder: bool) -> ObjectInfo | None:
+    """The object at the address itself; None if it means a folder.
+
+    Raises:
+        StoreError: a bucket has an object and a folder of this name, and nothing says which one is meant.
+    """
+    found = None if folder else store.info()
+    if found is None or isinstance(store, LocalLocation) or not any(batch.num_rows for batch in store.walk()):
+        return found
+    if found.size:
+        raise StoreError(
+            f"{store.url} is an object of {found.size:,} bytes, and {store.url}/ is a folder: write the address with a slash "
+            "at its end for the folder, or give the object in a list of addresses."
+        )
+    return None  # an empty object that some programs write to mark a folder
 
 
 #: Of the columns `_COLUMNS`.

@@ -62,6 +62,7 @@ class RunInput:
         counts: of an incremental run, how many objects are new, changed and so on; None for a full run.
         skipped_by_kind: the skipped objects by kind.
         unreadable: folders of the store that could not be opened, each with a slash at its end.
+        left: how many objects of the table have left the store, by the folder they were in; only the largest folders.
     """
 
     manifest: pa.Table
@@ -72,11 +73,16 @@ class RunInput:
     counts: Mapping[str, int] | None = None
     skipped_by_kind: Mapping[str, int] = field(default_factory=dict)
     unreadable: Sequence[str] = ()
+    left: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def passed_over(self) -> dict[str, Any]:
-        """What documents say of what was passed over; empty if nothing was."""
-        found = {"skipped_by_kind": dict(self.skipped_by_kind), "unreadable": list(self.unreadable)}
+        """What documents say of what was passed over, or has left; empty if nothing was."""
+        found = {
+            "skipped_by_kind": dict(self.skipped_by_kind),
+            "unreadable": list(self.unreadable),
+            "left": dict(self.left),
+        }
         return {name: value for name, value in found.items() if value}
 
     @property
@@ -441,7 +447,11 @@ def _report(one: _OpenRun, receipts: Receipts, counts: PublishedCounts, stats: W
         "files": dict(counts.files),
     }
     facts = cast("Mapping[str, Any]", run.facts)
-    body |= {name: facts[name] for name in ("counts", "on", "removed_sha256", "skipped_by_kind", "unreadable") if name in facts}
+    body |= {
+        name: facts[name]
+        for name in ("counts", "on", "removed_sha256", "skipped_by_kind", "unreadable", "left")
+        if name in facts
+    }
     passed = receipts.passed(run.manifest.num_rows)
     body |= {"skipped_in_shards": passed} if passed else {}
     if run.on:

@@ -74,10 +74,39 @@ def diff_with_table(listed: RunInput, state: OutputState, rule: StalenessRule, s
     todo |= pc.is_in(store["uri"], store["uri"].filter(pa.array(todo))).to_numpy()
     removed = gone.filter(pc.invert(pc.is_in(gone["uri"], store["uri"])))
     counts = dict(zip(KINDS, [*np.bincount(kinds, minlength=5).tolist(), removed.num_rows], strict=True))
+    listed = replace(listed, left=_by_folder(removed["key"]))
     if todo.all() and gone.num_rows == missing.num_rows:  # nothing of the old table remains, so the new one stands alone
         return replace(listed, counts=counts)
     manifest = store.filter(pa.array(todo)).combine_chunks()
     return replace(listed, manifest=manifest, on=state.pointer, removed=removed.combine_chunks(), counts=counts)
+
+
+def too_many_deleted(given: RunInput, most: float) -> str | None:
+    """A sentence if more objects of the table have left the store than a share of it, and than 20; else None."""
+    counts = given.counts or {}
+    deleted = counts.get("deleted", 0)
+    table = sum(counts.values()) - counts.get("new", 0)
+    if deleted <= max(most * table, _FEW_DELETED):
+        return None
+    shown = [f"{folder or 'the top folder'} ({count:,})" for folder, count in list(given.left.items())[:_NAMED_FOLDERS]]
+    more = " and others" if sum(given.left.values()) < deleted or len(given.left) > _NAMED_FOLDERS else ""
+    return (
+        f"{deleted:,} of the table's {table:,} objects are no longer in the store, more than max_deleted_ratio={most} allows: "
+        f"in {', '.join(shown)}{more}. Nothing was published. If a part of the store is only away, run the same command again "
+        "when it is back; if they are meant to leave the table, run it once with --allow-deletes."
+    )
+
+
+#: Objects that may always leave the table in one night; folders that are counted, and named in a sentence.
+_FEW_DELETED, _FOLDERS, _NAMED_FOLDERS = 20, 20, 3
+
+
+def _by_folder(keys: pa.ChunkedArray) -> dict[str, int]:
+    """The largest folders of some keys, each with a slash at its end, and how many of the keys are in them."""
+    folders = pc.replace_substring_regex(keys, "[^/]*$", "")
+    counted = pc.value_counts(folders)
+    found = dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
+    return dict(sorted(found.items(), key=lambda one: (-one[1], one[0]))[:_FOLDERS])
 
 
 def _known(runs: list[Run], rule: StalenessRule) -> pa.Table:

@@ -110,6 +110,7 @@ class ReportDocument(TypedDict):
     on: NotRequired[list[PointerEntry]]
     removed_sha256: NotRequired[str]
     #: What was passed over in the store and inside its shards, by kind, and folders that could not be opened.
+    left: NotRequired[Mapping[str, int]]
     skipped_by_kind: NotRequired[Mapping[str, int]]
     skipped_in_shards: NotRequired[Mapping[str, int]]
     unreadable: NotRequired[list[str]]

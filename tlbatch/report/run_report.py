@@ -184,6 +184,9 @@ class _PageFacts(NamedTuple):
         for what, kinds in skipped.items():
             if kinds:
                 found.append(f"{what} by kind: {', '.join(f'{count:,} {kind}' for kind, count in kinds.items())}.")
+        if report.get("left"):
+            folders = ", ".join(f"{count:,} from {folder or 'the top folder'}" for folder, count in report["left"].items())
+            found.append(f"Left the table because the store no longer has them: {folders}.")
         if report.get("unreadable"):
             found.append(f"Folders that could not be opened, and whose images are missing: {', '.join(report['unreadable'])}.")
         if report.get("table"):

@@ -149,7 +149,7 @@ class LocalLocation:
             except OSError as error:
                 if error.errno not in _DANGLING:
                     raise
-                rules.passed(prefix + name, BROKEN_LINK)
+                yield from _dead_link(path, prefix + name, rules)
                 continue
             if stat.S_ISREG(found.st_mode):
                 yield prefix + name, found.st_size, _version(found)
@@ -203,6 +203,18 @@ def _names_in(folder: Path, prefix: str, rules: WalkRules) -> list[str]:
 def _version(found: os.stat_result) -> str:
     """A substitute for an etag: modification time in nanoseconds and size."""
     return f"{found.st_mtime_ns:x}-{found.st_size:x}"
+
+
+def _dead_link(path: str, key: str, rules: WalkRules) -> Iterator[Listed]:
+    """A link that leads nowhere, as an object that will not be found; counted if it may have led to a folder."""
+    try:
+        link = os.lstat(path)
+    except OSError:  # removed since its folder was listed
+        return
+    if "." in os.path.basename(path):
+        yield key, link.st_size, _version(link)
+    else:
+        rules.passed(key, BROKEN_LINK)
 
 
 @contextmanager

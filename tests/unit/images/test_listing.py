@@ -195,11 +195,14 @@ def test_images_in_a_folder_without_permission_to_enter_have_rows(tmp_path, monk
     ]
 
 
-def test_links_that_lead_nowhere_are_counted(tmp_path):
+def test_links_that_lead_nowhere_are_objects_or_counted(tmp_path):
     location = store_of(tmp_path, "1.jpg")
     (tmp_path / "2.jpg").symlink_to(tmp_path / "gone.jpg")
+    (tmp_path / "folder").symlink_to(tmp_path / "gone")
     (tmp_path / "loop").symlink_to(tmp_path)
-    assert list_store(location, Selection()).skipped_by_kind == {"broken link": 2}
+    listing = list_store(location, Selection())
+    assert listing.manifest["key"].to_pylist() == ["1.jpg", "2.jpg"]
+    assert listing.skipped_by_kind == {"broken link": 2}
 
 
 @pytest.mark.parametrize(

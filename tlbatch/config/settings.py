@@ -1,4 +1,4 @@
-"""Flags, YAML files and `--set` -> one checked configuration.
+"""Every setting of every verb, with its help, its default and its checks.
 
 `RunConfig` is `Spec`, the settings that change the answer and enter a run's fingerprint, and `Resources`, which change only the
 speed. Flags and YAML keys have the same names because both are the fields of these classes; a field's description is its help.
@@ -6,25 +6,19 @@ speed. Flags and YAML keys have the same names because both are the fields of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from tlbatch.errors import ConfigError, closest
-
-Config = TypeVar("Config", bound=BaseModel)
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 _RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
@@ -156,6 +150,11 @@ class RunConfig(Spec, Resources):
     incremental: bool = Field(
         default=False, description="Process only what is new, changed, or worth a retry since the current table."
     )
+    max_deleted_ratio: Share = Field(
+        default=0.1,
+        description="With incremental, stop if more than this share of the table, and more than 20 objects, left the store.",
+    )
+    allow_deletes: bool = Field(default=False, description="Remove from the table what has left the store, however much it is.")
     stale: Literal["keep", "redo", "rescore"] = Field(
         default="redo",
         description="With incremental, images that another bundle predicted: keep, redo, or rescore from stored features.",
@@ -444,56 +443,3 @@ def _last_name(url: str) -> str:
 
 def _only(config: BaseModel, part: type[BaseModel]) -> dict[str, Any]:
     return {name: getattr(config, name) for name in part.model_fields}
-
-
-def load(kind: type[Config], flags: Mapping[str, Any], file: Path | None = None, assignments: Sequence[str] = ()) -> Config:
-    """Build a configuration from its three sources. Later ones win: the YAML file, the flags, `--set`.
-
-    Raises:
-        ConfigError: one sentence with the key, the value found and what to do.
-    """
-    values = _read_yaml(file) if file is not None else {}
-    values |= {name: value for name, value in flags.items() if value is not None}
-    for assignment in assignments:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {assignment}: write --set key=value.")
-        values[name.strip().replace("-", "_")] = _parse(value)
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_sentence(error, kind)) from None
-
-
-def _parse(value: str) -> Any:
-    """A value in YAML syntax; text that is not YAML, such as `*.jpg`, stays as it is."""
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        return value
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text()) or {}
-    except OSError as error:
-        raise ConfigError(f"--config {file}: {error.strerror or error}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {file} is not YAML: {str(error).splitlines()[0]}.") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"--config {file}: expected `key: value` lines, found a {type(values).__name__}.")
-    return values
-
-
-def _sentence(error: ValidationError, kind: type[BaseModel]) -> str:
-    # A misspelled key also leaves the right name missing: report the misspelling.
-    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"There is no configuration key {name!r}{closest(name, kind.model_fields)}."
-    if first["type"] == "missing":
-        return f"{name} is missing: give --{name.replace('_', '-')}, or {name} in the configuration file."
-    reason = first["msg"].removeprefix("Value error, ")
-    if name.startswith("storage_options"):
-        return f"{name}: {reason}."  # what was found may be the secret itself
-    return f"{name}: {reason}; found {first['input']!r}." if name else f"{reason}."
