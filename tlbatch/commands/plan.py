@@ -184,6 +184,6 @@ def _sample(left: pa.Table) -> pa.Table:
 
 def _images(left: pa.Table, images_per_byte: float) -> int:
     """The estimated number of images."""
-    shards = left.filter(pc.not_equal(left["format"], IMAGE))
+    shards = left.filter(pc.invert(pc.is_in(left["format"], pa.array([IMAGE, ARCHIVED]))))
     size = pc.sum(shards["size"]).as_py() or 0
     return int(left.num_rows - shards.num_rows + max(shards.num_rows, round(size * images_per_byte)))

@@ -112,7 +112,7 @@ def cut_blocks(rows: pa.Table, weights: np.ndarray, per_task: int) -> list[pa.Ta
 
 def parallelism_of(job: ClassifyJob, plan: ExecutionPlan, rows: pa.Table) -> dict[str, int]:
     """How many tasks of each stage can run at once, over all actors. The members of a shard are read one after the other."""
-    only_images = pc.all(pc.equal(rows["format"], IMAGE)).as_py()
+    only_images = pc.all(pc.is_in(rows["format"], pa.array([IMAGE, ARCHIVED]))).as_py()
     first, last = plan.pools[0][1], plan.pools[-1][1]
     return {
         "list": 1,

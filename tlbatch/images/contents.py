@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,6 +22,8 @@ from tlbatch.storage.range_file import open_range_file
 
 #: Bytes at the beginning of an object that show its format.
 _HEAD = 1024
+#: Unknown suffixes of which an object is looked at, the most common ones.
+_MOST_SUFFIXES = 16
 #: Parquet files and zips whose ends are read if other objects are beside them. With more, all are taken for shards.
 _MOST_FOOTERS, _READERS = 256, 16
 
@@ -40,11 +43,12 @@ def with_formats_of_content(manifest: pa.Table, locate: Locate) -> pa.Table:
         return manifest
     suffixes = [suffix(key) for key in manifest["key"].take(numbers).to_pylist()]
     found = manifest["format"].to_pylist()
+    asked = {ending for ending, _ in Counter(suffixes).most_common(_MOST_SUFFIXES)}
     formats_of: dict[str, str] = {}
     for number, ending in zip(numbers.tolist(), suffixes, strict=True):
-        if ending not in formats_of:
+        if ending in asked and ending not in formats_of:
             formats_of[ending] = _format_of(locate(manifest["uri"][number].as_py()), alone=manifest.num_rows == 1)
-        found[number] = formats_of[ending]
+        found[number] = formats_of.get(ending, IMAGE)
     if set(formats_of.values()) <= {IMAGE}:
         return manifest
     return manifest.set_column(manifest.column_names.index("format"), "format", pa.array(found, pa.string()))

@@ -143,7 +143,7 @@ def list_store(
     except PermissionError as error:
         raise StoreError(f"No permission to read the store {store.url}: {error}.") from None
     manifest = walk.without_own_outputs(manifest)
-    if locate is not None and selection.kind == "auto":
+    if locate is not None and selection.kind == "auto" and (single is None or manifest.num_rows == 1):
         manifest = with_formats_of_content(manifest, locate)
         manifest, metadata = without_metadata(manifest, locate)
         manifest, zips = without_other_zips(manifest, locate)

@@ -53,9 +53,11 @@ def judge_run(report: Mapping[str, Any], now: Side, before: Side | None) -> Verd
     listed, failed = report["listed"], report["failed"]
     counts = f"{listed:,} listed = {report['predicted']:,} predicted + {failed:,} failed"
     odd = _odd(now, before) if before is not None else []
-    many = failed > _FAILED * listed
-    if many:
-        odd.insert(0, f"{failed / listed:.1%} of the images failed (the errors table has the reasons)")
+    table = report.get("table", report)
+    if report.get("failed_new", failed) and table["failed"] > _FAILED * table["listed"]:
+        odd.insert(0, f"{table['failed'] / table['listed']:.1%} of the images failed (the errors table has the reasons)")
+    if report.get("unreadable"):
+        odd.append(f"folders that could not be opened are missing: {', '.join(report['unreadable'])}")
     if report.get("kept_back"):
         return Verdict(BAD, f"Complete, but not published: {'; '.join(report['kept_back'])}.", tuple(odd))
     if not odd:

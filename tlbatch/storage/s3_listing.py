@@ -83,19 +83,19 @@ def walk(endpoint: Endpoint, root: str, ask: Ask, rules: WalkRules = EVERYTHING)
     pages = _Pages(endpoint)
     folders, loose = _folders(pages, root, ask, rules)
     yield from loose
-    found: queue.Queue[pa.RecordBatch | BaseException | None] = queue.Queue(_PAGES_WAITING)
+    # Pages; at the end of a folder None, or its name if it may not be listed.
+    found: queue.Queue[pa.RecordBatch | BaseException | str | None] = queue.Queue(_PAGES_WAITING)
     given_up = threading.Event()
 
     def list_folder(folder: str) -> None:
         token: str | None = ""
         try:
-            with _refusals_counted(folder, root, rules):
-                while token is not None and not given_up.is_set():
-                    objects, _, token = ask(partial(pages.page, folder, token))
-                    found.put(objects)
+            while token is not None and not given_up.is_set():
+                objects, _, token = ask(partial(pages.page, folder, token))
+                found.put(objects)
             found.put(None)
-        except BaseException as error:  # raised again by the consumer of the pages
-            found.put(error)
+        except BaseException as error:  # raised again by the consumer of the pages, unless it is the folder's own
+            found.put(folder if _is_refusal(error) and folder != root else error)
 
     with ThreadPoolExecutor(LISTERS, thread_name_prefix="tlbatch-list") as pool:
         listing = [pool.submit(list_folder, folder) for folder in folders]
@@ -105,7 +105,9 @@ def walk(endpoint: Endpoint, root: str, ask: Ask, rules: WalkRules = EVERYTHING)
                 page = found.get()
                 if isinstance(page, BaseException):
                     raise page
-                if page is None:
+                if isinstance(page, str):
+                    rules.passed(page, UNREADABLE)
+                if page is None or isinstance(page, str):
                     left -= 1
                 else:
                     yield page
@@ -126,30 +128,27 @@ def _folders(pages: _Pages, root: str, ask: Ask, rules: WalkRules) -> tuple[list
             break
         below: list[str] = []
         for folder in folders:
-            with _refusals_counted(folder, root, rules):
+            try:
                 objects, names, token = ask(partial(pages.page, folder, "", one_level=True))
-                if token is not None:
-                    below.append(folder)  # its first level does not fit on one page: it is listed as one folder
-                    continue
-                below += [name for name in names if not rules.skips(name)]
-                loose.append(objects)
+            except PermissionError as error:
+                if folder == root or not _is_refusal(error):
+                    raise
+                rules.passed(folder, UNREADABLE)
+                continue
+            if token is not None:
+                below.append(folder)  # its first level does not fit on one page: it is listed as one folder
+                continue
+            below += [name for name in names if not rules.skips(name)]
+            loose.append(objects)
         if below == folders:
             break
         folders = below
     return folders, loose
 
 
-@contextlib.contextmanager
-def _refusals_counted(folder: str, root: str, rules: WalkRules) -> Iterator[None]:
-    """A prefix that may not be listed is passed over, and the root is an error; so are missing credentials."""
-    try:
-        yield
-    except CredentialsError:
-        raise
-    except PermissionError:
-        if folder == root:
-            raise
-        rules.passed(folder, UNREADABLE)
+def _is_refusal(error: BaseException) -> bool:
+    """Whether a prefix may not be listed; missing credentials concern all of them."""
+    return isinstance(error, PermissionError) and not isinstance(error, CredentialsError)
 
 
 def is_restored(head: Callable[[], Mapping[str, Any]]) -> bool:

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from tlbatch.commands.splits import complete_parts, find_copies, separate_copies, split_classes, split_pictures
+from tlbatch.commands.training_set import TrainingSet, find_labelled, split_set
+from tlbatch.config import TrainConfig
 
 
 @pytest.fixture
@@ -58,3 +60,28 @@ def test_missing_parts_are_drawn_from_training_images(random):
     assert {(2, 0), (2, 1)} <= set(zip(completed.tolist(), classes.tolist(), strict=True))
     whole = np.arange(40) % 3
     assert np.array_equal(complete_parts(whole, classes, 0.15, 0.2, 0), whole)
+
+
+@pytest.mark.parametrize("folders", [("train", "val", "test"), ("train", "test")])
+def test_folders_of_parts_give_parts_and_copies_stay_in_one(tmp_path, folders, caplog):
+    keys = [f"{folder}/{label}/{number}.jpg" for folder in folders for label in ("cat", "dog") for number in range(4)]
+    for key in keys:
+        (tmp_path / "s" / key).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "s" / key).write_bytes(b"x")
+    config = TrainConfig(images=str(tmp_path / "s"), bundle=str(tmp_path / "b"))
+    found = find_labelled(config, None)
+    assert set(found.labels_of.values()) == {("cat",), ("dog",)}
+    values = np.arange(len(keys) * 2, dtype=np.float32).reshape(-1, 2)
+    listed = found.listing.manifest["key"].to_pylist()
+    values[listed.index("train/cat/0.jpg")] = values[listed.index("test/cat/3.jpg")]  # a copy under another name
+    classes = np.array([int("dog" in key) for key in listed])
+    features = TrainingSet(tuple(listed), values, classes, ("cat", "dog"), found.split_of, 0, len(listed), values)
+    parts, table = split_set(features, config)
+    rows = dict(line.split(",")[::2] for line in table.decode().splitlines()[1:])
+    assert rows["test/cat/3.jpg"] == rows["train/cat/0.jpg"] == "test"
+    assert all(rows[key] == "test" for key in listed if key.startswith("test/"))
+    assert all(len(parts[name].classes) for name in ("train", "validation", "test"))
+    assert (
+        "1 labelled images are copies of pictures in another part (the first: train/cat/0.jpg, of test/cat/3.jpg)"
+        in caplog.text
+    )

@@ -80,3 +80,12 @@ def test_chance_among_few_images_is_seldom_called_odd():
     )
     assert odd <= 10
     assert sum(stability(*pair)[0] > 0.1 for pair in pairs) > 80
+
+
+def test_failures_are_measured_by_the_table_and_old_ones_are_not_unusual():
+    night = {"listed": 3, "predicted": 0, "failed": 3, "failed_new": 1, "table": {"listed": 1000, "failed": 3}}
+    assert judge_run(night, Side(), None).tone == GOOD
+    assert "5.0% of the images failed" in judge_run({**night, "table": {"listed": 60, "failed": 3}}, Side(), None).sentence
+    assert judge_run({**night, "failed_new": 0, "table": {"listed": 60, "failed": 3}}, Side(), None).tone == GOOD
+    closed = judge_run({**night, "unreadable": ["a/", "b/"]}, Side(), None)
+    assert (closed.tone, "folders that could not be opened are missing: a/, b/" in closed.sentence) == (DOUBTFUL, True)
