@@ -1,8 +1,10 @@
 """The exception tree and its exit codes are a contract."""
 
 import inspect
+import re
 
 import pytest
+from support.paths import ROOT
 
 from tlbatch import errors
 from tlbatch.errors import TRANSIENT_KINDS, ErrorKind, Failure, TlbatchError, UnfinishedError, UsageError, closest
@@ -48,3 +50,10 @@ def test_closest_suggests_only_what_is_near():
 def test_every_kind_says_what_to_do():
     for kind in ErrorKind:
         assert kind.advice.endswith("."), kind
+
+
+def test_the_documentation_says_of_each_kind_when_it_is_tried_again():
+    page = (ROOT / "docs" / "operations.md").read_text().split("| kind | tried again |")[1].split("\n\n")[0]
+    rows = [re.findall(r"`([a-z_]+)`", line.split("|")[1]) for line in page.splitlines() if line.startswith("| `")]
+    assert sorted(kind for row in rows for kind in row) == sorted(ErrorKind)
+    assert set(rows[0]) == TRANSIENT_KINDS
