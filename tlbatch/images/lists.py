@@ -58,7 +58,7 @@ def _parse(location: Location, info: ObjectInfo) -> pa.Table | None:
         file = pq.ParquetFile(open_range_file(location, info.size))
         if "uri" not in file.schema_arrow.names:
             return None
-        return file.read([name for name in LIST_COLUMNS if name in file.schema_arrow.names])
+        return file.read([name for name in LIST_COLUMNS if name in file.schema_arrow.names], use_threads=False)
     if suffix(info.key) == ".csv":
         return _parse_csv(location)
     lines = _text(location).splitlines()

@@ -84,7 +84,8 @@ def _batches(parquet: pq.ParquetFile, image: _Column, key: str | None) -> Iterat
     if image.form != "pixels" or key is None:
         names.append(image.name)
     for group in range(parquet.num_row_groups):
-        yield from parquet.iter_batches(_LISTS_AT_ONCE if image.form == "list" else _ROWS_AT_ONCE, [group], names)
+        at_once = _LISTS_AT_ONCE if image.form == "list" else _ROWS_AT_ONCE
+        yield from parquet.iter_batches(at_once, [group], names, use_threads=False)
 
 
 def _images_of(value: Any, key: str, wanted: ShardOptions) -> Iterator[tuple[str, bytes | Failure]]:
@@ -155,7 +156,7 @@ def _sample(parquet: pq.ParquetFile, name: str) -> list[bytes]:
         with damage_as_torn_shard():
             if not parquet.num_row_groups:
                 return []
-            batch = next(parquet.iter_batches(_LISTS_AT_ONCE, [0], [name]), None)
+            batch = next(parquet.iter_batches(_LISTS_AT_ONCE, [0], [name], use_threads=False), None)
             values = [] if batch is None else _to_python(batch.column(0))
     except TornShardError:
         return []

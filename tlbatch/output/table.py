@@ -165,4 +165,4 @@ def _row_groups(part: Location, columns: Sequence[str]) -> Iterator[pa.Table]:
         raise OutputError(f"{part.url} is missing. Run `tlbatch verify` for details.")
     file = pq.ParquetFile(open_range_file(part, info.size))
     for number in range(file.num_row_groups):
-        yield file.read_row_group(number, columns=list(columns))
+        yield file.read_row_group(number, columns=list(columns), use_threads=False)

@@ -180,7 +180,7 @@ class _Manifest:
             self.damage = "differs from its recorded sha256"
             return
         self._batches = pq.ParquetFile(open_range_file(location, found.size)).iter_batches(
-            _ROWS, columns=self._left.column_names
+            _ROWS, columns=self._left.column_names, use_threads=False
         )
 
     def take(self, rows: int) -> pa.Table:
