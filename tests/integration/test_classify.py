@@ -183,7 +183,8 @@ def test_broken_images_end_in_errors_and_cost_no_other(tmp_path, bundle_url, pla
     report = classify(store, bundle_url, tmp_path / "out", rows_per_task=4, plan=plan)
     strange = [key for key in STRANGE if not key.startswith(".")]
     assert report["listed"] == 15 + len(BROKEN) + len(strange)
-    assert (report["predicted"], report["failed"], report["skipped"]) == (15 + len(strange), len(BROKEN), 1)
+    assert (report["predicted"], report["failed"], report["skipped"]) == (15 + len(strange), len(BROKEN), 2)
+    assert report["skipped_by_kind"] == {".txt": 1, "hidden": 1}
     assert report["failed_by_kind"] == {"empty": 1, "not_an_image": 2, "truncated": 1, "unsupported": 1}
     errors = tlbatch.read_errors(str(tmp_path / "out")).set_index("key")
     assert {key: (errors["stage"][key], errors["kind"][key]) for key in BROKEN} == {
