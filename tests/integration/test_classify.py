@@ -86,7 +86,7 @@ def test_the_table_has_the_contracts_columns_and_is_right(reference, store):
     file = pq.ParquetFile(next(reference.rglob("predictions/*.parquet")))
     assert file.schema_arrow.equals(schema.PREDICTIONS, check_metadata=True)
     frame = tlbatch.read_predictions(str(reference))
-    named = "uri key label score top_labels top_scores abstained etag width height bundle run_id"
+    named = "uri key label score top_labels top_scores abstained etag width height bundle run_id index"
     assert list(frame.columns) == named.split()
     assert list(frame["key"]) == sorted(str(path.relative_to(store)) for path in store.rglob("*.jpg"))
     assert (frame["label"] == frame["key"].str.split("/").str[0]).mean() >= 0.95
