@@ -70,7 +70,7 @@ Address = Annotated[
 ]
 Split = Annotated[str | None, Field(description="Only this part of the labels file, such as test.")]
 WhiteLevel = Annotated[
-    Literal["auto"] | Annotated[float, Field(gt=0)],
+    Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)],
     Field(description="Value that is white in images of more than 8 bits that do not say it; auto finds it in each image."),
 ]
 _LABELS = "CSV or Parquet with key (or uri), label and optionally split."

@@ -59,8 +59,12 @@ def _band(values: np.ndarray, mask: int) -> np.ndarray:
     shift = (mask & -mask).bit_length() - 1
     greatest = mask >> shift
     part = (values.astype(np.uint32) & np.uint32(mask)) >> np.uint32(shift)
-    scaled: np.ndarray = np.rint(part * (255 / greatest)).astype(np.uint8)
-    return scaled
+    if greatest > 65_535:
+        high: np.ndarray = (part >> np.uint32(greatest.bit_length() - 8)).astype(np.uint8)
+        return high
+    table: np.ndarray = np.rint(np.arange(greatest + 1) * (255 / greatest)).astype(np.uint8)
+    found: np.ndarray = table[part]
+    return found
 
 
 def _with_palette(data: bytes, header: int, rows: np.ndarray, width: int) -> np.ndarray:

@@ -13,9 +13,9 @@ from PIL import Image, ImageCms
 
 from tlbatch.schema import PixelRules
 
-#: Profiles of printing presses have up to 10 MB.
-_MAX_PROFILE_BYTES = 16 << 20
-#: A profile that moves no colour by more than this is taken for sRGB, and the pixels stay as they are.
+#: Profiles of printing presses have up to 3 MB.
+_MAX_PROFILE_BYTES = 4 << 20
+#: A profile that moves no colour of `_GRID` by more than this is taken for sRGB, and the pixels stay as they are.
 _NEARLY_SRGB = 2
 _SPACES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}
 _GRID = tuple(range(0, 256, 51))
@@ -36,16 +36,16 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         image: mode RGB, or CMYK if that is what the profile describes; grey as RGB of equal bands.
         profile: what `fitting` returned. A damaged one is ignored, as if there were none.
     """
-    mode = None if profile is None else _SPACES[profile[16:20]]
-    transform = None if profile is None or mode is None else _transform(profile, mode)
-    if transform is None:
+    transform = None if profile is None else _transform(profile)
+    if profile is None or transform is None:
         return image if image.mode == "RGB" else image.convert("RGB")
-    return transform.apply(image.getchannel(0) if mode == "L" else image)
+    return transform.apply(image.getchannel(0) if _SPACES[profile[16:20]] == "L" else image)
 
 
-@lru_cache(maxsize=64)
-def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+@lru_cache(maxsize=32)
+def _transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
     """None if the profile is damaged, or is sRGB."""
+    mode = _SPACES[profile[16:20]]
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, "RGB")

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from tlbatch.errors import ErrorKind, Failure
-from tlbatch.images import colour, recognise
+from tlbatch.images import colour, png, recognise
 from tlbatch.images.pictures import SIDEWAYS, Limits, Picture, read_picture, stored_size
 from tlbatch.images.recognise import TooLargeError, UnsupportedError
 from tlbatch.schema import PixelRules, Size
@@ -128,10 +128,12 @@ def _failure(error: Exception, data: bytes) -> Failure:
     return Failure("decode", kind, message)
 
 
-_TRUNCATED_WORDS = ("truncated", "unexpected end", "not enough")
+_TRUNCATED_WORDS = ("truncated", "unexpected end", "not enough", "need_more_input")
 
 
 def _unidentified(data: bytes) -> tuple[ErrorKind, str]:
+    if data.startswith(png.SIGNATURE) and b"IEND" in data[-64:]:
+        return ErrorKind.DECODE_FAILED, "a PNG with a damaged or unknown header"
     if recognise.is_beginning(data):
         return ErrorKind.TRUNCATED, f"only the beginning of an image: {len(data)} bytes"
     return ErrorKind.NOT_AN_IMAGE, f"begins with {data[:12]!r}, which is not the start of any image format"

@@ -16,15 +16,13 @@ WhiteLevel = float | Literal["auto"]
 
 #: Greatest values of the sample depths that are stored in more bits than they have.
 _USUAL_WHITES = (255, 1023, 4095)
+#: How far beyond white a lossy format may take a sample.
+_OVERSHOOT = 1.15
 #: Rows of float samples that are converted at once.
 _ROWS_AT_ONCE = 256
 
 
-class UnknownRangeError(UnsupportedError):
-    """Nothing says which value of the samples is white."""
-
-
-def white_of(samples: np.ndarray, declared: float | None, setting: WhiteLevel) -> float:
+def white_of(samples: np.ndarray, declared: float | None, setting: WhiteLevel, *, lossy: bool = False) -> float:
     """The value that is white.
 
     Args:
@@ -33,10 +31,13 @@ def white_of(samples: np.ndarray, declared: float | None, setting: WhiteLevel) -
         setting: what the user says, for files that say nothing. With `auto`, integers that use only the range of 8, 10 or 12
             bits (of 16 bits, if they are stored in 32) have the greatest value of that range as white, other integers the
             greatest value of their type; floats between 0 and 1 have 1.
+        lossy: whether the format may have moved samples a little beyond their range.
 
     Raises:
-        UnknownRangeError: floats outside 0 to 1, or signed integers, without a declaration or setting.
+        UnsupportedError: floats that are not finite; floats outside 0 to 1, or signed integers, if nothing says their range.
     """
+    if samples.dtype.kind == "f" and not np.isfinite(samples).all():
+        raise UnsupportedError("floating-point samples that are not finite are not supported")
     if declared is not None:
         return declared
     if setting != "auto":
@@ -44,16 +45,14 @@ def white_of(samples: np.ndarray, declared: float | None, setting: WhiteLevel) -
     if samples.dtype.kind == "u":
         full = int(np.iinfo(samples.dtype).max)
         usual = (*_USUAL_WHITES, 65_535) if full > 65_535 else _USUAL_WHITES
-        highest = int(samples.max(initial=0))
+        highest = int(samples.max(initial=0)) / (_OVERSHOOT if lossy else 1)
         return next((white for white in usual if highest <= white), full)
     if samples.dtype.kind == "f":
         low, high = float(samples.min(initial=0)), float(samples.max(initial=0))
-        if not np.isfinite((low, high)).all():
-            raise UnknownRangeError("floating-point samples that are not finite are not supported")
         if low >= 0 and high <= 1:
             return 1.0
-        raise UnknownRangeError(f"floating-point samples from {low:.4g} to {high:.4g}; train with white_level=WHITE")
-    raise UnknownRangeError("signed samples, for which no value is defined as white; train with white_level=WHITE")
+        raise UnsupportedError(f"floating-point samples from {low:.4g} to {high:.4g}; train with white_level=WHITE")
+    raise UnsupportedError("signed samples, for which no value is defined as white; train with white_level=WHITE")
 
 
 def to_8_bits(samples: np.ndarray, white: float) -> np.ndarray:

@@ -122,17 +122,22 @@ def _other_reader(data: bytes, size: Size, limits: Limits, rules: PixelRules, er
 def _with_pillow(data: bytes, size: Size | None, limits: Limits, rules: PixelRules) -> Picture:
     """Decode with Pillow; a JPEG at a reduced scale, unless `size` is None."""
     with Image.open(io.BytesIO(data), formats=[*FORMATS, *_EXTRA_FORMATS]) as image:
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            _seek_main_page(image)
+            if _needs_tifffile(image, data):
+                return _from_tiff(data, limits, rules)
         original = image.size
-        if isinstance(image, TiffImagePlugin.TiffImageFile) and _needs_tifffile(image, data):
-            return _from_tiff(data, limits, rules)
         is_jpeg = image.format in ("JPEG", "MPO")  # MPO: several JPEGs in one file, written by phones
         if not is_jpeg:
             limits.require(original)
             _require_small_tiles(image, limits)
         frame: Box | None = image.tile[0][1] if image.format == "GIF" and image.tile else None
         if not is_jpeg:
-            if size is not None and isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile):
-                _reduce(image, size)
+            if isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile):
+                if recognise.jpeg_2000_bits(data) > 8:
+                    return _from_deep_jpeg_2000(data, rules)
+                if size is not None:
+                    _reduce(image, size)
             image.load()  # reading a PNG's EXIF would load it too, and `_orientation` would ignore the error
         orientation = _orientation(image)
         if is_jpeg:
@@ -140,7 +145,7 @@ def _with_pillow(data: bytes, size: Size | None, limits: Limits, rules: PixelRul
         profile = colour.fitting(image.info.get("icc_profile"), image.mode, rules)
         flat, white = _to_8_bits_a_band(image, data, profile, rules)
         if frame is not None and frame != (0, 0, *original):
-            flat = _over_white(flat, frame)
+            flat = _on_white_canvas(flat, frame)
         return Picture(flat, original, orientation, profile, white)
 
 
@@ -186,15 +191,33 @@ def _reduce(image: Jpeg2KImagePlugin.Jpeg2KImageFile, size: Size) -> None:
         image.reduce = levels
 
 
+def _seek_main_page(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Go to the first page of a TIFF that is neither a smaller copy of another page nor a mask."""
+    if not tiff.is_secondary(image.tag_v2):
+        return
+    for number in range(1, min(image.n_frames, tiff.MOST_PAGES)):
+        image.seek(number)
+        if not tiff.is_secondary(image.tag_v2):
+            return
+    image.seek(0)
+
+
 def _needs_tifffile(image: TiffImagePlugin.TiffImageFile, data: bytes) -> bool:
-    """Whether Pillow would not read the samples of this TIFF as they are meant; raises UnsupportedError for raw files."""
+    """Whether Pillow would not read the samples of this TIFF as they are meant.
+
+    Raises:
+        UnsupportedError: a kind that tifffile does not read either.
+    """
     tags = image.tag_v2
+    tiff.require_known(tags)
     if tiff.may_be_raw(tags):
         tiff.require_no_raw(data)
     depth = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
     kinds = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
     deep = max(depth if isinstance(depth, tuple) else (depth,)) > 8
-    return deep or image.mode == "La" or set(kinds if isinstance(kinds, tuple) else (kinds,)) - {1, 4} != set()
+    planes_with_alpha = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 and "A" in image.mode.upper()
+    unsigned = set(kinds if isinstance(kinds, tuple) else (kinds,)) == {1}
+    return deep or image.mode == "La" or planes_with_alpha or not unsigned
 
 
 def _require_small_tiles(image: Image.Image, limits: Limits) -> None:
@@ -223,21 +246,24 @@ def _to_8_bits_a_band(
 ) -> tuple[Image.Image, float | None]:
     """An image of any Pillow mode as RGB, or as CMYK if its profile says how to read that; and its white level."""
     image.load()
-    if image.format == "PNG" and png.bit_depth(data) == 16:
-        return _deep_png(data, rules)
+    if image.format == "PNG":
+        depth = png.bit_depth(data)
+        if depth == 16:
+            return _deep_png(data, rules)
+        hidden = image.info.get("transparency")
+        if image.mode == "L" and isinstance(hidden, int) and depth in (2, 4):
+            image.info["transparency"] = hidden * 255 // (2**depth - 1)  # Pillow has scaled the samples and not this one
     if image.mode == "RGB" and "transparency" not in image.info:
         return image, None
     if image.mode.startswith("I") or image.mode == "F":
-        # Of these formats (PPM, JPEG 2000, HEIC) Pillow scales whole numbers to 16 bits, by what the file says of its depth.
+        # Of these formats (PPM, HEIC) Pillow scales whole numbers to 16 bits, by what the file says of its depth.
         samples = np.asarray(image) if image.mode == "F" else np.asarray(image).astype(np.uint16)
-        says_nothing = image.mode == "F" or recognise.jpeg_2000_bits(data) == 16
-        white = white_of(samples, None if says_nothing else 65_535, rules.white_level)
-        return Image.fromarray(to_8_bits(samples, white)).convert("RGB"), white
+        return _from_samples(samples, None if image.mode == "F" else 65_535, rules)
     if image.mode == "CMYK" and profile is not None:
         return image, None
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return _over_white(rgba), None
+    unused_alpha = image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
+    if image.has_transparency_data and not unused_alpha:
+        return _over_white(image.convert("RGBA")), None
     return image.convert("RGB"), None
 
 
@@ -246,18 +272,38 @@ def _deep_png(data: bytes, rules: PixelRules) -> tuple[Image.Image, float]:
     import imagecodecs
 
     samples = imagecodecs.png_decode(data)
+    colours = samples if samples.ndim == 2 else samples[..., : 3 if samples.shape[2] >= 3 else 1]
+    return _from_samples(samples, png.declared_white(colours, png.significant_bits(data)), rules)
+
+
+def _from_deep_jpeg_2000(data: bytes, rules: PixelRules) -> Picture:
+    """A JPEG 2000 of more than 8 bits, at its full size: at a reduced one its samples would leave their range."""
+    import imagecodecs
+
+    bits = recognise.jpeg_2000_bits(data)
+    flat, white = _from_samples(imagecodecs.jpeg2k_decode(data), 2**bits - 1 if bits < 16 else None, rules, lossy=True)
+    return Picture(flat, flat.size, white_level=white)
+
+
+def _from_samples(
+    samples: np.ndarray, declared: float | None, rules: PixelRules, *, lossy: bool = False
+) -> tuple[Image.Image, float]:
+    """Gray or RGB samples (height, width) or (height, width, 1 to 4), with or without alpha -> RGB, and their white level."""
     samples = samples if samples.ndim == 3 else samples[..., None]
     bands = 3 if samples.shape[2] >= 3 else 1
     colours, alpha = samples[..., :bands], samples[..., bands] if samples.shape[2] > bands else None
-    white = white_of(colours, png.declared_white(colours, png.significant_bits(data)), rules.white_level)
-    return _flat(to_8_bits(colours, white), _alpha(alpha, white, 65_535)), white
+    white = white_of(colours, declared, rules.white_level, lossy=lossy)
+    return _flat(to_8_bits(colours, white), _alpha(alpha, white)), white
 
 
-def _alpha(alpha: np.ndarray | None, white: float, full: float) -> np.ndarray | None:
-    """An alpha channel in 8 bits. Its greatest value is that of the colours, or else that of its type."""
+def _alpha(alpha: np.ndarray | None, white: float) -> np.ndarray | None:
+    """An alpha channel in 8 bits. Its greatest value is 1 for floats, that of the colours, or else that of its type."""
     if alpha is None:
         return None
-    return to_8_bits(alpha, white if float(alpha.max(initial=0)) <= white else full)
+    if alpha.dtype.kind == "f":
+        return to_8_bits(alpha, 1.0)
+    as_colours = alpha.dtype.kind == "u" and float(alpha.max(initial=0)) <= white
+    return to_8_bits(alpha, white if as_colours else float(np.iinfo(alpha.dtype).max))
 
 
 def _flat(colours: np.ndarray, alpha: np.ndarray | None = None, *, premultiplied: bool = False) -> Image.Image:
@@ -270,29 +316,34 @@ def _flat(colours: np.ndarray, alpha: np.ndarray | None = None, *, premultiplied
     return _over_white(Image.fromarray(np.dstack([rgb, alpha])))
 
 
-def _over_white(image: Image.Image, frame: Box | None = None) -> Image.Image:
-    """An RGB or RGBA image, or only the box `frame` of it, over white."""
-    if frame is not None:
-        canvas = Image.new("RGB", image.size, (255, 255, 255))
-        canvas.paste(image.crop(frame), (frame[0], frame[1]))
-        return canvas
+def _over_white(image: Image.Image) -> Image.Image:
+    """An RGBA image over white."""
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, image).convert("RGB")
 
 
+def _on_white_canvas(image: Image.Image, frame: Box) -> Image.Image:
+    """An RGB image, white outside a box."""
+    canvas = Image.new("RGB", image.size, (255, 255, 255))
+    canvas.paste(image.crop(frame), (frame[0], frame[1]))
+    return canvas
+
+
 def _from_jxl(data: bytes, limits: Limits, rules: PixelRules) -> Picture:
     """A JPEG XL, which its decoder turns upright."""
-    limits.require(jxl.size_of(data) or (1, 1))
+    header = jxl.read_header(data)
+    limits.require((header.width, header.height))
     import imagecodecs
 
     samples = imagecodecs.jpegxl_decode(data, index=0, numthreads=1)
-    samples = samples if samples.ndim == 3 else samples[..., None]
-    bands = 3 if samples.shape[2] >= 3 else 1
-    colours, alpha = samples[..., :bands], samples[..., bands] if samples.shape[2] > bands else None
-    full = 255.0 if samples.dtype == np.uint8 else 65_535.0
-    white = full if samples.dtype == np.uint8 else white_of(colours, None, rules.white_level)
-    flat = _flat(to_8_bits(colours, white), _alpha(alpha, white, full))
-    return Picture(flat, flat.size, white_level=None if samples.dtype == np.uint8 else white)
+    if sorted(samples.shape[:2]) != sorted((header.width, header.height)):  # channels first
+        raise UnsupportedError("a JPEG XL with further channels than gray or RGB and alpha is not supported")
+    if samples.dtype == np.uint8:
+        flat, _ = _from_samples(samples, 255, rules)
+        return Picture(flat, flat.size)
+    declared = None if header.bits in (None, 16) else 1.0 if header.is_float else float(2 ** (header.bits or 0) - 1)
+    flat, white = _from_samples(samples, declared, rules, lossy=True)
+    return Picture(flat, flat.size, white_level=white)
 
 
 def _from_bmp(data: bytes, limits: Limits) -> Picture:
@@ -302,12 +353,11 @@ def _from_bmp(data: bytes, limits: Limits) -> Picture:
 
 
 def _from_tiff(data: bytes, limits: Limits, rules: PixelRules) -> Picture:
-    page = tiff.read(data, limits.max_pixels)
+    page = tiff.read(data, limits.max_pixels, limits.require)
     height, width = page.colours.shape[:2]
-    limits.require((width, height))
     white = white_of(page.colours, page.white, rules.white_level)
     colours = to_8_bits(page.colours, white)
-    alpha = _alpha(page.alpha, white, page.full)
+    alpha = _alpha(page.alpha, white)
     deep = None if page.full <= 255 and page.colours.dtype.kind == "u" else white
     profile = colour.fitting(page.profile, {1: "L", 3: "RGB", 4: "CMYK"}[page.colours.shape[2]], rules)
     if colours.shape[2] == 4:

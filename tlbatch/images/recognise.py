@@ -20,6 +20,7 @@ _UNSUPPORTED = (
     (b"qoif", "QOI"),
     (b"DDS ", "DDS"),
     (b"P7\n", "PAM"),
+    (b"PF\n", "PFM with colours"),
     (b"\x76\x2f\x31\x01", "OpenEXR"),
     (b"#?RADIANCE", "Radiance HDR"),
     (b"\x00\x00\x01\x00", "ICO"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import math
-from collections.abc import Container
+from collections.abc import Callable, Container, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +47,12 @@ _MAX_BYTES_PER_PIXEL = 8
 
 # Tags that the pages of tifffile have no attribute for.
 _ORIENTATION, _MAX_SAMPLE_VALUE, _ICC_PROFILE, _DNG_VERSION, _SUB_IFDS = 274, 281, 34675, 50706, 330
+_NEW_SUBFILE_TYPE, _COMPRESSION, _PHOTOMETRIC, _SUBSAMPLING = 254, 259, 262, 530
+_REDUCED_OR_MASK, _YCBCR = 1 | 4, 6
+#: Image codecs inside a TIFF that Pillow decodes: CCITT and JPEG.
+_CODECS_OF_PILLOW = (2, 3, 4, 6, 7)
+#: Pages among which the main one is looked for.
+MOST_PAGES = 16
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # a damaged file is a row, not a log line
 
@@ -75,8 +81,13 @@ class Samples(NamedTuple):
     profile: bytes | None
 
 
-def read(data: bytes, max_pixels: int) -> Samples:
-    """Read the first page.
+def read(data: bytes, max_pixels: int, require_size: Callable[[tuple[int, int]], None]) -> Samples:
+    """Read the first page that is neither a smaller copy of another page nor a mask.
+
+    Args:
+        data: the file.
+        max_pixels: the most pixels of a tile; eight times as many bytes are the most that are decoded.
+        require_size: raises an exception for a (width, height) that is too large.
 
     Raises:
         UnsupportedError: a kind that is not decoded.
@@ -84,9 +95,10 @@ def read(data: bytes, max_pixels: int) -> Samples:
         Exception: tifffile raises many kinds for damaged files.
     """
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page: Any = file.pages[0]
+        page: Any = _main_page(file)
         _require_supported(page)
-        _require_size(page, max_pixels)
+        require_size((int(page.imagewidth), int(page.imagelength)))
+        _require_memory(page, max_pixels)
         _require_whole(page, len(data))
         samples = _segments(page)
         bits = _bits(page)
@@ -133,6 +145,31 @@ def require_no_raw(data: bytes) -> None:
             raise UnsupportedError(_RAW)
 
 
+def is_secondary(tags: Mapping[int, Any]) -> bool:
+    """Whether a page says that it is a smaller copy of another page, or a mask."""
+    return bool(int(tags.get(_NEW_SUBFILE_TYPE, 0)) & _REDUCED_OR_MASK)
+
+
+def require_known(tags: Mapping[int, Any]) -> None:
+    """Raises UnsupportedError for what neither Pillow nor tifffile reads rightly, whatever its depth."""
+    compression = int(tags.get(_COMPRESSION, 1))
+    if compression in _CODECS and compression not in _CODECS_OF_PILLOW:
+        raise UnsupportedError(f"{_CODECS[compression]} inside a TIFF is not supported")
+    sampling = tags.get(_SUBSAMPLING, (2, 2))
+    if tags.get(_PHOTOMETRIC) == _YCBCR and compression == 1 and tuple(sampling) != (1, 1):
+        raise UnsupportedError("an uncompressed TIFF in YCbCr with fewer samples of colour is not supported")
+
+
+def _main_page(file: tifffile.TiffFile) -> Any:
+    first: Any = file.pages[0]
+    if int(first.tags.valueof(_NEW_SUBFILE_TYPE, 0)) & _REDUCED_OR_MASK:
+        for number in range(1, min(len(file.pages), MOST_PAGES)):
+            page: Any = file.pages[number]
+            if not int(page.tags.valueof(_NEW_SUBFILE_TYPE, 0)) & _REDUCED_OR_MASK:
+                return page
+    return first
+
+
 def may_be_raw(tags: Container[int]) -> bool:
     """Whether the tags of a TIFF leave open that it is a camera's raw file."""
     return _DNG_VERSION in tags or _SUB_IFDS in tags
@@ -147,10 +184,8 @@ def _is_raw(page: Any) -> bool:
     return any(int(sub.photometric) in _RAW_PHOTOMETRICS for sub in page.pages or () if sub is not None)
 
 
-def _require_size(page: Any, max_pixels: int) -> None:
+def _require_memory(page: Any, max_pixels: int) -> None:
     width, height = int(page.imagewidth), int(page.imagelength)
-    if width * height > max_pixels:
-        raise TooLargeError(f"{width}x{height} pixels exceed max_pixels={max_pixels}")
     if int(page.tilewidth or 0) * int(page.tilelength or 0) > max_pixels:
         raise TooLargeError(f"a TIFF tile exceeds max_pixels={max_pixels}")
     sample = 1 if page.dtype is None else page.dtype.itemsize
@@ -189,7 +224,8 @@ def _range(page: Any, bits: int, samples: np.ndarray) -> tuple[float | None, flo
         return full, full
     said = page.tags.valueof(_MAX_SAMPLE_VALUE)
     said = max(said) if isinstance(said, tuple) and said else said
-    if isinstance(said, int) and 0 < said < full and int(samples.max(initial=0)) <= said:
+    # Some writers put the greatest value that occurs there, which says nothing of white.
+    if isinstance(said, int) and 255 <= said <= full and not said & (said + 1) and int(samples.max(initial=0)) <= said:
         return float(said), full
     return None, full
 

@@ -71,7 +71,7 @@ class _Base(_Strict):
 
 class _Input(_Strict):
     size: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)]
-    white_level: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    white_level: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
     color_profiles: Literal["to_srgb", "ignored"] = "ignored"
 
 
@@ -122,7 +122,7 @@ class Bundle:
     def pixel_rules(self) -> PixelRules:
         """How the numbers in an image file become the pixels it takes; a bundle that records no rules was made before them."""
         found = {name: self.facts["input"][name] for name in PixelRules._fields if name in self.facts["input"]}
-        return PixelRules(**found) if found else UNRECORDED_RULES
+        return UNRECORDED_RULES._replace(**found)
 
     @property
     def labels(self) -> list[str]:

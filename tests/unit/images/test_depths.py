@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import imagecodecs
 import numpy as np
@@ -88,12 +89,29 @@ def test_the_range_that_16_bits_use_is_found(grey, rgb, bits, white):
         assert shows(data, expected).white_level == white
 
 
-def test_a_jpeg_2000_that_says_its_depth_and_one_that_does_not(grey):
+def test_jpeg_2000_of_any_depth(grey, rgb):
     dark = scaled(grey // 20, 12).astype(np.uint16)[..., 0]
     said = imagecodecs.jpeg2k_encode(dark, level=0, reversible=True, bitspersample=12)
-    assert shows(said, grey // 20).white_level == 65_535, "Pillow has scaled it"
-    bright = scaled(grey, 12).astype(np.uint16)[..., 0]
-    assert shows(imagecodecs.jpeg2k_encode(bright, level=0, reversible=True), grey).white_level == 4095
+    assert shows(said, grey // 20).white_level == 4095
+    for expected, samples in ((grey, grey[..., 0]), (rgb, rgb)):
+        for bits, white in ((12, 4095), (16, 65_535)):
+            data = imagecodecs.jpeg2k_encode(scaled(samples, bits).astype(np.uint16), level=0, reversible=True)
+            assert shows(data, expected).white_level == white, (bits, samples.ndim)
+
+
+def test_a_lossy_format_may_leave_the_range_a_little():
+    """Over twelve bits of sixteen in a smooth picture with sharp edges, which lossy coding makes overshoot."""
+    steps = np.where(np.indices((300, 400)).sum(axis=0) // 60 % 2, 4095, 200).astype(np.uint16)
+    for data in (imagecodecs.jpegxl_encode(steps, distance=1.0), imagecodecs.jpeg2k_encode(steps, level=60)):
+        assert pixels(data).white_level == 4095
+
+
+def test_a_jpeg_xl_says_its_depth(grey):
+    dark = scaled(grey // 20, 12).astype(np.uint16)[..., 0]
+    said = imagecodecs.jpegxl_encode(dark, lossless=True, bitspersample=12)
+    assert shows(said, grey // 20).white_level == 4095
+    floats = imagecodecs.jpegxl_encode((grey[..., 0] / 255).astype(np.float32), distance=0.5)
+    assert pixels(floats).white_level == 1
 
 
 def test_the_full_16_bits_give_their_high_byte(rgb):
@@ -108,6 +126,16 @@ def test_what_a_file_says_of_its_range_comes_first(grey):
     assert found.white_level == 4095
     assert shows(deep.tiff(scaled(dark, 12), 16, 1, t281=4095), dark).white_level == 4095
     assert shows(deep.png(scaled(dark, 12), (b"sBIT", b"\x0c")), dark).white_level == 4095
+
+
+def test_a_file_that_says_16_bits_means_it(grey):
+    dark = scaled(grey // 20, 16)
+    assert shows(deep.png(dark, (b"sBIT", b"\x10")), grey // 20).white_level == 65_535
+    assert shows(deep.tiff(dark, 16, 1, t281=65_535), grey // 20).white_level == 65_535
+    occurs = int(dark.max())  # some writers put the greatest value that occurs
+    assert pixels(deep.tiff(dark, 16, 1, t281=occurs)).white_level == pixels(deep.tiff(dark, 16, 1)).white_level
+    both = np.dstack([scaled(grey, 12), np.full_like(grey, 255).astype(np.uint64) * 257])
+    assert shows(deep.png(both, (b"sBIT", b"\x0c\x10")), grey).white_level == 4095, "of gray, and not of alpha"
 
 
 def test_a_png_scaled_to_16_bits_as_its_specification_wants_is_not_scaled_again(grey):
@@ -144,6 +172,15 @@ def test_floats_that_are_not_numbers_are_unsupported(grey):
     holes = (grey / 255).astype("<f4")
     holes[3, 3] = np.nan
     refused(deep.tiff(holes, 32, 1, t339=3), "not finite")
+    found = decode(deep.tiff(holes, 32, 1, t339=3), SIZE, rules=PixelRules(white_level=1))
+    assert isinstance(found, Failure)
+
+
+def test_alpha_beside_a_white_level(grey):
+    opaque = np.dstack([grey / 10, np.ones_like(grey)]).astype("<f4")
+    shows(deep.tiff(opaque, 32, 1, t339=3, t338=2), grey, white_level=25.5)
+    signed = np.dstack([grey.astype(np.int64) * 16, np.full_like(grey, 1).astype(np.int64) * 32_767])
+    shows(deep.tiff(signed, 16, 1, t339=2, t338=2), grey, white_level=4080)
 
 
 def test_alpha_is_drawn_over_white_at_any_depth(rgb):
@@ -175,6 +212,19 @@ def test_a_hidden_colour_is_drawn_white(bits, bands):
     found = pixels(data).array
     assert (found[:, :40] == 255).all()
     assert (found[:, 40:] == other >> 8).all()
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_hidden_shade_of_few_bits_is_drawn_white(bits):
+    """A gray PNG of 2 or 4 bits, whose transparent shade is given in its own bits."""
+    shade, other = 1, 2**bits - 1
+    row = np.array([shade] * 40 + [other] * 40, np.uint64)
+    places = np.arange(bits - 1, -1, -1, dtype=np.uint64)
+    packed = b"\0" + np.packbits((row[:, None] >> places & np.uint64(1)).astype(np.uint8).ravel()).tobytes()
+    head = struct.pack(">IIBBBBB", 80, 60, bits, 0, 0, 0, 0)
+    parts = ((b"IHDR", head), (b"tRNS", struct.pack(">H", shade)), (b"IDAT", zlib.compress(packed * 60)), (b"IEND", b""))
+    found = pixels(b"\x89PNG\r\n\x1a\n" + b"".join(deep.png_chunk(*part) for part in parts)).array
+    assert (found == 255).all()
 
 
 def test_palettes_of_16_bits(grey):
@@ -211,6 +261,21 @@ def test_packings_of_tiffs_that_are_not_undone_are_named(rgb, number, name):
     refused(deep.tiff(rgb, 8, 2, compression=number), name, "TIFF")
 
 
+def test_the_main_page_of_a_tiff_is_not_its_thumbnail(rgb):
+    for deep_too in (False, True):
+        samples = scaled(rgb, 16).astype(np.uint16) if deep_too else rgb
+        buffer = io.BytesIO()
+        with tifffile.TiffWriter(buffer) as writer:
+            writer.write(samples[::4, ::4], photometric="rgb", subfiletype=1)
+            writer.write(samples, photometric="rgb")
+        found = shows(buffer.getvalue(), rgb)
+        assert (found.width, found.height) == (80, 60)
+
+
+def test_an_uncompressed_ycbcr_with_fewer_samples_of_colour_is_named(rgb):
+    refused(deep.tiff(rgb, 8, 6), "YCbCr")
+
+
 def test_a_cameras_raw_file_is_not_its_thumbnail(rgb):
     refused(deep.tiff(rgb, 8, 2, t50706=1), "raw")
     refused(b"II*\0\x10\0\0\0CR\x02\0" + bytes(100), "raw")
@@ -230,6 +295,11 @@ def test_bmps_with_any_masks(rgb, bits, parts):
     shows(deep.bmp(value, bits, tuple(masks)), rgb, min(parts[:3]))
 
 
+def test_an_alpha_mask_that_is_not_used(rgb):
+    value = sum(rgb[..., band].astype(np.uint32) << shift for band, shift in ((0, 16), (1, 8), (2, 0)))
+    shows(deep.bmp(value, 32, (0xFF0000, 0xFF00, 0xFF, 0xFF000000)), rgb)
+
+
 def test_12_bit_lossless_and_newer_jpegs_are_named(rgb):
     deep_jpeg = imagecodecs.jpeg8_encode(scaled(rgb, 12).astype(np.uint16), bitspersample=12)
     refused(deep_jpeg, "JPEG of 12 bits")
@@ -243,7 +313,8 @@ def test_text_that_a_decoder_refuses_does_not_cost_the_picture(rgb):
     head, rest = whole[:33], whole[33:]
     wrong = deep.png_chunk(b"tEXt", b"Comment\0of a camera", checksum=7)
     long = deep.png_chunk(b"tEXt", b"Comment\0" + b"a" * 70_000_000)
-    for text in (wrong, long):
+    time = deep.png_chunk(b"tIME", bytes(7), checksum=7)
+    for text in (wrong, long, time):
         shows(head + text + rest, rgb)
     hurt = bytearray(head + wrong + rest)
     hurt[-40] ^= 255  # and a wrong byte among the pixels is still an error

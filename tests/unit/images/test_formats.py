@@ -1,6 +1,7 @@
 """Formats of telephones and browsers, and the colours of their profiles."""
 
 import io
+import struct
 
 import imagecodecs
 import numpy as np
@@ -84,7 +85,7 @@ def test_every_format_is_upright(scene, kind):
 def test_the_size_of_a_jpeg_xl_is_known_before_it_is_decoded(size):
     for options in ({}, {"lossless": True}, {"usecontainer": True}):
         data = imagecodecs.jpegxl_encode(np.zeros((size[1], size[0], 3), np.uint8), **options)
-        assert jxl.size_of(data) == size
+        assert jxl.read_header(data)[:2] == size
         found = decode(data, SIZE, max_pixels=size[0] * size[1] - 1)
         assert isinstance(found, Failure)
         assert found.kind is ErrorKind.TOO_LARGE
@@ -149,3 +150,18 @@ def test_a_profile_over_the_limit_is_ignored(scene, monkeypatch):
     assert difference(data, scene) > 5
     monkeypatch.setattr(colour, "_MAX_PROFILE_BYTES", len(deep.WIDE) - 1)
     assert difference(data, scene) == 0
+
+
+def test_a_jpeg_xl_in_parts_and_one_with_further_channels():
+    data = imagecodecs.jpegxl_encode(np.zeros((300, 200, 3), np.uint8))
+    parts = [
+        struct.pack(">I4sI", 12 + len(part), b"jxlp", number) + part for number, part in enumerate((b"", data[:5], data[5:]))
+    ]
+    file_type = struct.pack(">I4s", 20, b"ftyp") + b"jxl \0\0\0\0jxl "
+    split = jxl.CONTAINER + file_type + b"".join(parts)
+    assert jxl.read_header(split)[:2] == (200, 300)
+    found = decode(split, SIZE, max_pixels=59_999)
+    assert isinstance(found, Failure)
+    assert found.kind is ErrorKind.TOO_LARGE
+    with pytest.raises(EOFError):
+        jxl.read_header(jxl.CONTAINER + file_type + parts[0])
