@@ -75,6 +75,8 @@ def test_spec_and_resources_share_no_field_and_are_all_of_a_run():
         "notify",
         "report",
         "incremental",
+        "max_deleted_ratio",
+        "allow_deletes",
         "stale",
     }
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -58,7 +59,7 @@ class LocalLocation:
 
     def fetch(self, start: int = 0, end: int | None = None, etag: str | None = None) -> bytes:
         """The file or a part of it; with `etag`, the version is compared after reading."""
-        with self.path.open("rb") as file:
+        with _opened(self.path) as file:
             file.seek(start)
             data = file.read() if end is None else file.read(end - start)
             if etag is not None and _version(os.fstat(file.fileno())) != etag:
@@ -203,6 +204,16 @@ def _names_in(folder: Path, prefix: str, rules: WalkRules) -> list[str]:
 def _version(found: os.stat_result) -> str:
     """A substitute for an etag: modification time in nanoseconds and size."""
     return f"{found.st_mtime_ns:x}-{found.st_size:x}"
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The open file; a link in a circle is a file that does not exist."""
+    try:
+        return path.open("rb")
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise FileNotFoundError(errno.ENOENT, "a link in a circle", str(path)) from None
 
 
 def _dead_link(path: str, key: str, rules: WalkRules) -> Iterator[Listed]:

@@ -129,13 +129,17 @@ def test_links_are_followed_and_a_loop_of_them_ends(tmp_path):
     assert keys_of(resolve(str(tmp_path / "store"))) == ["link/1.jpg"]
 
 
-def test_links_that_lead_nowhere_and_a_pipe_are_no_objects(tmp_path):
+def test_links_that_lead_nowhere_are_objects_that_are_not_found_and_a_pipe_is_none(tmp_path):
     (tmp_path / "1.jpg").write_bytes(b"x")
     (tmp_path / "2.jpg").symlink_to(tmp_path / "gone")
     (tmp_path / "3.jpg").symlink_to(tmp_path / "3.jpg")
     (tmp_path / "4.jpg").symlink_to(tmp_path / "1.jpg" / "5.jpg")
     os.mkfifo(tmp_path / "6.jpg")
-    assert keys_of(resolve(str(tmp_path))) == ["1.jpg"]
+    (tmp_path / "folder").symlink_to(tmp_path / "gone")
+    assert keys_of(resolve(str(tmp_path))) == ["1.jpg", "2.jpg", "3.jpg", "4.jpg"]
+    for name in ("2.jpg", "3.jpg", "4.jpg"):
+        with pytest.raises((FileNotFoundError, NotADirectoryError)):
+            resolve(str(tmp_path / name)).fetch()
 
 
 def test_a_walk_holds_little_more_than_the_names_of_a_folder(tmp_path):
