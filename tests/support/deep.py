@@ -10,7 +10,7 @@ import numpy as np
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _OFFSETS, _BANDS, _ROWS, _COUNTS, _PLANES = (
     *(256, 257, 258, 259, 262, 273, 277, 278, 279, 284),
 )
-EXTRA_SAMPLES, SAMPLE_FORMAT, MAX_SAMPLE_VALUE, SUB_IFDS, DNG_VERSION = 338, 339, 281, 330, 50706
+_SAMPLE_FORMAT = 339
 
 
 def png(samples: np.ndarray, *chunks: tuple[bytes, bytes]) -> bytes:
@@ -37,7 +37,7 @@ def tiff(samples: np.ndarray, bits: int, photometric: int, *, planes: bool = Fal
         bits: of one sample.
         photometric: 0 white is zero, 1 black is zero, 2 RGB, 5 CMYK.
         planes: whether the bands lie one behind the other.
-        tags: further tags of one short, by number: `t338=2`; `compression` and `packed`, its strip, replace the pixels.
+        tags: further tags of one short, by number: `t338=2`; and `compression`, a number that the pixels do not follow.
     """
     height, width, bands = samples.shape
     compression = tags.pop("compression", 1)
@@ -54,7 +54,7 @@ def tiff(samples: np.ndarray, bits: int, photometric: int, *, planes: bool = Fal
         _ROWS: ("H", [height]),
         _COUNTS: ("I", [len(strip) for strip in strips]),
         _PLANES: ("H", [2 if planes else 1]),
-        **{int(name[1:]): ("H", [value] * (bands if int(name[1:]) == SAMPLE_FORMAT else 1)) for name, value in tags.items()},
+        **{int(name[1:]): ("H", [value] * (bands if int(name[1:]) == _SAMPLE_FORMAT else 1)) for name, value in tags.items()},
     }
     start = 8 + 2 + 12 * len(fields) + 4
     beyond = sum(len(values) * struct.calcsize(code) for code, values in fields.values() if _is_long(code, values))

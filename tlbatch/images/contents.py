@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 from tlbatch.errors import StoreError
 from tlbatch.images.members import may_hold_images
 from tlbatch.images.names import formats, suffix
+from tlbatch.images.tfrecord import masked_crc
 from tlbatch.schema import ARCHIVED, IMAGE, PARQUET, TAR, TFRECORD, ZIP
 from tlbatch.storage.location import Location
 from tlbatch.storage.range_file import open_range_file
@@ -78,16 +78,9 @@ def format_of_content(head: bytes) -> str | None:
         return ZIP
     if head[257:262] == b"ustar":
         return TAR
-    if len(head) >= 16 and head[4:8] == b"\0\0\0\0" and _crc_fits(head):
+    if len(head) >= 16 and head[4:8] == b"\0\0\0\0" and masked_crc(head[:8]) == head[8:12]:
         return TFRECORD
     return None
-
-
-def _crc_fits(head: bytes) -> bool:
-    """Whether the length of a TFRECORD's first record has the right checksum."""
-    crc: int = google_crc32c.value(head[:8])
-    masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
-    return int.from_bytes(head[8:12], "little") == masked
 
 
 def without_metadata(manifest: pa.Table, locate: Locate) -> tuple[pa.Table, int]:

@@ -21,6 +21,7 @@ from tlbatch.images.contents import Locate, with_formats_of_content, without_met
 from tlbatch.images.layouts import layout_kinds, sentences
 from tlbatch.images.lists import is_list, read_list
 from tlbatch.images.names import glob_matcher, suffix
+from tlbatch.images.shards import EXCLUDED
 from tlbatch.schema import ARCHIVED, IMAGE, MANIFEST_SCHEMA
 from tlbatch.storage.local import LocalLocation
 from tlbatch.storage.location import UNREADABLE, Location, ObjectInfo, WalkRules
@@ -36,7 +37,7 @@ _COLUMNS = ("uri", "key", "size", "etag", "archived")
 _MOST_KINDS = 40
 #: Folders that a message names.
 _NAMED = 5
-EXCLUDED, NOT_INCLUDED, OWN_OUTPUT = "excluded", "not included", "output of tlbatch"
+NOT_INCLUDED, OWN_OUTPUT = "not included", "output of tlbatch"
 METADATA, OTHER_ZIPS = "Parquet without images", "zip without images"
 
 
