@@ -88,7 +88,7 @@ def ray_recipe(folder: str, bundle: str, output: str) -> None:
     """Run Ray's recipe for batch inference: `read_images`, an actor that calls `predict`, `write_parquet`."""
     import ray
 
-    ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
     images = ray.data.read_images(folder, size=(SIZE, SIZE), mode="RGB", include_paths=True)
     predicted = images.map_batches(
         RayPredictor, fn_constructor_args=(bundle,), batch_size=BATCH, compute=ray.data.ActorPoolStrategy(size=1)
@@ -114,7 +114,7 @@ def ray_engine(folder: str, bundle: str, output: str) -> None:
     """Run the smallest program that starts the engine: Ray Data, one actor, `write_parquet`."""
     import ray
 
-    ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
     paths = ray.data.from_items(sorted(map(str, Path(folder).glob("*.jpg"))))
     predicted = paths.map_batches(RayEngine, fn_constructor_args=(bundle,), compute=ray.data.ActorPoolStrategy(size=1))
     predicted.write_parquet(output)

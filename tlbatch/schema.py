@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 #: Version 2 adds width and height to the features table, so that a table rescored from it has them too. Version 3 adds the
@@ -43,21 +44,21 @@ Size = tuple[int, int]
 #: Separates a bundle's URL from the sha256 that its `bundle.json` must have.
 PIN = "#sha256="
 
-#: How images are resized, as recorded in the bundle: the whole image is stretched to the model's input size, as in Keras.
-RESIZE = "stretch"
-INTERPOLATION = "bilinear"
-
 
 class PixelRules(NamedTuple):
-    """How the numbers in an image file become RGB, as recorded in the bundle: training and inference follow the same rules.
+    """How an image file becomes a model's pixels, as recorded in the bundle: training and inference follow the same rules.
 
     Attributes:
         white_level: the value that is white in samples of more than 8 bits whose file does not say it; `auto` finds it.
         color_profiles: `to_srgb` converts embedded colour profiles to sRGB; `ignored` takes the numbers as they are.
+        resize: `stretch` brings the whole image to the model's input size; `crop` and `pad` keep its aspect ratio.
+        interpolation: `bilinear`, `bicubic` and `lanczos` with antialiasing, `bilinear_no_antialias`, or `nearest`.
     """
 
     white_level: float | Literal["auto"] = "auto"
     color_profiles: Literal["to_srgb", "ignored"] = "to_srgb"
+    resize: Literal["stretch", "crop", "pad"] = "stretch"
+    interpolation: Literal["bilinear", "bilinear_no_antialias", "nearest", "bicubic", "lanczos"] = "bilinear"
 
 
 #: The rules of a bundle that records none: it was made before there were any.
@@ -223,6 +224,16 @@ def to_parquet(table: pa.Table) -> bytes:
 def from_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
     """The inverse of `to_parquet`; with Arrow's reading threads, some processes abort when they end (pyarrow 26)."""
     return pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False)
+
+
+#: The etag of a local file: modification time, size, and since version 3 of the tables the time of status change, in hex.
+_LOCAL_ETAG = "^([0-9a-f]+-[0-9a-f]+)-[0-9a-f]+$"
+
+
+def same_version(stored: pa.ChunkedArray, listed: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether etags of a table are those of a listing; null if either is null. Older tables have shorter etags of files."""
+    shorter = pc.replace_substring_regex(listed, _LOCAL_ETAG, r"\1")
+    return pc.or_(pc.equal(stored, listed), pc.equal(stored, shorter))
 
 
 def seal(body: Mapping[str, Any]) -> bytes:

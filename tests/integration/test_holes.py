@@ -1,5 +1,6 @@
 """A hole in the store is no deletion and no verdict: what is away for a while keeps its rows, or is tried again."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -124,3 +125,16 @@ def test_a_link_that_leads_nowhere_has_a_row_and_is_no_deletion(tmp_path, night)
         (tmp_path / f"{number}").rename(tmp_path / f"cache/{number:03d}.png")
     night()
     assert rows(tmp_path) == 10
+
+
+def test_files_of_one_size_and_time_that_change_places_are_changed(tmp_path, night):
+    store = tmp_path / "store"
+    store.mkdir()
+    for number in range(4):
+        path = store / f"{number}.bmp"
+        path.write_bytes(encoded(noisy((60 * number, 60, 60), number, (40, 30)), "BMP"))
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    night()
+    for name, to in (("0", "x"), ("1", "0"), ("x", "1")):
+        (store / f"{name}.bmp").rename(store / f"{to}.bmp")
+    assert night()["counts"] == {"new": 0, "changed": 2, "retry": 0, "stale": 0, "unchanged": 2, "deleted": 0}

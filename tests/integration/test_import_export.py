@@ -15,7 +15,7 @@ from support.models import nested_head, pixels, sequential, small_base, softmax,
 import tlbatch
 from tlbatch.commands import import_export
 from tlbatch.errors import BundleError, ConfigError, LabelsError, WeightsError
-from tlbatch.images.labels import read_classes
+from tlbatch.images.label_files import read_classes
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import load_engine
 from tlbatch.model.safe_load import require_safe
@@ -36,7 +36,7 @@ def imported(tmp_path, model, labels=LABELS, scale="[-1,1]", suffix="keras", **s
     model.save(path)
     (tmp_path / "labels.txt").write_text("\n".join(labels) + "\n")
     given = {"model": str(path), "labels": str(tmp_path / "labels.txt"), "scale": scale, "bundle": str(tmp_path / "bundle")}
-    return tlbatch.import_model(**given, **settings)
+    return tlbatch.import_model(**{**given, **settings})
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -68,6 +68,50 @@ def test_operations_in_the_graph_are_part_of_the_base(tmp_path):
     assert load_engine(load_bundle(result["bundle"])).predict(pixels()).scores == pytest.approx(
         model.predict(pixels().astype("float32"), verbose=0), abs=1e-5
     )
+
+
+def with_first(*layers):
+    """A model whose first layers are these."""
+    inputs = tensor = keras.Input((48, 48, 3))
+    for layer in (keras.layers.RandomFlip(), *layers, small_base("avg")):
+        tensor = layer(tensor)
+    return keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(tensor))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: with_first(keras.layers.Rescaling(1 / 255)),
+        lambda: with_first(keras.layers.Normalization(mean=[120, 115, 100], variance=[60**2] * 3)),
+        lambda: with_first(keras.Sequential([keras.layers.Rescaling(1 / 127.5, -1)])),
+        lambda: with_first(keras.applications.resnet50.preprocess_input),
+        lambda: with_first(keras.applications.mobilenet_v2.preprocess_input),
+        with_operations,
+    ],
+)
+def test_a_model_that_scales_by_itself_is_not_scaled_twice(tmp_path, build):
+    with pytest.raises(ConfigError, match=r"the model scales its pixels itself, in its layer '\w+'; give --scale raw"):
+        imported(tmp_path, build(), scale="[-1,1]")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_layers_that_map_a_small_range_to_another_do_not_scale_bytes(tmp_path):
+    layers = keras.layers.Normalization(mean=[0.5] * 3, variance=[0.1] * 3), keras.layers.Rescaling(2.0, -1)
+    model = with_first(*layers)
+    assert import_export.scaling_layer(model) is None
+    result = imported(tmp_path, model, scale="[0,1]")
+    assert load_engine(load_bundle(result["bundle"])).predict(pixels()).scores == pytest.approx(
+        model.predict(pixels() / np.float32(255), verbose=0), abs=1e-5
+    )
+
+
+def test_the_way_of_resizing_is_part_of_the_bundle_and_of_its_features(tmp_path):
+    bundles = [
+        load_bundle(imported(tmp_path, stacked(), bundle=str(tmp_path / name), **how)["bundle"])
+        for name, how in (("a", {}), ("b", {"resize": "keras", "fit": "crop"}))
+    ]
+    assert [one.pixel_rules[2:] for one in bundles] == [("stretch", "bilinear"), ("crop", "bilinear_no_antialias")]
+    assert bundles[0].base_digest != bundles[1].base_digest
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
@@ -182,6 +226,15 @@ def test_mistakes_are_sentences_and_write_nothing(tmp_path, settings, error, sen
     assert not (tmp_path / "bundle").exists()
 
 
+def test_a_saved_model_folder_is_told_from_a_missing_file(tmp_path):
+    (tmp_path / "model.keras").mkdir()
+    (tmp_path / "model.keras" / "saved_model.pb").write_bytes(b"graph")
+    (tmp_path / "labels.txt").write_text("a\nb\n")
+    given = {"labels": str(tmp_path / "labels.txt"), "scale": "raw", "bundle": str(tmp_path / "bundle")}
+    with pytest.raises(WeightsError, match="is a SavedModel folder"):
+        tlbatch.import_model(model=str(tmp_path / "model.keras"), **given)
+
+
 def test_a_bundle_that_is_there_stays_if_the_new_one_is_no_good(tmp_path, monkeypatch):
 
     before = imported(tmp_path, stacked())
@@ -221,6 +274,7 @@ def test_a_model_of_any_size_takes_the_one_that_is_said(tmp_path):
         ("l.json", '["b", "a"]', ["b", "a"]),
         ("l.json", '{"b": 1, "a": 0}', ["a", "b"]),
         ("l.csv", "label,x\nb,1\n01,2\n", ["b", "01"]),
+        ("l.csv", "index;class\n10;b\n2;a\n", ["a", "b"]),
     ],
 )
 def test_classes_may_be_written_in_many_ways(tmp_path, name, text, classes):

@@ -166,6 +166,7 @@ def test_a_list_may_tell_sizes_and_versions_and_relative_paths(store, tmp_path):
         ("list.txt", "\n\n", "contains no images"),
         ("list.parquet", "PAR1 torn", "cannot be parsed"),
         ("list.csv", "uri,key\n,a\n", "1 rows without a uri"),
+        ("list.csv", "uri,size,uri\na,1,b\n", "has the column uri twice; keep one of them"),
     ],
 )
 def test_a_list_that_is_none_says_why(tmp_path, name, content, sentence):

@@ -19,10 +19,8 @@ import tlbatch
 from tlbatch.commands.review import ReviewSelection
 from tlbatch.errors import ErrorKind, Failure, OutputError
 from tlbatch.images.decode import thumbnail
-from tlbatch.images.labels import read_all_labels
 from tlbatch.report.html import Thumbnail
 from tlbatch.report.sheet import make_labelling_page
-from tlbatch.storage.resolve import resolve
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -109,21 +107,13 @@ def test_what_is_labelled_already_is_not_chosen_again_and_training_takes_it_up(r
     second = tlbatch.review(budget=20, to=str(tmp_path / "second"), labels=first["labels"], **settings)
     keys = {row["key"] for row in rows_of(second["labels"])}
     assert not keys & set(frame["key"])
-    more = pd.DataFrame(
-        {"key": sorted(keys), "label": [key.split("/")[0] if "tar" not in key else "blue" for key in sorted(keys)]}
-    )
+    table = tlbatch.read_predictions(str(output), ["uri", "key"])
+    more = table[table["key"].isin(keys)].drop(columns="key")
+    more = more[~more["uri"].str.endswith(".tar")].assign(label=lambda rows: rows["uri"].str.split("/").str[-2])
     more.to_csv(tmp_path / "more.csv", index=False)
     both = [first["labels"], str(tmp_path / "more.csv")]
     trained = tlbatch.train(features=str(output), labels=both, bundle=str(tmp_path / "b"), epochs=50)
-    assert sum(trained["images"].values()) == first["images"] + second["images"]
-
-
-def test_of_two_files_the_later_one_counts(tmp_path):
-    (tmp_path / "old.csv").write_text("key,label,split\na,cat,train\nb,cat,test\n")
-    (tmp_path / "new.csv").write_text("key,label\nb,dog\nc,dog\n")
-    labels = read_all_labels([resolve(str(tmp_path / name)) for name in ("old.csv", "new.csv")])
-    assert labels.pairs == (("a", "cat"), ("b", "dog"), ("c", "dog"))
-    assert labels.splits == ("train", None, None)
+    assert sum(trained["images"].values()) == first["images"] + len(more)
 
 
 def test_labels_that_somebody_filled_in_are_not_overwritten(reviewed, tmp_path):
@@ -159,7 +149,7 @@ def test_pictures_that_are_gone_are_said_to_be(reviewed, bundle_url, tmp_path):
 
 def test_names_from_a_store_are_text_in_the_sheet():
     evil = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>.jpg"
-    page = make_labelling_page("t", [Thumbnail(evil, evil, 0.5, "uncertain", None)], [evil]).decode()
+    page = make_labelling_page("t", [Thumbnail(evil, evil, 0.5, "uncertain", None)], [evil], [evil]).decode()
     assert "<img src=x" not in page
     assert page.count("<script>") == page.count("</script>") == 1
     assert "default-src &#39;none&#39;" in page
@@ -168,9 +158,9 @@ def test_names_from_a_store_are_text_in_the_sheet():
 def test_what_is_filled_in_on_the_sheet_is_saved_as_a_labels_file(tmp_path, browser):
     """In a real browser, by the page's own button."""
     evil = 'comma, "quote"\r\n</script>.jpg'
-    sheet = make_labelling_page(
-        "t", [Thumbnail(key, "cat", 0.5, "uncertain", None) for key in ("a.jpg", evil, "c.jpg")], ["cat", "dog"]
-    )
+    keys = ("a.jpg", evil, "c.jpg")
+    pictures = [Thumbnail(key, "cat", 0.5, "uncertain", None) for key in keys]
+    sheet = make_labelling_page("t", pictures, [f"s/{key}" for key in keys], ["cat", "dog"])
     (tmp_path / "sheet.html").write_bytes(sheet)
     page = browser.new_page()
     page.goto((tmp_path / "sheet.html").as_uri())
@@ -181,7 +171,11 @@ def test_what_is_filled_in_on_the_sheet_is_saved_as_a_labels_file(tmp_path, brow
         page.get_by_role("button", name="Save labels.csv").click()
     assert caught.value.suggested_filename == "labels.csv"
     with open(caught.value.path(), newline="") as saved:
-        assert list(csv.reader(saved)) == [["key", "label"], ["a.jpg", "dog"], [evil, 'cat, or "dog"']]
+        assert list(csv.reader(saved)) == [
+            ["uri", "key", "label"],
+            ["s/a.jpg", "a.jpg", "dog"],
+            [f"s/{evil}", evil, 'cat, or "dog"'],
+        ]
     page.close()
 
 

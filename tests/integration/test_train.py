@@ -12,7 +12,7 @@ from support.pictures import encoded, noisy, write_store
 import tlbatch
 from tlbatch.commands.splits import split_classes
 from tlbatch.errors import LabelsError, TlbatchError
-from tlbatch.images.labels import read_labels
+from tlbatch.images.label_files import read_labels
 from tlbatch.model.bases import BASES, build_network, weights_digest
 from tlbatch.model.bundle import load_bundle
 from tlbatch.schema import sha256
@@ -144,7 +144,7 @@ def write_csv(path: Path, text: str) -> str:
     ("text", "sentence"),
     [
         ("name,label\na,b\n", "has no column key (or uri); its columns are name, label"),
-        ("key,class\na,b\n", "has no column label; its columns are key, class"),
+        ("key,kind\na,b\n", "has no column label; its columns are key, kind"),
         ("key,label\n", "has no row with a label"),
         ("key,label\na,x\na,y\n", "gives 'a' two labels"),
         ('key,label\n"a,b\nc,d\n', "neither CSV nor Parquet"),
@@ -165,10 +165,9 @@ def test_labels_that_cannot_be_used_are_a_sentence_and_write_nothing(tmp_path, s
 def test_labels_may_be_parquet_and_may_name_uris(tmp_path, store):
     frame = pd.DataFrame({"uri": [str(store / "red" / "0000.jpg")], "label": [3], "split": ["test"]})
     frame.to_parquet(tmp_path / "l.parquet")
-    labels = read_labels(resolve(str(tmp_path / "l.parquet")))
-    assert labels.column == "uri"
-    assert labels.pairs == ((str(store / "red" / "0000.jpg"), "3"),)
-    assert labels.of_split("test").pairs == labels.pairs
+    labels = read_labels([resolve(str(tmp_path / "l.parquet"))])
+    assert labels.rows == ((str(store / "red" / "0000.jpg"), None, "3", "test"),)
+    assert labels.of_split("test").rows == labels.rows
     with pytest.raises(LabelsError, match="no images of split 'train'; its splits are test"):
         labels.of_split("train")
 

@@ -11,17 +11,25 @@ import numpy as np
 
 from tlbatch.config import ExportConfig, ImportConfig
 from tlbatch.errors import BundleError, ConfigError, WeightsError
-from tlbatch.images.labels import read_classes
+from tlbatch.images.label_files import read_classes
 from tlbatch.model import bundle as bundles
 from tlbatch.model.bundle import Bundle, Trained, copy_bundle, load_bundle, require_bundle_place, save_bundle, saved
 from tlbatch.model.engines import load_engine
-from tlbatch.model.keras_import import TOLERANCE, plain_model, probe_pixels, split_base_and_head
+from tlbatch.model.keras_import import TOLERANCE, plain_model, probe_pixels, scaling_layer, split_base_and_head
 from tlbatch.model.safe_load import load_safely
 from tlbatch.report.model_card import make_model_card
 from tlbatch.schema import PixelRules
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import resolve
 
+#: Value of `--resize` -> name of the interpolation in the bundle.
+INTERPOLATIONS: dict[str, Any] = {
+    "antialias": "bilinear",
+    "keras": "bilinear_no_antialias",
+    "nearest": "nearest",
+    "bicubic": "bicubic",
+    "lanczos": "lanczos",
+}
 #: Value of `--scale` -> name of the scaling in the bundle.
 SCALINGS = {"[-1,1]": "tf", "[0,1]": "unit", "raw": "inside", "caffe": "caffe", "torch": "torch"}
 
@@ -34,7 +42,8 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
 
     Returns:
         `bundle` (its URL), `digest`, `labels`, `size`, `features_length`, `multi_label`; `split`, whether the graph shows where
-        the head begins; `off`, the largest difference between the scores of the CPU engine and of the model; `seconds`.
+        the head begins; `resize` and `fit`, as given; `off`, the largest difference between the scores of the CPU engine and of
+        the model; `seconds`.
 
     Raises:
         UsageError: the model could run code, does not classify RGB images, or does not fit its labels; nothing was written.
@@ -46,7 +55,8 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
     model = _load(resolve(config.model, config.storage_options))
     _require_scale(model, config.scale)
     scaling: Any = SCALINGS[config.scale]
-    rules = PixelRules(config.white_level, "ignored")  # as in the training of most: loaders do not convert profiles
+    # Colour profiles are ignored as in the training of most: loaders do not convert them.
+    rules = PixelRules(config.white_level, "ignored", config.fit, INTERPOLATIONS[config.resize])
     imported = split_base_and_head(model, config.model, scaling, config.size, labels, rules)
     frozen = imported.frozen
     thresholds = (0.5,) * len(labels) if imported.multi_label else None
@@ -69,15 +79,22 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
         "features_length": made.features_length,
         "multi_label": imported.multi_label,
         "split": imported.split,
+        "resize": config.resize,
+        "fit": config.fit,
         "off": off,
         "seconds": round(time.monotonic() - began, 3),
     }
 
 
 def _require_scale(model: Any, scale: str) -> None:
-    """Raise ConfigError if a model takes integers, such as a model that `export` wrote, and the scale is not `raw`."""
-    if "int" in str(model.inputs[0].dtype) and scale != "raw":
+    """Raise ConfigError if a model scales its pixels itself, or takes integers like one of `export`, and is not told `raw`."""
+    if scale == "raw":
+        return
+    if "int" in str(model.inputs[0].dtype):
         raise ConfigError(f"scale: the model takes {model.inputs[0].dtype}, so it scales its pixels itself; give --scale raw.")
+    layer = scaling_layer(model)
+    if layer is not None:
+        raise ConfigError(f"scale: the model scales its pixels itself, in its layer {layer!r}; give --scale raw.")
 
 
 def _distance(bundle: Bundle) -> float:
@@ -114,6 +131,11 @@ def _load(location: Location) -> Any:
     try:
         data = location.read()
     except (FileNotFoundError, IsADirectoryError):
+        if location.join("saved_model.pb").exists():
+            raise WeightsError(
+                f"model: {location.url} is a SavedModel folder, which holds a graph and not its layers. Load it with the "
+                "TensorFlow that wrote it, and save it as one file: model.save('model.keras')."
+            ) from None
         raise WeightsError(f"model: there is no file {location.url}.") from None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras" if data.startswith(b"PK") else "model.h5")  # Keras selects its reader by the name

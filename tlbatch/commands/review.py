@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from tlbatch.config import ReviewConfig
 from tlbatch.errors import OutputError
-from tlbatch.images.labels import read_all_labels
+from tlbatch.images.label_files import read_labels
+from tlbatch.images.labels import WITHDRAWN, Labels, names_of
 from tlbatch.output.features import FeatureTable, find_features, look_up, matrix
 from tlbatch.output.run import read_output, read_table_runs
 from tlbatch.output.table import read_predictions, read_table
@@ -58,14 +59,15 @@ def review(config: ReviewConfig) -> dict[str, Any]:
     _require_not_filled_in(target.join(LABELS))
     table = read_predictions(config.output, _COLUMNS, storage_options=options)
     if config.labels:
-        labelled = read_all_labels([resolve(url, options) for url in config.labels], many=True)
-        table = table[~table[labelled.column].isin({name for name, _ in labelled.pairs})].reset_index(drop=True)
+        labels = read_labels([resolve(url, options) for url in config.labels], many=True)
+        table = _without_labelled(table, labels)
     source = _features(config.output, options)
     chosen, duplicates = _choose(config, table, source)
     thumbnails = _thumbnails(config, chosen)
     target.join(LABELS).write(_labels_file(chosen))
-    known = sorted(table["label"].unique())
-    target.join(SHEET).write(make_labelling_page(f"{len(chosen)} images to review", thumbnails, known))
+    known = [*sorted(table["label"].unique()), WITHDRAWN]
+    page = make_labelling_page(f"{len(chosen)} images to review", thumbnails, list(chosen["uri"]), known)
+    target.join(SHEET).write(page)
     return {
         "labels": target.join(LABELS).url,
         "sheet": target.join(SHEET).url,
@@ -74,6 +76,14 @@ def review(config: ReviewConfig) -> dict[str, Any]:
         "near_duplicates": duplicates,
         "unreadable": sum(thumbnail.data is None for thumbnail in thumbnails),
     }
+
+
+def _without_labelled(table: pd.DataFrame, labels: Labels) -> pd.DataFrame:
+    """The rows of a table that have no label, and none that was withdrawn."""
+    named = labels.named(pa.Table.from_pandas(table[["uri", "key"]], preserve_index=False))
+    found = labels.of_images(names_of(named))
+    seen = found.labels.keys() | found.withdrawn
+    return table[[name not in seen for name in zip(table["uri"], table["key"], strict=True)]].reset_index(drop=True)
 
 
 def _require_not_filled_in(location: Location) -> None:
@@ -168,7 +178,7 @@ def _changed(config: ReviewConfig, table: pd.DataFrame) -> np.ndarray:
 def _vectors(table: pd.DataFrame, source: FeatureTable, rows: np.ndarray) -> dict[int, np.ndarray]:
     """Features by row, scaled to unit length. The mean is subtracted first, because all images of a store are similar."""
     wanted = {(table["uri"].iloc[row], table["key"].iloc[row]): int(row) for row in rows}
-    found = look_up(source, "key", pa.array([key for _, key in wanted], pa.string()))
+    found = look_up(source, pa.array([], pa.string()), pa.array([key for _, key in wanted], pa.string()))
     values = matrix(found["features"]).astype(np.float32)
     values -= values.mean(axis=0)
     values /= np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
@@ -188,7 +198,7 @@ def _thumbnails(config: ReviewConfig, chosen: pd.DataFrame) -> list[Thumbnail]:
 def _labels_file(chosen: pd.DataFrame) -> bytes:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["key", "label", "suggested", "score", "why"])
+    writer.writerow(["uri", "key", "label", "suggested", "score", "why"])
     for row in chosen.itertuples():
-        writer.writerow([row.key, "", row.label, f"{row.score:.4f}", row.why])
+        writer.writerow([row.uri, row.key, "", row.label, f"{row.score:.4f}", row.why])
     return buffer.getvalue().encode()

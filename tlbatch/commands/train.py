@@ -7,31 +7,30 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from tlbatch import schema
 from tlbatch.commands.classify import classify
 from tlbatch.commands.extract import freeze_named, probe_pixels, read_weights
 from tlbatch.commands.training_set import (
-    LabelledImages,
+    LabelledStore,
     TrainingSet,
     assemble,
     find_labelled,
     label_names,
-    labels_by_name,
-    parts_of,
-    require_enough,
+    read_labels_of,
+    require_parts,
     require_some,
     split_set,
+    tell_of_labels,
 )
 from tlbatch.config import Pretrained, Resources, RunConfig, TrainConfig
 from tlbatch.errors import LabelsError
 from tlbatch.execution.session import ray_session
-from tlbatch.images.listing import Listing
+from tlbatch.images.labels import ImageName, names_of
 from tlbatch.model import bundle as bundles
 from tlbatch.model.bases import find_base
 from tlbatch.model.bundle import Frozen, Trained, frozen_base_of, load_bundle, require_bundle_place, save_bundle
@@ -62,7 +61,8 @@ def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
 
     Returns:
         `bundle` (its URL), `digest`, `base`, `labels`, `images` per part, `failed` labelled images, `accuracy` and `metrics` on
-        the test part, `calibration`, `epochs`, `images_read`, `seconds`.
+        the test part, `calibration`, `epochs`, `images_read`, `unlabelled` (images outside shards without a label; None for
+        features), `skipped_by_kind` (what else the store has), `seconds`.
 
     Raises:
         UsageError: base, weights, labels, images or features cannot be used; nothing was written.
@@ -83,15 +83,7 @@ def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
     features, parts = made.features, made.parts
     calibration = calibrate(made.head, parts["validation"], parts["test"], config.precision)
     metrics = _measure(made.head, parts["test"], features.labels, calibration)
-    training = {
-        **asdict(how),
-        "images": {name: len(part.classes) for name, part in parts.items()},
-        "failed": features.failed,
-        "epochs": len(made.history["loss"]),
-        "validation_accuracy": made.history["val_accuracy"][int(np.argmin(made.history["val_loss"]))],
-        **calibration.facts,
-        "history": made.history,
-    }
+    training = _training_facts(how, made, calibration)
     base = made.frozen.base
     title = (
         f"{', '.join(features.labels[:4])}{' …' if len(features.labels) > 4 else ''}: {base.name} at {made.frozen.size} pixels"
@@ -107,11 +99,26 @@ def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
         "images": training["images"],
         "failed": features.failed,
         "images_read": features.images_read,
+        "unlabelled": made.unlabelled,
+        "skipped_by_kind": dict(made.skipped_by_kind),
         "accuracy": metrics["accuracy"],
         "metrics": metrics,
         "calibration": dict(calibration.facts),
         "epochs": training["epochs"],
         "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def _training_facts(how: HeadTraining, made: _Made, calibration: Calibration) -> dict[str, Any]:
+    """What the bundle records of the training."""
+    return {
+        **asdict(how),
+        "images": {name: len(part.classes) for name, part in made.parts.items()},
+        "failed": made.features.failed,
+        "epochs": len(made.history["loss"]),
+        "validation_accuracy": made.history["val_accuracy"][int(np.argmin(made.history["val_loss"]))],
+        **calibration.facts,
+        "history": made.history,
     }
 
 
@@ -125,6 +132,8 @@ class _Made:
     split: bytes
     head: keras.Model
     history: Mapping[str, Sequence[float]]
+    unlabelled: int | None = None
+    skipped_by_kind: Mapping[str, int] = field(default_factory=dict)
 
 
 def _from_images(config: TrainConfig, how: HeadTraining, location: Location, watch: Watcher | None) -> _Made:
@@ -142,7 +151,9 @@ def _from_images(config: TrainConfig, how: HeadTraining, location: Location, wat
             features = _extract(config, frozen, labelled, location, watch)
             parts, split = split_set(features, config)
             fitting = keras_thread.submit(train_head, parts["train"], parts["validation"], len(features.labels), how)
-        return _Made(frozen, features, parts, split, *fitting.result())
+        head, history = fitting.result()
+    left_out = labelled.unlabelled, labelled.listing.skipped_by_kind
+    return _Made(frozen, features, parts, split, head, history, *left_out)
 
 
 def _from_features(config: TrainConfig, how: HeadTraining) -> _Made:
@@ -166,7 +177,7 @@ def _base_of(config: TrainConfig, source: FeatureTable) -> tuple[Frozen, bundles
 
 
 def _extract(
-    config: TrainConfig, frozen: Frozen, labelled: LabelledImages, location: Location, watch: Watcher | None
+    config: TrainConfig, frozen: Frozen, labelled: LabelledStore, location: Location, watch: Watcher | None
 ) -> TrainingSet:
     """Run the base over the labelled images, as actors on the cluster, in a work folder inside the bundle's folder."""
     with _work_folder(location) as work:
@@ -190,30 +201,28 @@ def _extract(
             features_dtype="float32",
         )
         report = classify(run, watch, labelled.listing)
-        table = read_run_table(output.join(schema.RUNS, report["run_id"]), "features", ["key", "features"])
-        _report_failed(output, labelled, config)
-    table = table.filter(pa.compute.is_in(table["key"], pa.array(labelled.labels_of, pa.string())))
-    return assemble(config, table, labelled, failed=report["failed"], images_read=report["listed"], probes=probes)
+        table = read_run_table(output.join(schema.RUNS, report["run_id"]), "features", ["uri", "key", "features"])
+        failed = _report_failed(output, labelled, config)
+    table = labelled.labels.named(table)
+    found = labelled.labels.of_images([*names_of(table), *failed])
+    tell_of_labels(found, labelled.labels, config.images)
+    require_parts(found, labelled.labels)
+    return assemble(config, table, found, images_read=report["listed"], probes=probes)
 
 
 def _looked_up(config: TrainConfig, source: FeatureTable, base: bundles.Bundle) -> TrainingSet:
     """The stored features of the labelled images."""
     manifest, where = source.manifest, source.newest.location.url
-    labels, labels_of = labels_by_name(config, manifest["key"].to_pylist() if not config.labels else (), where)
-    table = look_up(source, labels.column, pa.array(labels_of, pa.string()))
-    require_some(table, labels, where, manifest)
-    names = table[labels.column].to_pylist()
-    missing = len(labels_of) - len(set(names))
-    if missing:
-        log.warning("%d labelled images have no features in %s and are left out", missing, where)
-    by_key = {key: labels_of[name] for key, name in zip(table["key"].to_pylist(), names, strict=True)}
-    all_labels = {label for of_image in labels_of.values() for label in of_image}
-    require_enough(by_key.values(), labels.source, many=config.multi_label, wanted=all_labels)
-    parts = parts_of(labels, set(names))
-    split_of = parts and {key: parts[name] for key, name in zip(by_key, names, strict=True)}
-    listing = Listing(manifest, 0, 0.0)
-    labelled = LabelledImages(listing, by_key, split_of)
-    return assemble(config, table, labelled, failed=missing, images_read=0, probes=base.probes()["pixels"])
+    labels = read_labels_of(config, lambda: names_of(manifest), where)
+    table = look_up(source, labels.uris, labels.keys)
+    found = labels.of_images([*names_of(table), *names_of(labels.named(source.errors()))])
+    require_some(found, labels, where, manifest)
+    tell_of_labels(found, labels, where)
+    require_parts(found, labels)
+    made = assemble(config, table, found, images_read=0, probes=base.probes()["pixels"])
+    if made.failed:
+        log.warning("%d labelled images have no features in %s and are left out", made.failed, where)
+    return made
 
 
 @contextlib.contextmanager
@@ -229,7 +238,8 @@ def _work_folder(location: Location) -> Iterator[Location]:
             location.delete()
 
 
-def _report_failed(output: Location, labelled: LabelledImages, config: TrainConfig) -> None:
+def _report_failed(output: Location, labelled: LabelledStore, config: TrainConfig) -> list[ImageName]:
+    """Log images that cannot be used for training; returns the name of each."""
     errors = read_errors(output.url, storage_options=config.storage_options)
     for row in errors.head(_MOST_WARNINGS).itertuples():
         log.warning("%s cannot be used for training: %s, %s", row.key, row.kind, row.message)
@@ -237,6 +247,7 @@ def _report_failed(output: Location, labelled: LabelledImages, config: TrainConf
         log.warning("%d more labelled images cannot be used for training", len(errors) - _MOST_WARNINGS)
     if len(errors) == labelled.listing.manifest.num_rows:
         raise LabelsError(f"No labelled image of {config.images} can be read; the first error: {errors['message'][0]}.")
+    return list(zip(errors["uri"], errors["key"], strict=True))
 
 
 def _thresholds(calibration: Calibration) -> tuple[float | None, tuple[float, ...] | None]:

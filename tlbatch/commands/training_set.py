@@ -6,125 +6,149 @@ import csv
 import io
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tlbatch.commands.list_images import list_images
 from tlbatch.commands.splits import FEWEST, SPLITS, complete_parts, find_copies, separate_copies, split_pictures
 from tlbatch.config import TrainConfig
 from tlbatch.errors import LabelsError
-from tlbatch.images.labels import NO_LABEL, Labels, labels_from_folders, read_all_labels, with_names_of
+from tlbatch.images.label_files import read_labels
+from tlbatch.images.labels import (
+    NO_LABEL,
+    WITHDRAWN,
+    ImageName,
+    Labelled,
+    Labels,
+    in_short,
+    labels_from_folders,
+    names_of,
+    warn_of_spelling,
+)
 from tlbatch.images.listing import Listing
+from tlbatch.images.names import is_litter
 from tlbatch.model.head import DataSplit
 from tlbatch.output.features import matrix
 from tlbatch.output.progress import Watcher
 from tlbatch.schema import ARCHIVED, IMAGE
+from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import resolve
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LabelledImages:
-    """The images or shards to read, and the labels of the images by key.
+class LabelledStore:
+    """The images and shards to read, and the labels of the images.
 
     Attributes:
-        listing: the images or shards.
-        labels_of: key -> labels.
-        split_of: key -> part; None if the labels do not give the parts.
+        listing: the labelled images, and the shards that may contain some.
+        labels: the labels.
+        unlabelled: the number of images outside shards that have no label.
     """
 
     listing: Listing
-    labels_of: Mapping[str, tuple[str, ...]]
-    split_of: Mapping[str, str] | None
+    labels: Labels
+    unlabelled: int
 
 
-def labels_by_name(config: TrainConfig, keys: Sequence[str], where: str) -> tuple[Labels, dict[str, tuple[str, ...]]]:
+def read_labels_of(config: TrainConfig, names: Callable[[], Sequence[ImageName]], where: str) -> Labels:
     """Read the labels files, or take the labels from the folders in the keys.
 
     Args:
         config: its `labels` are the files; if it has none, the folders are used.
-        keys: keys of the store, for labels from folders.
+        names: returns the images of the store, for labels from folders.
         where: the store, for messages.
-
-    Returns:
-        The labels, and the same as name -> labels.
     """
     if not config.labels:
-        labels = labels_from_folders(list(keys), where)
-    else:
-        files = [resolve(url, config.storage_options) for url in config.labels]
-        labels = with_names_of(keys, read_all_labels(files, many=config.multi_label))
-    found: dict[str, tuple[str, ...]] = {}
-    for name, label in dict.fromkeys(labels.pairs):
-        found[name] = (*found.get(name, ()), *(() if config.multi_label and label == NO_LABEL else (label,)))
-    return labels, found
+        return labels_from_folders(names(), where)
+    return read_labels([resolve(url, config.storage_options) for url in config.labels], many=config.multi_label)
 
 
-def find_labelled(config: TrainConfig, watch: Watcher | None) -> LabelledImages:
+def find_labelled(config: TrainConfig, watch: Watcher | None) -> LabelledStore:
     """Join the listing of the store with the labels.
 
     Raises:
-        LabelsError: no label belongs to an image, or a class has too few images to be split.
+        LabelsError: no label belongs to an image, a name fits several images, or a class has too few images to be split.
     """
     store = resolve(config.images, config.storage_options)
     listing = list_images(config, resolve(config.bundle, config.storage_options), watch)
-    if not config.labels and IMAGE not in listing.manifest["format"].to_pylist():
+    is_loose = pc.is_in(listing.manifest["format"], pa.array([IMAGE, ARCHIVED]))
+    loose, shards = listing.manifest.filter(is_loose), listing.manifest.filter(pc.invert(is_loose))
+    if not config.labels and IMAGE not in loose["format"].to_pylist():
         raise LabelsError(f"labels: {store.url} contains shards, which have no class folders; give --labels.")
-    if not config.labels:  # a shard beside class folders, such as the archive they were taken from, has no label
-        loose = pa.compute.is_in(listing.manifest["format"], pa.array([IMAGE, ARCHIVED]))
-        listing = replace(listing, manifest=listing.manifest.filter(loose))
-    labels, labels_of = labels_by_name(config, listing.manifest["key"].to_pylist(), store.url)
-    is_shard = pa.compute.invert(pa.compute.is_in(listing.manifest["format"], pa.array([IMAGE, ARCHIVED])))
-    if pa.compute.any(is_shard).as_py():
-        # The listing does not show which images a shard contains, so all shards are read.
-        if labels.column != "key":
-            raise LabelsError(f"The labels file {labels.source} has a column uri; images in shards need a column key.")
-        return LabelledImages(listing, labels_of, parts_of(labels, labels_of))
-    chosen = listing.manifest.filter(pa.compute.is_in(listing.manifest[labels.column], pa.array(labels_of, pa.string())))
-    require_some(chosen, labels, store.url, listing.manifest)
-    if chosen.num_rows < len(labels_of):
-        log.warning("%d labels belong to no image of %s and are left out", len(labels_of) - chosen.num_rows, store.url)
-    names = chosen[labels.column].to_pylist()
-    by_key = {key: labels_of[name] for key, name in zip(chosen["key"].to_pylist(), names, strict=True)}
-    require_enough(by_key.values(), labels.source, many=config.multi_label)
-    parts = parts_of(labels, set(names))
-    split_of = parts and {key: parts[name] for key, name in zip(by_key, names, strict=True)}
-    return LabelledImages(replace(listing, manifest=chosen), by_key, split_of)
+    labels = read_labels_of(config, lambda: names_of(loose), store.url)
+    # A shard beside class folders, such as the archive they were taken from, has no label. For labels from a file the listing
+    # does not show which images a shard contains.
+    shards = labels.shards(shards) if config.labels else shards.slice(0, 0)
+    labelled = labels.of_images(names_of(labels.named(loose)))
+    if not shards.num_rows:
+        require_some(labelled, labels, store.url, listing.manifest)
+        require_enough(labelled.labels.values(), labels.source, many=config.multi_label, wanted=labelled.classes)
+        require_parts(labelled, labels)
+    if labels.class_depth and config.max_images is None:
+        _tell_of_unused(store, listing.manifest, labels)
+    wanted = pa.array({*shards["uri"].to_pylist(), *(uri for uri, _ in labelled.labels)}, pa.string())
+    chosen = replace(listing, manifest=listing.manifest.filter(pc.is_in(listing.manifest["uri"], wanted)))
+    return LabelledStore(chosen, labels, loose.num_rows - len(labelled.labels))
 
 
-def require_some(chosen: pa.Table, labels: Labels, where: str, manifest: pa.Table) -> None:
+def _tell_of_unused(store: Location, manifest: pa.Table, labels: Labels) -> None:
+    """Log what lies beside the class folders, and the folders without an image."""
+    beside = manifest.num_rows - len(labels.rows)
+    if beside:
+        log.warning("%d images or shards of %s lie in no class folder and are left out", beside, store.url)
+    used = {tuple(str(row.key).split("/")[: labels.class_depth]) for row in labels.rows}
+    for above in sorted({folders[:-1] for folders in used}):
+        folder = store.join(*above)
+        empty = [name for name in folder.folders() if (*above, name) not in used and not is_litter(name)]
+        if empty:
+            log.warning("%d folders of %s have no image and are no classes: %s", len(empty), folder.url, in_short(empty))
+
+
+def require_some(labelled: Labelled, labels: Labels, where: str, manifest: pa.Table) -> None:
     """Raise LabelsError if no label belongs to an image."""
-    if not chosen.num_rows:
+    if not labelled.labels:
+        column = "uri" if labels.rows[0].key is None else "key"
         raise LabelsError(
-            f"No label of {labels.source} belongs to an image of {where}: the first {labels.column} is {labels.pairs[0][0]!r} "
-            f"in the labels and {manifest[labels.column][0].as_py()!r} in the store."
+            f"No label of {labels.source} belongs to an image of {where}: the first {column} is "
+            f"{getattr(labels.rows[0], column)!r} in the labels and {manifest[column][0].as_py()!r} in the store."
         )
 
 
-def parts_of(labels: Labels, names: Collection[str]) -> dict[str, str] | None:
-    """The parts that the labels give: name -> part. None if they give none.
-
-    Args:
-        labels: the labels.
-        names: the names that the store is known to have.
-
-    Raises:
-        LabelsError: a part is unknown, or a labels file gives parts and none of them to one part.
-    """
-    if labels.splits is None:
-        return None
-    by_name = {name: part or "train" for (name, _), part in zip(labels.pairs, labels.splits, strict=True)}
-    unknown = sorted(set(by_name.values()) - set(SPLITS))
+def require_parts(labelled: Labelled, labels: Labels) -> None:
+    """Raise LabelsError if a part is unknown; if a labels file gives no image to one part, or folders none to train."""
+    if labelled.splits is None:
+        return
+    parts = {labelled.splits.get(name, SPLITS[0]) for name in labelled.labels}
+    unknown = sorted({*labelled.splits.values()} - set(SPLITS))
     if unknown:
         raise LabelsError(f"The labels file {labels.source} has the split {unknown[0]!r}; write train, validation or test.")
-    missing = sorted(set(SPLITS) - {by_name[name] for name in names})
-    if missing and not labels.from_folders:
+    missing = sorted(set(SPLITS) - parts)
+    if labels.class_depth and SPLITS[0] in missing:
+        raise LabelsError(f"The folders of {labels.source} are parts of a data set, and none of them is for training.")
+    if missing and not labels.class_depth:
         raise LabelsError(f"The labels file {labels.source} has a column split and no image of {missing[0]!r} in the store.")
-    return by_name
+
+
+def tell_of_labels(labelled: Labelled, labels: Labels, where: str) -> None:
+    """Log what a reader of the labels files would not expect."""
+    warn_of_spelling([label for names in labelled.labels.values() for label in names], labels.source)
+    for count, sentence in (
+        (len(labelled.missing), "%d labels belong to no image of %s and are left out"),
+        (len(labelled.withdrawn), "%d images are left out of %s, because their labels are withdrawn"),
+        (
+            labelled.unanswered,
+            f"%d images of %s have an empty label in a later file and keep the earlier one; {WITHDRAWN!r} takes a label back",
+        ),
+        (labelled.moved, "%d images of %s are in another part (split) than an earlier labels file says"),
+    ):
+        if count:
+            log.warning(sentence, count, where)
 
 
 def require_enough(labels: Iterable[tuple[str, ...]], source: str, *, many: bool, wanted: Collection[str] = ()) -> None:
@@ -153,46 +177,45 @@ class TrainingSet:
     """The labelled images that have features, in the order of the manifest.
 
     Attributes:
-        keys: n keys.
+        names: uri and key of n images.
         values: (n, F) features.
         classes: (n,) class numbers; with several labels per image (n, C), 1 where an image has a label.
         labels: the C classes.
-        split_of: key -> part; None if the labels do not give the parts.
+        split_of: image -> part; None if the labels do not give the parts.
         failed: labelled images without features.
         images_read: images that were read.
         probes: pixels for the bundle's self-test.
     """
 
-    keys: tuple[str, ...]
+    names: tuple[ImageName, ...]
     values: np.ndarray
     classes: np.ndarray
     labels: tuple[str, ...]
-    split_of: Mapping[str, str] | None
+    split_of: Mapping[ImageName, str] | None
     failed: int
     images_read: int
     probes: np.ndarray
 
 
-def assemble(
-    config: TrainConfig, table: pa.Table, labelled: LabelledImages, *, failed: int, images_read: int, probes: np.ndarray
-) -> TrainingSet:
-    """Join an Arrow table of features with the labels of its keys."""
+def assemble(config: TrainConfig, table: pa.Table, labelled: Labelled, *, images_read: int, probes: np.ndarray) -> TrainingSet:
+    """Join an Arrow table of uri, key and features with the labels; images without a label are left out."""
+    table = table.filter(pa.array([name in labelled.labels for name in names_of(table)], pa.bool_()))
     if not table.num_rows:
         raise LabelsError(f"No label belongs to an image of {config.images or config.features} that can be read.")
-    keys = table["key"].to_pylist()
-    given = [labelled.labels_of[key] for key in keys]
-    all_labels = {label for of_image in labelled.labels_of.values() for label in of_image}
-    require_enough(given, config.images or str(config.features), many=config.multi_label, wanted=all_labels)
-    labels = tuple(sorted(all_labels))
+    names = names_of(table)
+    given = [labelled.labels[name] for name in names]
+    require_enough(given, config.images or str(config.features), many=config.multi_label, wanted=labelled.classes)
+    labels = tuple(sorted(labelled.classes))
     number = {label: index for index, label in enumerate(labels)}
     if config.multi_label:
-        classes = np.zeros((len(keys), len(labels)), np.float32)
+        classes = np.zeros((len(names), len(labels)), np.float32)
         for row, of_image in enumerate(given):
             classes[row, [number[label] for label in of_image]] = 1
     else:
         classes = np.array([number[label] for (label,) in given], np.int64)
     values = matrix(table["features"]).astype(np.float32)
-    return TrainingSet(tuple(keys), values, classes, labels, labelled.split_of, failed, images_read, probes)
+    failed = len(labelled.labels) - len(names)
+    return TrainingSet(tuple(names), values, classes, labels, labelled.splits, failed, images_read, probes)
 
 
 def split_set(features: TrainingSet, config: TrainConfig) -> tuple[dict[str, DataSplit], bytes]:
@@ -206,21 +229,40 @@ def split_set(features: TrainingSet, config: TrainConfig) -> tuple[dict[str, Dat
     """
     pictures, shares = find_copies(features.values), (config.validation, config.test, config.seed)
     if features.split_of is not None:
-        given = np.array([SPLITS.index(features.split_of[key]) for key in features.keys])
-        part_of = separate_copies(complete_parts(given, features.classes, *shares), pictures, features.keys)
+        given = np.array([SPLITS.index(features.split_of.get(name, SPLITS[0])) for name in features.names])
+        keys = [key for _, key in features.names]
+        part_of = separate_copies(complete_parts(given, features.classes, *shares), pictures, keys)
     else:
         part_of = split_pictures(features.classes, pictures, *shares)
     parts = {
         name: DataSplit(features.values[part_of == number], features.classes[part_of == number])
         for number, name in enumerate(SPLITS)
     }
+    _tell_of_missing(part_of, features)
+    return parts, _split_file(features, part_of)
+
+
+def _tell_of_missing(part_of: np.ndarray, features: TrainingSet) -> None:
+    """Log the classes that have no image in one of the parts."""
+    given = label_names(features.classes, features.labels)
+    for number, part in enumerate(SPLITS):
+        found = {label for labels, place in zip(given, part_of, strict=True) if place == number for label in labels}
+        missing = [label for label in features.labels if label not in found]
+        if missing:
+            log.warning("%d classes have no image in the part %s: %s", len(missing), part, in_short(missing))
+
+
+def _split_file(features: TrainingSet, part_of: np.ndarray) -> bytes:
+    """A labels file with the part of each image. It names images by key, and also by uri if keys repeat."""
+    by_uri = len({key for _, key in features.names}) < len(features.names)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["key", "label", "split"])
-    for key, labels, number in zip(features.keys, label_names(features.classes, features.labels), part_of, strict=True):
+    writer.writerow([*(["uri"] if by_uri else []), "key", "label", "split"])
+    rows = zip(features.names, label_names(features.classes, features.labels), part_of, strict=True)
+    for name, labels, number in rows:
         for label in labels or (NO_LABEL,):
-            writer.writerow([key, label, SPLITS[number]])
-    return parts, buffer.getvalue().encode()
+            writer.writerow([*name[not by_uri :], label, SPLITS[number]])
+    return buffer.getvalue().encode()
 
 
 def label_names(classes: np.ndarray, labels: Sequence[str]) -> list[tuple[str, ...]]:

@@ -256,7 +256,7 @@ class TrainConfig(Pretrained, Images, Resources):
     bundle: str = Field(description="Folder or URL where the trained bundle is written.")
     labels: Strings = Field(
         default=(),
-        description="CSV or Parquet with key (or uri) and label; repeatable, later files win. Default: one folder per class.",
+        description="CSV or Parquet with key or uri, and label; repeatable, later files win. Default: one folder per class.",
     )
     multi_label: bool = Field(
         default=False, description="An image may have any number of labels, one per row of the labels file."
@@ -292,6 +292,9 @@ class TrainConfig(Pretrained, Images, Resources):
             raise ValueError("multi_label: images with several labels need a labels file; give labels")
         if self.multi_label and self.precision is not None:
             raise ValueError("precision: with multi_label every label has a threshold of its own")
+        unused = [name for name in ("format", "image_field", "include", "exclude") if name in self.model_fields_set]
+        if self.features and unused:
+            raise ValueError(f"{unused[0]}: with features no image is read, so this setting does nothing; remove it")
         return self
 
 
@@ -305,6 +308,13 @@ class ImportConfig(_Strict):
     )
     size: Annotated[int, Field(ge=32, le=4096)] | None = Field(
         default=None, description="Height and width of its images, if the model accepts any."
+    )
+    resize: Literal["antialias", "keras", "nearest", "bicubic", "lanczos"] = Field(
+        default="antialias",
+        description="How its training resized: keras for image_dataset_from_directory and Resizing, nearest for load_img.",
+    )
+    fit: Literal["stretch", "crop", "pad"] = Field(
+        default="stretch", description="Whether its training stretched images, or kept their aspect ratio by crop or pad."
     )
     white_level: WhiteLevel = "auto"
     bundle: str = Field(description="Folder or URL where the bundle is written.")

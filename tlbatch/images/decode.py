@@ -1,7 +1,7 @@
 """Stage 3: bytes -> uint8 RGB pixels of one fixed size; pure functions, without I/O and without TensorFlow.
 
-Training and inference both call `decode`. `keras.utils.image_dataset_from_directory` resizes without antialiasing and Pillow
-resizes with it, so a model trained with one and used with the other would see different images.
+Training and inference both call `decode`, with the rules of the bundle. Others resize otherwise, for example without
+antialiasing (`keras.utils.image_dataset_from_directory`), and a model that was trained so needs such pixels.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tlbatch.errors import ErrorKind, Failure
 from tlbatch.images import colour, png, recognise
 from tlbatch.images.pictures import SIDEWAYS, Limits, Picture, read_picture, stored_size
 from tlbatch.images.recognise import TooLargeError, UnsupportedError
+from tlbatch.images.resize import needs_all_pixels, resized
 from tlbatch.schema import PixelRules, Size
 
 # EXIF orientation -> the transposition that turns the stored image upright (TIFF 6.0, tag 274).
@@ -64,7 +65,8 @@ def decode(
     """Decode one image and resize it to `size`.
 
     Gray, palette, alpha (over white), CMYK, 16-bit and float images become RGB. An animation gives its first frame. The EXIF
-    orientation is applied. A JPEG is decoded at the smallest DCT scale that is not below twice `size`.
+    orientation is applied. A JPEG is decoded at the smallest DCT scale that is not below twice `size`, unless the rules ask for
+    another interpolation than tlbatch's own.
 
     Args:
         data: the encoded image.
@@ -72,7 +74,7 @@ def decode(
         max_pixels: an image with more pixels is refused from its header, before it is decoded. A JPEG whose rows are decoded
             one after the other (not progressive) counts at the scale at which it is decoded.
         max_side: an image with a longer side is refused in the same way.
-        rules: how its numbers become RGB.
+        rules: how its numbers become RGB, and how it is resized.
 
     Returns:
         Pixels, or a Failure with the reason; bad data never raises an exception.
@@ -80,7 +82,8 @@ def decode(
     if not data:
         return Failure("decode", ErrorKind.EMPTY, "the object has no bytes")
     try:
-        return _upright(read_picture(data, size, Limits(max_pixels, max_side), rules), size)
+        least = None if needs_all_pixels(rules) else size
+        return _upright(read_picture(data, least, Limits(max_pixels, max_side), rules), size, rules)
     except Exception as error:  # a decoder may raise anything on hostile data; only this row may fail
         return _failure(error, data)
 
@@ -97,9 +100,9 @@ def thumbnail(data: bytes, *, side: int = 224, max_pixels: int = 100_000_000) ->
     return buffer.getvalue()
 
 
-def _upright(picture: Picture, size: Size) -> Pixels:
+def _upright(picture: Picture, size: Size, rules: PixelRules) -> Pixels:
     """Resize, convert to sRGB, and turn."""
-    small = picture.image.resize(stored_size(size, picture.orientation), Image.Resampling.BILINEAR)
+    small = resized(picture.image, stored_size(size, picture.orientation), rules)
     small = colour.to_srgb(small, picture.profile)
     if picture.orientation in _UPRIGHT:
         small = small.transpose(_UPRIGHT[picture.orientation])

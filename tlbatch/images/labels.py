@@ -1,189 +1,253 @@
-"""Labels files, or folders named after classes -> pairs of an image name and a label."""
+"""Labels of images that are named by address, by key or by both -> the labels of the images of a store."""
 
 from __future__ import annotations
 
-import json
 import logging
+import re
 import unicodedata
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.csv as pacsv
+import pyarrow.compute as pc
 
 from tlbatch.errors import LabelsError
-from tlbatch.schema import from_parquet
-from tlbatch.storage.location import Location
 
 log = logging.getLogger(__name__)
 
-#: Classes that a message names.
-_NAMED = 10
-#: In a file in which an image may have several labels: this image has none.
+#: uri and key; they name an image everywhere.
+ImageName = tuple[str, str]
+
+#: If an image may have several labels: this image has none.
 NO_LABEL = "-"
+#: Takes back the labels that earlier files give to an image.
+WITHDRAWN = "withdrawn"
+#: Classes and images that a message names.
+_NAMED = 10
+
+
+class LabelRow(NamedTuple):
+    """A row of a labels file. It names an image by `uri`, by `key` or by both; `label` is None if the cell is empty."""
+
+    uri: str | None
+    key: str | None
+    label: str | None
+    split: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The image, for a message."""
+        return " of ".join(repr(one) for one in (self.key, self.uri) if one is not None)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The labels of the images of a store or table.
+
+    Attributes:
+        labels: the labels of each labelled image, in the order of the labels files.
+        splits: the part of each labelled image; None if no file gives parts.
+        missing: the names in the labels files that no image has, each with its last label.
+        withdrawn: the images whose labels were taken back.
+        unanswered: images with an empty cell, which keep the label of an earlier file.
+        moved: images for which a later file gives another part than an earlier one.
+    """
+
+    labels: Mapping[ImageName, tuple[str, ...]]
+    splits: Mapping[ImageName, str] | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+    withdrawn: frozenset[ImageName] = frozenset()
+    unanswered: int = 0
+    moved: int = 0
+
+    @property
+    def classes(self) -> set[str]:
+        """Every label of an image, or of a name that no image has."""
+        return {label for names in self.labels.values() for label in names} | set(self.missing.values()) - {WITHDRAWN, NO_LABEL}
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Labelled images; an image with several labels is in several pairs.
+    """The rows of labels files. A later file overrides an earlier one, image by image.
 
     Attributes:
-        column: the manifest column that the names refer to, key or uri.
-        pairs: name and label of each row.
-        splits: the split of each pair, if the file has a column `split`.
-        source: the file or store that the labels come from, for messages.
-        from_folders: whether they are names of folders.
+        files: the rows of each file.
+        source: the files or the store that the labels come from, for messages.
+        many: whether an image may have any number of labels, one row for each.
+        class_depth: which folder of a key is the label, from 1; 0 if the labels are not names of folders.
     """
 
-    column: str
-    pairs: tuple[tuple[str, str], ...]
-    splits: tuple[str | None, ...] | None = None
+    files: tuple[tuple[LabelRow, ...], ...]
     source: str = ""
-    from_folders: bool = False
+    many: bool = False
+    class_depth: int = 0
+
+    @cached_property
+    def rows(self) -> tuple[LabelRow, ...]:
+        """The rows with a label of all files."""
+        return tuple(row for file in self.files for row in file if row.label is not None)
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether some row gives the part of its image."""
+        return any(row.split is not None for row in self.rows)
+
+    @cached_property
+    def uris(self) -> pa.Array:
+        """The addresses in rows without a key."""
+        return pa.array({row.uri for row in self.rows if row.key is None}, pa.string())
+
+    @cached_property
+    def keys(self) -> pa.Array:
+        """The keys in all rows, in either Unicode form: macOS decomposes accents, keyboards compose them."""
+        names = {row.key for row in self.rows if row.key is not None}
+        forms = {unicodedata.normalize(form, name) for name in names if not name.isascii() for form in ("NFC", "NFD")}
+        return pa.array(names | forms, pa.string())
+
+    def named(self, table: pa.Table) -> pa.Table:
+        """The rows of a table with `uri` and `key` that these labels may belong to."""
+        return table.filter(pc.or_(pc.is_in(table["uri"], self.uris), pc.is_in(table["key"], self.keys)))
+
+    def shards(self, manifest: pa.Table) -> pa.Table:
+        """The shards of a manifest of shards that may contain a labelled image."""
+        if any(row.uri is None for row in self.rows):
+            return manifest
+        return manifest.filter(pc.is_in(manifest["uri"], pa.array({row.uri for row in self.rows}, pa.string())))
 
     def of_split(self, split: str) -> Labels:
-        """Return only the pairs of one split; raises LabelsError if there are none."""
-        if self.splits is None:
+        """Return only the rows of one part; raises LabelsError if there are none."""
+        if not self.has_splits:
             raise LabelsError(f"The labels file {self.source} has no column split, so it cannot select split {split!r}.")
-        kept = tuple(pair for pair, part in zip(self.pairs, self.splits, strict=True) if part == split)
-        if not kept:
-            known = ", ".join(sorted(set(filter(None, self.splits))))
+        kept = tuple(tuple(row for row in file if row.split == split) for file in self.files)
+        if not any(kept):
+            known = ", ".join(sorted({row.split for row in self.rows if row.split}))
             raise LabelsError(f"The labels file {self.source} has no images of split {split!r}; its splits are {known}.")
-        return Labels(self.column, kept, None, self.source)
+        return replace(self, files=kept)
+
+    def of_images(self, images: Sequence[ImageName]) -> Labelled:
+        """Give each image its labels.
+
+        Raises:
+            LabelsError: a name fits several images, or one file gives an image two labels although it may have only one.
+        """
+        return _Join(self, images).labelled()
 
 
-def read_all_labels(locations: Iterable[Location], *, many: bool = False) -> Labels:
-    """Read several files as one; a later file overrides the labels of an earlier file, image by image.
+class _Join:
+    """The images of a store by each of their names, and the labels that they get, file by file."""
 
-    Raises:
-        LabelsError: as in `read_labels`; or one file has keys and another has uris.
-    """
-    files = [read_labels(location, many=many) for location in locations]
-    if len({file.column for file in files}) > 1:
-        raise LabelsError(
-            f"The labels files {' and '.join(file.source for file in files)} mix keys and uris; use one of the two in all."
+    def __init__(self, labels: Labels, images: Sequence[ImageName]) -> None:
+        self._labels, self._images = labels, images
+        self._by_name, self._by_uri, self._by_key, self._by_form = (defaultdict[object, list[int]](list) for _ in range(4))
+        for place, (uri, key) in enumerate(images):
+            self._by_name[uri, key].append(place)
+            self._by_uri[uri].append(place)
+            self._by_key[key].append(place)
+            if not key.isascii():
+                self._by_form[unicodedata.normalize("NFC", key)].append(place)
+
+    def labelled(self) -> Labelled:
+        """Look up every row."""
+        given: dict[int, tuple[str, ...]] = {}
+        splits: dict[int, str] = {}
+        unanswered, moved = set(), set()
+        strangers: dict[str, str] = {}
+        several: dict[str, list[int]] = {}
+        for rows in self._labels.files:
+            of_file: dict[int, list[str]] = defaultdict(list)
+            for row in rows:
+                places = self._places(row)
+                if row.label is None:
+                    unanswered |= {place for place in places if place in given}
+                elif len(places) == 1:
+                    of_file[places[0]].append(row.label)
+                    if row.split is not None:
+                        moved |= {places[0]} if splits.get(places[0], row.split) != row.split else set()
+                        splits[places[0]] = row.split
+                elif places:
+                    several[row.name] = places
+                else:
+                    strangers[row.name] = row.label
+            given.update({place: self._one_or_many(place, names) for place, names in of_file.items()})
+        self._require_one_image(several)
+        withdrawn = frozenset(self._images[place] for place, names in given.items() if WITHDRAWN in names)
+        left = {self._images[place]: names for place, names in given.items() if WITHDRAWN not in names}
+        parts = {self._images[place]: part for place, part in splits.items()} if self._labels.has_splits else None
+        return Labelled(left, parts, strangers, withdrawn, len(unanswered), len(moved))
+
+    def _places(self, row: LabelRow) -> list[int]:
+        """The images that a row names."""
+        if row.key is None:
+            return self._by_uri.get(row.uri, [])
+        exact = self._by_key.get(row.key, []) if row.uri is None else self._by_name.get((row.uri, row.key), [])
+        if exact or row.key.isascii():
+            return exact
+        alike = self._by_form.get(unicodedata.normalize("NFC", row.key), [])
+        return [place for place in alike if row.uri in (None, self._images[place][0])]
+
+    def _one_or_many(self, place: int, names: Iterable[str]) -> tuple[str, ...]:
+        """The labels that one file gives to an image."""
+        different = tuple(dict.fromkeys(names))
+        if not self._labels.many and len(different) > 1:
+            raise LabelsError(f"The labels file {self._labels.source} gives {self._images[place][1]!r} two labels.")
+        return tuple(name for name in different if name != NO_LABEL)
+
+    def _require_one_image(self, several: Mapping[str, Sequence[int]]) -> None:
+        if not several:
+            return
+        name, places = next(iter(several.items()))
+        uris = sorted({self._images[place][0] for place in places})
+        found = f"fits {len(places)} images: in " + " and ".join(uris[:2]) + (", …" if len(uris) > 2 else "")
+        advice = (
+            "Name each image by uri and key, in two columns."
+            if len({self._images[place] for place in places}) > 1
+            else "Images that share uri and key cannot be told apart; give them different names or leave them out."
         )
-    last = {name: number for number, file in enumerate(files) for name, _ in file.pairs}
-    kept = [
-        (pair, file.splits[at] if file.splits else None)
-        for number, file in enumerate(files)
-        for at, pair in enumerate(file.pairs)
-        if last[pair[0]] == number
-    ]
-    splits = tuple(split for _, split in kept) if any(file.splits for file in files) else None
-    return Labels(files[0].column, tuple(pair for pair, _ in kept), splits, ", ".join(file.source for file in files))
+        raise LabelsError(f"{len(several)} names in {self._labels.source} fit several images each; {name} {found}. {advice}")
 
 
-def read_labels(location: Location, *, many: bool = False) -> Labels:
-    """Read a CSV or Parquet file with the columns `key` (or `uri`), `label` and optionally `split`.
+def warn_of_spelling(labels: Iterable[str], source: str) -> None:
+    """Log labels that are equal but for case, spaces at the ends or Unicode form, with the number of images of each.
 
     Args:
-        location: the file.
-        many: whether an image may have several labels, one row for each, or none, written `-`.
-
-    Raises:
-        LabelsError: the file does not exist, cannot be parsed, lacks a column, or gives one image two labels.
+        labels: the label of each image.
+        source: where they come from.
     """
-    table = _read_table(location)
-    column = next((name for name in ("key", "uri") if name in table.column_names), None)
-    found = ", ".join(table.column_names)
-    if column is None:
-        raise LabelsError(f"The labels file {location.url} has no column key (or uri); its columns are {found}.")
-    if "label" not in table.column_names:
-        raise LabelsError(f"The labels file {location.url} has no column label; its columns are {found}.")
-    table = table.filter(pa.compute.is_valid(table["label"]))
-    if not table.num_rows:
-        raise LabelsError(f"The labels file {location.url} has no row with a label.")
-    pairs = tuple(zip(table[column].to_pylist(), table["label"].to_pylist(), strict=True))
-    if not many and len(dict(pairs)) != len(set(pairs)):
-        name = next(name for name, label in pairs if dict(pairs)[name] != label)
-        raise LabelsError(f"The labels file {location.url} gives {name!r} two labels.")
-    splits: tuple[str | None, ...] | None = tuple(table["split"].to_pylist()) if "split" in table.column_names else None
-    return Labels(column, pairs, splits, location.url)
+    counts = Counter(labels)
+    alike = defaultdict(list)
+    for label in sorted(counts):
+        alike[unicodedata.normalize("NFC", label).strip().casefold()].append(label)
+    for names in [names for names in alike.values() if len(names) > 1][:_NAMED]:
+        log.warning(
+            "%s has the classes %s, which differ only in case, spaces or accents; each is a class of its own",
+            *(source, " and ".join(f"{name!r} ({counts[name]} images)" for name in names)),
+        )
 
 
-def _read_table(location: Location) -> pa.Table:
-    try:
-        data = location.read()
-    except (FileNotFoundError, IsADirectoryError):
-        raise LabelsError(f"There is no labels file at {location.url}.") from None
-    except PermissionError as error:
-        raise LabelsError(f"No permission to read the labels file {location.url}: {error}.") from None
-    try:
-        if data.startswith(b"PAR1"):
-            table = from_parquet(data)
-        else:
-            # All columns are text, because a label "01" is not the number 1. Only an empty label counts as missing.
-            text = pacsv.ConvertOptions(
-                column_types=dict.fromkeys(("key", "uri", "label", "split"), pa.string()),
-                null_values=[""],
-                strings_can_be_null=True,
-            )
-            table = pacsv.read_csv(pa.BufferReader(data), convert_options=text)
-    except pa.ArrowInvalid as error:
-        raise LabelsError(f"The labels file {location.url} is neither CSV nor Parquet: {str(error).splitlines()[0]}.") from None
-    wanted = [name for name in ("key", "uri", "label", "split") if name in table.column_names]
-    for name in wanted:
-        table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
-    return table
+def names_of(table: pa.Table) -> list[ImageName]:
+    """The name of the image of each row."""
+    return list(zip(table["uri"].to_pylist(), table["key"].to_pylist(), strict=True))
 
 
-def read_classes(location: Location) -> list[str]:
-    """Read the classes of a model in the order of its outputs: lines of text, a CSV or Parquet with `label`, or JSON.
-
-    JSON may be a list, or an object from name to number, like `class_indices` of Keras's generators.
-
-    Raises:
-        LabelsError: the file does not exist, cannot be parsed, or names a class twice.
-    """
-    if location.url.endswith((".csv", ".parquet")):
-        table = _read_table(location)
-        if "label" not in table.column_names:
-            found = ", ".join(table.column_names)
-            raise LabelsError(f"The labels file {location.url} has no column label; its columns are {found}.")
-        classes = table["label"].to_pylist()
-    else:
-        classes = _classes_of_text(location)
-    twice = next((name for name in classes if classes.count(name) > 1), None)
-    if twice is not None or len(classes) < 2 or not all(isinstance(name, str) and name for name in classes):
-        found = f"it has {twice!r} twice" if twice is not None else f"it has {len(classes)} names"
-        raise LabelsError(f"The labels file {location.url} must name each class once, and at least two classes: {found}.")
-    return list(classes)
+def in_short(names: Sequence[str]) -> str:
+    """The first names of many, for a message."""
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
 
 
-def _classes_of_text(location: Location) -> list[str]:
-    try:
-        text = location.read().decode()
-        if not location.url.endswith(".json"):
-            return [line.strip() for line in text.splitlines() if line.strip()]
-        found = json.loads(text)
-        return sorted(found, key=found.__getitem__) if isinstance(found, dict) else list(found)
-    except (FileNotFoundError, IsADirectoryError):
-        raise LabelsError(f"There is no labels file at {location.url}.") from None
-    except (ValueError, TypeError) as error:
-        raise LabelsError(f"The labels file {location.url} cannot be parsed: {error}.") from None
+#: Names of folders that are parts of a data set: a first word, and often a second one.
+_PART_NAMES = {"train": "train(?:ing)?", "validation": "val|valid|validation|dev|eval", "test": "test(?:ing)?"}
+_PARTS = {part: re.compile(f"(?i)(?:{words})(?:[-_ ]?(?:set|data|images|split))?") for part, words in _PART_NAMES.items()}
 
 
-def with_names_of(names: Iterable[str], labels: Labels) -> Labels:
-    """The labels with names as the store writes them: macOS decomposes accents, keyboards compose them."""
-    known = set(names)
-    strangers = {name for name, _ in labels.pairs if name not in known}
-    if labels.column != "key" or not strangers:
-        return labels
-    by_form = {unicodedata.normalize("NFC", name): name for name in known if not name.isascii()}
-    renamed = {name: by_form.get(unicodedata.normalize("NFC", name), name) for name in strangers}
-    return replace(labels, pairs=tuple((renamed.get(name, name), label) for name, label in labels.pairs))
+def _part_of(folder: str) -> str | None:
+    """The part of a data set that a folder's name means; None for other names."""
+    return next((part for part, pattern in _PARTS.items() if pattern.fullmatch(folder)), None)
 
 
-#: Names of folders that are parts of a data set, in lower case, and the parts.
-_PARTS = {
-    **dict.fromkeys(("train", "training", "train_set"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "test_set"), "test"),
-}
-
-
-def labels_from_folders(keys: list[str], store: str) -> Labels:
+def labels_from_folders(images: Sequence[ImageName], store: str) -> Labels:
     """Use the first folder of each key as its label: `cats/1.jpg` has the label `cats`.
 
     If all first folders are parts of a data set, such as train, val and test, they give the parts, and the second folders the
@@ -192,32 +256,36 @@ def labels_from_folders(keys: list[str], store: str) -> Labels:
     Raises:
         LabelsError: no key has a folder; or there are only folders of parts without folders of classes.
     """
-    firsts = sorted({key.split("/", 1)[0] for key in keys if "/" in key})
-    if firsts and all(name.lower() in _PARTS for name in firsts):
-        return _labels_below_parts(keys, firsts, store)
-    pairs = tuple((key, key.split("/", 1)[0]) for key in keys if "/" in key)
-    if not pairs:
+    firsts = sorted({key.split("/", 1)[0] for _, key in images if "/" in key})
+    if firsts and all(map(_part_of, firsts)):
+        return _labels_below_parts(images, firsts, store)
+    rows = tuple(LabelRow(uri, key, key.split("/", 1)[0]) for uri, key in images if "/" in key)
+    if not rows:
         raise LabelsError(
             f"{store} has no folders named after classes, and no labels file was given: "
             "sort the images into folders or use --labels."
         )
-    return Labels("key", pairs, None, store, from_folders=True)
+    return Labels((rows,), store, class_depth=1)
 
 
-def _labels_below_parts(keys: list[str], folders: list[str], store: str) -> Labels:
-    names, labelled = " and ".join(folders), [key for key in keys if key.count("/") > 1]
-    if not labelled:
+def _labels_below_parts(images: Sequence[ImageName], folders: Sequence[str], store: str) -> Labels:
+    names = " and ".join(folders)
+    rows = tuple(_row_below_part(*image, several=len(folders) > 1) for image in images if image[1].count("/") > 1)
+    if not rows:
         raise LabelsError(
             f"The folders {names} of {store} look like the parts of a data set and not like classes, and have no folders of "
             "classes: use --labels."
         )
-    pairs = tuple((key, key.split("/")[1]) for key in labelled)
-    splits = tuple(_PARTS[key.split("/")[0].lower()] for key in labelled)
-    classes = sorted({label for _, label in pairs})
-    without = sum("/" in key for key in keys) - len(labelled)
+    classes = sorted({str(row.label) for row in rows})
+    without = sum("/" in key for _, key in images) - len(rows)
     log.warning(
-        "The folders %s of %s are taken as parts of the data set, and the folders below them as the classes: %s%s%s",
-        *(names, store, ", ".join(classes[:_NAMED]), ", …" if len(classes) > _NAMED else ""),
+        "The folders %s of %s are taken as parts of the data set, and the folders below them as the classes: %s%s",
+        *(names, store, in_short(classes)),
         f"; {without} images lie in no class and are left out" if without else "",
     )
-    return Labels("key", pairs, splits if len(folders) > 1 else None, store, from_folders=True)
+    return Labels((rows,), store, class_depth=2)
+
+
+def _row_below_part(uri: str, key: str, *, several: bool) -> LabelRow:
+    part, label, _ = key.split("/", 2)
+    return LabelRow(uri, key, label, _part_of(part) if several else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -53,33 +54,41 @@ def read_list(location: Location, info: ObjectInfo) -> pa.Table | None:
     return pa.table(columns).combine_chunks()
 
 
+def _require_each_column_once(location: Location, names: Sequence[str]) -> None:
+    twice = next((name for name in LIST_COLUMNS if names.count(name) > 1), None)
+    if twice:
+        raise StoreError(f"The list {location.url} has the column {twice} twice; keep one of them.")
+
+
 def _parse(location: Location, info: ObjectInfo) -> pa.Table | None:
     if suffix(info.key) == ".parquet":
         file = pq.ParquetFile(open_range_file(location, info.size))
         if "uri" not in file.schema_arrow.names:
             return None
+        _require_each_column_once(location, file.schema_arrow.names)
         return file.read([name for name in LIST_COLUMNS if name in file.schema_arrow.names], use_threads=False)
     if suffix(info.key) == ".csv":
         return _parse_csv(location)
-    lines = _text(location).splitlines()
+    lines = _utf8(location).decode("utf-8-sig").splitlines()  # without the byte order mark that Windows writes
     return pa.table({"uri": pa.array([line.strip() for line in lines if line.strip()], pa.string())})
 
 
-def _text(location: Location) -> str:
-    """The text of a file, without the byte order mark that Windows writes."""
+def _utf8(location: Location) -> bytes:
+    """A file that is not in UTF-16."""
     data = location.read()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise StoreError(f"The list {location.url} is in UTF-16; save it as UTF-8.")
-    return data.decode("utf-8-sig")
+    return data
 
 
 def _parse_csv(location: Location) -> pa.Table:
     types = {**dict.fromkeys(("uri", "key", "etag"), pa.string()), "size": pa.int64()}
     text = pacsv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
     try:
-        table = pacsv.read_csv(pa.BufferReader(location.read()), convert_options=text)
+        table = pacsv.read_csv(pa.BufferReader(_utf8(location)), convert_options=text)
     except pa.ArrowInvalid as error:
         raise StoreError(f"The list {location.url} is not a CSV file: {str(error).splitlines()[0]}.") from None
     if "uri" not in table.column_names:
         raise StoreError(f"The list {location.url} has no column uri; its columns are {', '.join(table.column_names)}.")
+    _require_each_column_once(location, table.column_names)
     return table

@@ -87,8 +87,8 @@ class Picture(NamedTuple):
     white_level: float | None = None
 
 
-def read_picture(data: bytes, size: Size, limits: Limits, rules: PixelRules) -> Picture:
-    """Decode with Pillow, or with another reader what Pillow does not read, or not rightly."""
+def read_picture(data: bytes, size: Size | None, limits: Limits, rules: PixelRules) -> Picture:
+    """Decode with Pillow, or with another reader what Pillow does not read, or not rightly; at full size if `size` is None."""
     if data.startswith((jxl.CODESTREAM, jxl.CONTAINER)):
         return _from_jxl(data, limits, rules)
     if recognise.is_heic(data):
@@ -104,7 +104,9 @@ def read_picture(data: bytes, size: Size, limits: Limits, rules: PixelRules) -> 
     return other()
 
 
-def _other_reader(data: bytes, size: Size, limits: Limits, rules: PixelRules, error: Exception) -> Callable[[], Picture] | None:
+def _other_reader(
+    data: bytes, size: Size | None, limits: Limits, rules: PixelRules, error: Exception
+) -> Callable[[], Picture] | None:
     """A second way to read an image that Pillow refused with an error; None if there is none."""
     if isinstance(error, UnidentifiedImageError) and recognise.is_tiff(data) and recognise.unsupported(data) is None:
         return lambda: _from_tiff(data, limits, rules)
@@ -112,7 +114,7 @@ def _other_reader(data: bytes, size: Size, limits: Limits, rules: PixelRules, er
         return lambda: _from_bmp(data, limits)
     if data.startswith(png.SIGNATURE):
         plain = png.simpler(data)
-        return None if plain is None or size is None else lambda: read_picture(plain, size, limits, rules)
+        return None if plain is None else lambda: read_picture(plain, size, limits, rules)
     # A lossless JPEG has no reduced scales; a JPEG 2000 may have fewer of them than are usual.
     if size is not None and (recognise.is_jpeg_2000(data) or recognise.jpeg_frame(data) == ("lossless JPEG", 8)):
         return lambda: _with_pillow(data, None, limits, rules)

@@ -29,7 +29,7 @@ from tlbatch.model import bases
 from tlbatch.model.openvino import Files, export_openvino, join_openvino
 from tlbatch.model.own_keras import import_keras, with_own_keras
 from tlbatch.model.safe_load import load_safely
-from tlbatch.schema import INTERPOLATION, PIN, RESIZE, UNRECORDED_RULES, PixelRules, Size, sha256
+from tlbatch.schema import PIN, UNRECORDED_RULES, PixelRules, Size, sha256
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import local_copy, resolve
 
@@ -284,14 +284,17 @@ class Frozen:
     def facts(self) -> dict[str, Any]:
         """The fields of `bundle.json` that describe the base."""
         base = {"name": self.base.name, "weights": self.weights, "weights_digest": bases.weights_digest(self.network)}
+        how = self.rules._asdict()
+        levels = {name: how[name] for name in ("white_level", "color_profiles")}
+        unrecorded = all(getattr(UNRECORDED_RULES, name) == value for name, value in levels.items())
         return {
             "base": {**base, "scaling": self.base.scaling},
             "input": {
                 "size": [self.size, self.size],
-                "resize": RESIZE,
-                "interpolation": INTERPOLATION,
+                "resize": self.rules.resize,
+                "interpolation": self.rules.interpolation,
                 "color": "rgb",
-                **({} if self.rules == UNRECORDED_RULES else self.rules._asdict()),
+                **({} if unrecorded else levels),
             },
             "features_length": int(self.extractor.output["features"].shape[-1]),
         }

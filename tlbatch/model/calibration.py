@@ -15,7 +15,8 @@ def fit_temperature(scores: np.ndarray, classes: np.ndarray) -> float:
 
     Dividing the logits by it changes no predicted label (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
     If a few images are all predicted correctly, the best fit would be scores of one. So the target of the true class is
-    (n + 1) / (n + C) instead of one (Platt, "Probabilistic Outputs for Support Vector Machines", 1999).
+    (n + 1) / (n + 2) instead of one (Platt, "Probabilistic Outputs for Support Vector Machines", 1999), and the other classes
+    share the rest. Whether the best class is right is a question with two answers, however many classes there are.
 
     Args:
         scores: (n, C) softmax scores of images that the head was not trained on.
@@ -26,8 +27,8 @@ def fit_temperature(scores: np.ndarray, classes: np.ndarray) -> float:
 
     logits = np.log(np.maximum(scores.astype(np.float64), _LEAST))
     count, of = scores.shape
-    targets = np.full(scores.shape, 1 / (count + of))
-    targets[np.arange(count), classes] = (count + 1) / (count + of)
+    targets = np.full(scores.shape, 1 / (count + 2) / max(of - 1, 1))
+    targets[np.arange(count), classes] = (count + 1) / (count + 2)
 
     def loss(log_temperature: float) -> float:
         return -float((targets * log_softmax(logits / np.exp(log_temperature), axis=1)).sum())

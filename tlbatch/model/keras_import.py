@@ -89,6 +89,54 @@ def split_base_and_head(
     return Imported(frozen, head, multi_label, bool(layers))
 
 
+#: Numbers from which a constant, or a mean of a normalization, means pixels from 0 to 255 and not from 0 to 1.
+_OF_BYTES = 20.0
+
+
+@with_own_keras
+def scaling_layer(model: keras.Model) -> str | None:
+    """The name of the layer that brings pixels from 0 to 255 to a smaller range, before the first layer with weights.
+
+    None if there is none. Layers that map a smaller range to another one, such as [0,1] to [-1,1], do not count.
+    """
+    found, _ = _scaling_layer(model)
+    return found
+
+
+def _scaling_layer(model: Any) -> tuple[str | None, bool]:
+    """As `scaling_layer`, and whether the search has ended."""
+    for layer in getattr(model, "operations", model.layers):
+        if getattr(layer, "layers", None):
+            found, ended = _scaling_layer(layer)
+            if ended:
+                return found, True
+        elif _shrinks(layer):
+            return str(layer.name), True
+        elif layer.__class__.__name__ != "Normalization" and getattr(layer, "weights", None):
+            return None, True
+    return None, False
+
+
+def _shrinks(layer: Any) -> bool:
+    """Whether a layer or an arithmetic operation divides by, or subtracts, numbers of the size of bytes."""
+    kind = type(layer).__name__
+    if kind == "Rescaling":
+        return bool(np.max(np.abs(layer.scale)) <= 1 / _OF_BYTES)
+    if kind == "Normalization":
+        return bool(np.max(np.abs(np.asarray(layer.mean))) >= _OF_BYTES)
+    constants = [np.abs(np.asarray(one, float)).max() for one in _constants(layer)]
+    if kind in ("TrueDivide", "Divide", "Subtract", "Add"):
+        return any(one >= _OF_BYTES for one in constants)
+    return kind == "Multiply" and any(0 < one <= 1 / _OF_BYTES for one in constants)
+
+
+def _constants(operation: Any) -> list[Any]:
+    """The numbers and arrays among the arguments of an operation of a graph."""
+    nodes = getattr(operation, "_inbound_nodes", ())
+    given = [one for node in nodes for one in node.arguments.args]
+    return [one for one in given if not hasattr(one, "_keras_history") and np.asarray(one).dtype.kind in "iuf" and np.size(one)]
+
+
 @with_own_keras
 def plain_model(bundle_model: keras.Model) -> keras.Model:
     """The model of a bundle as a plain Keras model: uint8 pixels -> scores."""

@@ -142,9 +142,8 @@ def _kinds(store: pa.Table, known: pa.Table) -> np.ndarray:
     """(n,) int: for each object of the store its number among `KINDS`."""
     numbered = store.append_column("row", pa.array(np.arange(store.num_rows)))
     beside = numbered.join(known.append_column("known", pa.array(np.ones(known.num_rows, bool))), _NAMES).sort_by("row")
-    changed = np.zeros(store.num_rows, bool)
-    for name in ("size", "etag"):
-        changed |= _true(pc.not_equal(beside[name], beside[f"{name}_first"]))
+    changed = _true(pc.not_equal(beside["size"], beside["size_first"]))
+    changed |= _true(pc.invert(schema.same_version(beside["etag_first"], beside["etag"])))
     # What was read before it went into the archive keeps its rows; what was restored is of its own format again.
     in_archive = _true(pc.equal(beside["format"], schema.ARCHIVED))
     changed |= _true(pc.not_equal(beside["format"], beside["format_first"])) & ~in_archive

@@ -126,6 +126,10 @@ class FeatureTable:
         """For each run, the positions of its rows in `manifest`."""
         return [FeatureMatch(*one) for one in zip(self.runs, self._sorted[1], strict=True)]
 
+    def errors(self) -> pa.Table:
+        """Columns `uri`, `key` and `transient` of its images without features."""
+        return pa.concat_tables(one.snapshot_run.current_rows(_errors_of(one)) for one in self.runs)
+
     def require_base(self, digest: str, whose: str) -> None:
         """Raises OutputError if the base that made these features is not the base of `whose`."""
         self.runs[0].require_base(digest, whose)
@@ -235,7 +239,8 @@ def match_stored_features(runs: Sequence[FeatureRun], rows: pa.Table) -> list[Fe
             errors = _errors_of(source)
             stored = stored.filter(pc.invert(pc.is_in(stored["uri"], errors["uri"].filter(errors["transient"]))))
         stored = stored.group_by(_IDENTITY).aggregate([("stored", "min")])
-        both = left.join(stored, _IDENTITY, join_type="inner")
+        both = left.join(stored, ["uri", "key"], join_type="inner", right_suffix="_stored")
+        both = both.filter(pc.fill_null(schema.same_version(both["etag_stored"], both["etag"]), False))
         if not both.num_rows:
             continue
         target = np.full(source.run.manifest.num_rows, -1)
@@ -247,9 +252,10 @@ def match_stored_features(runs: Sequence[FeatureRun], rows: pa.Table) -> list[Fe
 
 
 def _errors_of(source: FeatureRun) -> pa.Table:
-    """Columns `uri` and `transient` of the images that failed in a run."""
+    """Columns `uri`, `key` and `transient` of the images that failed in a run."""
     names = [item for item in source.report["files"].items() if item[0].startswith("errors/")]
-    return pa.concat_tables(read_checked(source.run.location, *named).select(["uri", "transient"]) for named in names)
+    found = [read_checked(source.run.location, *named).select(["uri", "key", "transient"]) for named in names]
+    return pa.concat_tables([*found, schema.ERRORS.empty_table().select(["uri", "key", "transient"])])
 
 
 def _holds_predictions(name: str) -> bool:
@@ -391,26 +397,26 @@ def range_of_row(ranges: Sequence[FileRange], row: int) -> FileRange:
     return next(one for one in ranges if one.start <= row < one.end)
 
 
-def look_up(source: FeatureTable, column: str, names: pa.Array) -> pa.Table:
-    """uri, key and features of the images with these names, run by run in the order of the manifest. No image is read.
+def look_up(source: FeatureTable, uris: pa.Array, keys: pa.Array) -> pa.Table:
+    """uri, key and features of the images with these addresses or keys, run by run in the order of the manifest.
 
     Files that cannot contain any of the names are not read. The manifest does not list the images of a shard, so files that
     cover shards are always read.
 
     Args:
         source: the features of a table.
-        column: the column that `names` refer to, `uri` or `key`.
-        names: the names to look up.
+        uris: addresses to look up.
+        keys: keys to look up.
     """
-    return pa.concat_tables(_look_up(one, column, names) for one in source.runs)
+    return pa.concat_tables(_look_up(one, uris, keys) for one in source.runs)
 
 
-def _look_up(source: FeatureRun, column: str, names: pa.Array) -> pa.Table:
+def _look_up(source: FeatureRun, uris: pa.Array, keys: pa.Array) -> pa.Table:
+    def wanted(table: pa.Table) -> pa.ChunkedArray:
+        return pc.or_(pc.is_in(table["uri"], uris), pc.is_in(table["key"], keys))
+
     manifest = source.run.manifest
-    wanted = pc.or_(pc.is_in(manifest[column], names), pc.not_equal(manifest["format"], IMAGE))
-    rows = np.flatnonzero(wanted.to_numpy())
+    rows = np.flatnonzero(pc.or_(wanted(manifest), pc.not_equal(manifest["format"], IMAGE)).to_numpy())
     tables = list(source.vectors(rows if len(rows) else np.array([0])))
-    found = pa.concat_tables(
-        table.filter(pc.is_in(table[column], names)).select(["uri", "key", "features"]) for table in tables
-    )
+    found = pa.concat_tables(table.filter(wanted(table)).select(["uri", "key", "features"]) for table in tables)
     return source.snapshot_run.current_rows(found)

@@ -175,10 +175,20 @@ def _read_run(location: Location) -> Run | None:
 
 
 def read_sealed(location: Location) -> dict[str, Any]:
-    """The body of a sealed document; raises CountsError if it is damaged."""
+    """The body of a sealed document.
+
+    Raises:
+        CountsError: it is damaged.
+        OutputError: a newer version wrote it, in a form that this one may read wrongly.
+    """
     body = unseal(location.read())
     if body is None:
         raise CountsError(f"{location.url} is damaged: it does not match its own seal.")
+    if body.get("schema_version", 0) > schema.SCHEMA_VERSION:
+        raise OutputError(
+            f"{location.url} was written by a newer tlbatch (schema version {body['schema_version']}, and this one knows up to "
+            f"{schema.SCHEMA_VERSION}); update tlbatch."
+        )
     return body
 
 

@@ -138,6 +138,8 @@ def show_training(result: Mapping[str, Any]) -> None:
     )
     if result["failed"]:
         console.print(f"{result['failed']:,} labelled images could not be read and were left out")
+    if result["skipped_by_kind"]:
+        console.print(f"Other objects skipped{_kinds(result)}", soft_wrap=True)
     error, abstaining = (result["calibration"].get(name) for name in ("calibration_error", "abstaining"))
     if error:
         console.print(f"Calibration error {error['before']:.3f}; after temperature scaling {error['after']:.3f}")
@@ -185,6 +187,11 @@ def show_import(result: Mapping[str, Any]) -> None:
     split = "base and head" if result["split"] else "not split, because the graph does not show where the head begins"
     console.print(
         f"{len(result['labels'])} classes at {result['size']} pixels, {split}; scores off by at most {result['off']:.1g}",
+        soft_wrap=True,
+    )
+    console.print(
+        f"Images will be resized with resize={result['resize']} and fit={result['fit']}. tlbatch cannot see whether the "
+        "training did the same; if it did not, many labels change.",
         soft_wrap=True,
     )
     console.print(result["bundle"], soft_wrap=True)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from tlbatch.images.labels import Labels
 from tlbatch.output.run import Run
-from tlbatch.report.evaluate import evaluate_rows, gives_many_labels, labelled_rows, matched_rows
+from tlbatch.report.evaluate import evaluate_rows, labelled_rows
 
 #: Most images per cell of the confusion matrix, bins of the reliability diagram, and most labels with a curve.
 _CELL_IMAGES, _BINS, _CURVES = 6, 10, 8
@@ -54,11 +54,11 @@ def diagnose(runs: Sequence[Run], labels: Labels) -> Diagnostics:
     Raises:
         LabelsError: no image of the labels file is in the table.
     """
-    rows = labelled_rows(runs, labels)
-    metrics = evaluate_rows(runs, labels, rows)
-    if gives_many_labels(runs) or not metrics["images"]:
+    found = labelled_rows(runs, labels)
+    metrics = evaluate_rows(found)
+    if labels.many or not metrics["images"]:
         return Diagnostics(labels.source, metrics, pd.DataFrame(columns=_CELL_COLUMNS))
-    matched = matched_rows(labels, rows)
+    matched = found.rows.assign(true_label=[label for (label,) in found.rows["true_labels"]])
     by_cell = matched.sort_values("score", ascending=False, kind="stable").groupby(["true_label", "label"], sort=False)
     cells = by_cell.head(_CELL_IMAGES)[_CELL_COLUMNS].reset_index(drop=True)
     curves = tuple(_curve(str(label), matched) for label in matched["true_label"].value_counts().index[:_CURVES])

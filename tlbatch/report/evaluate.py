@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tlbatch.errors import LabelsError
-from tlbatch.images.labels import NO_LABEL, Labels, read_labels
+from tlbatch.images.label_files import read_labels
+from tlbatch.images.labels import Labels, in_short, names_of, warn_of_spelling
 from tlbatch.output.run import Run
 from tlbatch.output.table import read_groups, require_published
 from tlbatch.storage.resolve import resolve
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -25,7 +31,7 @@ def evaluate(
 
     Args:
         output: the output folder.
-        labels: CSV or Parquet with `key` (or `uri`), `label` and, if `split` is given, `split`.
+        labels: CSV or Parquet with `key` or `uri` or both, `label` and, if `split` is given, `split`.
         split: only the rows of this part, for example "test".
         storage_options: fsspec's options for both.
 
@@ -34,16 +40,15 @@ def evaluate(
         `abstained` (abstained images are measured too).
 
     Raises:
-        LabelsError: the file cannot be used, or none of its images is in the table.
+        LabelsError: the file cannot be used, none of its images is in the table, or a name fits several of them.
     """
     runs = require_published(resolve(output, storage_options))
-    found = read_true_labels(runs, labels, split, storage_options)
-    return evaluate_rows(runs, found, labelled_rows(runs, found))
+    return evaluate_rows(labelled_rows(runs, read_true_labels(runs, labels, split, storage_options)))
 
 
 def read_true_labels(runs: Sequence[Run], url: str, split: str | None, storage_options: Mapping[str, Any] | None) -> Labels:
     """Read a labels file: one label per image, or any number if the bundle of the table's newest run is multi-label."""
-    labels = read_labels(resolve(url, storage_options), many=gives_many_labels(runs))
+    labels = read_labels([resolve(url, storage_options)], many=gives_many_labels(runs))
     return labels if split is None else labels.of_split(split)
 
 
@@ -52,69 +57,81 @@ def gives_many_labels(runs: Sequence[Run]) -> bool:
     return bool(runs[-1].facts.get("multi_label"))
 
 
-def labelled_rows(runs: Sequence[Run], labels: Labels) -> pd.DataFrame:
-    """The rows of the labelled images of a table: `uri, key, label, score, abstained, top_labels, top_scores`."""
-    names = pa.array({name for name, _ in labels.pairs}, pa.string())
+@dataclass(frozen=True)
+class LabelledRows:
+    """The labelled images of a table.
+
+    Attributes:
+        labels: the labels file.
+        rows: `uri, key, label, score, abstained, top_labels, top_scores` of the predicted ones and `true_labels`, a tuple, in
+            the order of the labels file.
+        failed: labelled images that are rows of the errors table.
+        missing: labels that belong to no image of the table.
+    """
+
+    labels: Labels
+    rows: pd.DataFrame
+    failed: int
+    missing: int
+
+
+def labelled_rows(runs: Sequence[Run], labels: Labels) -> LabelledRows:
+    """Look up the labelled images of a table; only their rows are kept in memory.
+
+    Raises:
+        LabelsError: no image of the labels file is in the table, or a name fits several of them.
+    """
     columns = ["uri", "key", "label", "score", "abstained", "top_labels", "top_scores"]
-    found = [piece.filter(pc.is_in(piece[labels.column], names)) for piece in read_groups(runs, "predictions", columns)]
-    frame: pd.DataFrame = pa.concat_tables(found).to_pandas()
-    return frame
+    frame = pa.concat_tables(labels.named(piece) for piece in read_groups(runs, "predictions", columns)).to_pandas()
+    errors = [name for piece in read_groups(runs, "errors", ["uri", "key"]) for name in names_of(labels.named(piece))]
+    predicted = list(zip(frame["uri"], frame["key"], strict=True))
+    found = labels.of_images([*predicted, *errors])
+    if not found.labels:
+        raise LabelsError(f"No image of {labels.source} is in the table; the first one is {labels.rows[0].name}.")
+    place = {name: number for number, name in enumerate(predicted)}
+    known = [name for name in found.labels if name in place]
+    rows = frame.iloc[[place[name] for name in known]].assign(true_labels=[found.labels[name] for name in known])
+    _warn_of_unknown_labels(rows, labels)
+    return LabelledRows(labels, rows.reset_index(drop=True), len(found.labels) - len(known), len(found.missing))
 
 
-def evaluate_rows(runs: Sequence[Run], labels: Labels, rows: pd.DataFrame) -> dict[str, Any]:
+def _warn_of_unknown_labels(rows: pd.DataFrame, labels: Labels) -> None:
+    """Log true labels that no image has among its best labels: they may be spelled in another way than the model's."""
+    given = Counter(label for names in rows["true_labels"] for label in names)
+    warn_of_spelling(given.elements(), labels.source)
+    known = {*rows["label"], *chain.from_iterable(rows["top_labels"])}
+    unknown = [f"{label!r} ({count} images)" for label, count in sorted(given.items()) if label not in known]
+    if unknown:
+        log.warning(
+            "No image of the table has these labels of %s among its best ones: %s; the table has %s",
+            *(labels.source, in_short(unknown), in_short([repr(label) for label in sorted(known)])),
+        )
+
+
+def evaluate_rows(found: LabelledRows) -> dict[str, Any]:
     """`evaluate` for the result of `labelled_rows`."""
-    if gives_many_labels(runs):
-        return _evaluate_many(rows, labels, _failed_names(runs, labels))
-    matched = matched_rows(labels, rows)
-    names = _failed_names(runs, labels)
-    failed = sum(name in names for name, _ in labels.pairs)
-    if matched.empty and not failed:
-        raise _no_labelled_image(labels)
-    classes = sorted({*matched["true_label"], *matched["label"]})
+    if found.labels.many:
+        return _evaluate_many(found)
+    actual, predicted = [label for (label,) in found.rows["true_labels"]], found.rows["label"].tolist()
     return {
-        **measure(matched["true_label"].tolist(), matched["label"].tolist(), classes),
-        "failed": failed,
-        "missing": len(labels.pairs) - len(matched) - failed,
-        "abstained": int(matched["abstained"].sum()),
+        **measure(actual, predicted, sorted({*actual, *predicted})),
+        "failed": found.failed,
+        "missing": found.missing,
+        "abstained": int(found.rows["abstained"].sum()),
     }
 
 
-def matched_rows(labels: Labels, rows: pd.DataFrame) -> pd.DataFrame:
-    """The labelled rows with a column `true_label`, in the order of the labels file.
-
-    If several rows have the same name, the last one counts.
-    """
-    by_name = rows.drop_duplicates(labels.column, keep="last").set_index(labels.column, drop=False)
-    known = [(name, label) for name, label in labels.pairs if name in by_name.index]
-    return by_name.loc[[name for name, _ in known]].assign(true_label=[label for _, label in known]).reset_index(drop=True)
-
-
-def _failed_names(runs: Sequence[Run], labels: Labels) -> set[str]:
-    """The labelled images that are rows of the errors table."""
-    named = {name for name, _ in labels.pairs}
-    found: set[str] = set()
-    for piece in read_groups(runs, "errors", ["uri", "key"]):
-        found |= named.intersection(piece[labels.column].to_pylist())
-    return found
-
-
-def _no_labelled_image(labels: Labels) -> LabelsError:
-    return LabelsError(f"No {labels.column} of {labels.source} is in the table; the first one is {labels.pairs[0][0]!r}.")
-
-
-def _evaluate_many(table: pd.DataFrame, labels: Labels, failed: set[str]) -> dict[str, Any]:
+def _evaluate_many(found: LabelledRows) -> dict[str, Any]:
     """`evaluate_rows` for multi-label tables, in which `top_labels` are the predicted labels."""
-    expected: dict[str, set[str]] = {}
-    for name, label in labels.pairs:
-        expected.setdefault(name, set()).update(() if label == NO_LABEL else (label,))
-    predicted = {name: set(top) for name, top in zip(table[labels.column], table["top_labels"], strict=True)}
-    names = [name for name in expected if name in predicted]
-    if not names and not failed:
-        raise _no_labelled_image(labels)
-    classes = sorted(set().union(*(expected[name] | predicted[name] for name in names)))
-    measured = measure_many([expected[name] for name in names], [predicted[name] for name in names], classes)
-    missing = len(expected) - len(names) - len(failed)
-    return {**measured, "failed": len(failed), "missing": missing, "abstained": sum(not predicted[name] for name in names)}
+    actual, predicted = ([set(names) for names in found.rows[column]] for column in ("true_labels", "top_labels"))
+    classes = sorted(set().union(*actual, *predicted))
+    abstained = sum(not names for names in predicted)
+    return {
+        **measure_many(actual, predicted, classes),
+        "failed": found.failed,
+        "missing": found.missing,
+        "abstained": abstained,
+    }
 
 
 def measure_many(

@@ -58,11 +58,14 @@ class LocalLocation:
         return self.path.read_bytes()
 
     def fetch(self, start: int = 0, end: int | None = None, etag: str | None = None) -> bytes:
-        """The file or a part of it; with `etag`, the version is compared after reading."""
+        """The file or a part of it; with `etag`, time and size are compared after reading.
+
+        The time of status change is not compared: hosts may each have a copy of the files at the same path.
+        """
         with _opened(self.path) as file:
             file.seek(start)
             data = file.read() if end is None else file.read(end - start)
-            if etag is not None and _version(os.fstat(file.fileno())) != etag:
+            if etag is not None and not f"{etag}-".startswith(f"{_content_version(os.fstat(file.fileno()))}-"):
                 raise ChangedError(f"{self.path} was changed after it was listed")
         return data
 
@@ -130,6 +133,10 @@ class LocalLocation:
             return sorted(os.listdir(self.path))
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly below this one, sorted."""
+        return [name for name in self.names() if self.path.joinpath(name).is_dir()]
 
     def walk(self, rules: WalkRules = EVERYTHING) -> Iterator[pa.RecordBatch]:
         """Every file below this folder; links are followed, and a loop of links is followed once."""
@@ -202,7 +209,15 @@ def _names_in(folder: Path, prefix: str, rules: WalkRules) -> list[str]:
 
 
 def _version(found: os.stat_result) -> str:
-    """A substitute for an etag: modification time in nanoseconds and size."""
+    """A substitute for an etag: modification time in nanoseconds, size, and time of status change.
+
+    The last one shows a file that took the place of another of the same time and size. `schema.same_version` knows the etags of
+    older tables, which lack it.
+    """
+    return f"{_content_version(found)}-{found.st_ctime_ns:x}"
+
+
+def _content_version(found: os.stat_result) -> str:
     return f"{found.st_mtime_ns:x}-{found.st_size:x}"
 
 

@@ -103,6 +103,9 @@ class Location(Protocol):
     def names(self) -> list[str]:
         """Names directly below this folder, sorted; empty if the folder does not exist."""
 
+    def folders(self) -> list[str]:
+        """Names of the folders directly below this one, sorted; a bucket has no empty ones."""
+
     def walk(self, rules: WalkRules = EVERYTHING) -> Iterator[pa.RecordBatch]:
         """Every object below this folder, as `LISTED`. A name that is not valid UTF-8 (a local disk allows such names) is null.
 

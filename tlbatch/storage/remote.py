@@ -231,11 +231,18 @@ class RemoteLocation:
 
     def names(self) -> list[str]:
         """Names directly below this folder."""
+        return sorted(set(map(_last_part, self._entries())) - {""})
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly below this one, sorted."""
+        return sorted({_last_part(entry) for entry in self._entries() if entry["type"] == "directory"} - {""})
+
+    def _entries(self) -> list[Mapping[str, Any]]:
+        """What fsspec says of each object and folder directly below this folder."""
         try:
-            found = self._ask(lambda: self._fs.ls(self._path, detail=False))
+            return list(self._ask(lambda: self._fs.ls(self._path, detail=True)))
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in found} - {""})
 
     def walk(self, rules: WalkRules = EVERYTHING) -> Iterator[pa.RecordBatch]:
         """Every object below this folder; on S3 page by page, several folders at once."""
@@ -354,3 +361,7 @@ def _seconds(when: Any) -> float:
 def _remote_version(found: Mapping[str, Any]) -> str:
     version = found.get("ETag") or found.get("etag") or found.get("mtime") or found.get("created") or found.get("LastModified")
     return str(version or "").strip('"')
+
+
+def _last_part(entry: Mapping[str, Any]) -> str:
+    return str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]

@@ -26,10 +26,17 @@ def test_the_temperature_that_was_put_in_is_found(temperature):
 
 
 def test_a_few_images_that_are_all_told_right_do_not_make_a_head_infallible():
-    """Nine of nine right: (9 + 1) / (9 + 3) is what that is worth."""
+    """Nine of nine right: (9 + 1) / (9 + 2) is what that is worth."""
     scores = np.tile(np.array([[0.6, 0.3, 0.1]], np.float32), (9, 1))
     temperature = fit_temperature(scores, np.zeros(9, int))
-    assert 0.75 < softmax(np.log(scores) / temperature)[0, 0] < 0.85
+    assert 0.88 < softmax(np.log(scores) / temperature)[0, 0] < 0.93
+
+
+def test_many_classes_do_not_hold_down_the_scores_of_what_is_always_right():
+    """Forty classes, 80 images, all right: with a target of (n + 1) / (n + C) every score would be below 0.7."""
+    scores = softmax(np.eye(40)[np.arange(80) % 40] * 5.0)
+    temperature = fit_temperature(scores, np.arange(80) % 40)
+    assert calibration_error(softmax(np.log(scores) / temperature), np.arange(80) % 40) < 0.02
 
 
 def test_the_calibration_error_by_hand():

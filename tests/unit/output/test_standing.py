@@ -5,6 +5,7 @@ import pytest
 from support.tables import publish_run
 
 from tlbatch import schema
+from tlbatch.errors import OutputError
 from tlbatch.output.run import begin_run, read_output, read_pointer
 from tlbatch.output.standing import failures_after, too_many_failed
 from tlbatch.storage.resolve import resolve
@@ -82,3 +83,14 @@ def test_a_closed_folder_is_new_once(tmp_path):
 def test_when_too_many_failed(report, sentence):
     found = too_many_failed(report, 0.01)
     assert found is None if sentence is None else found.startswith(sentence)
+
+
+@pytest.mark.parametrize("name", [schema.LATEST, f"{schema.RUNS}/n0/{schema.RUN}"])
+def test_what_a_newer_version_wrote_is_refused_in_a_sentence(tmp_path, name):
+    output = resolve(str(tmp_path))
+    publish(output, "n0", "ab", {})
+    path = tmp_path / name
+    body = schema.unseal(path.read_bytes())
+    path.write_bytes(schema.seal({**body, "schema_version": schema.SCHEMA_VERSION + 1}))
+    with pytest.raises(OutputError, match=r"was written by a newer tlbatch \(schema version \d+, and this one knows up to"):
+        read_output(output)

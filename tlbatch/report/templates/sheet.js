@@ -6,9 +6,10 @@ const count = () => {
 };
 document.addEventListener('input', count);
 document.querySelector('button').addEventListener('click', () => {
-  const rows = filled().map(field => quoted(field.dataset.key) + ',' + quoted(field.value.trim()) + '\n');
+  const rows = filled().map(field =>
+    [field.dataset.uri, field.dataset.key, field.value.trim()].map(quoted).join(',') + '\n');
   const link = document.createElement('a');
-  link.href = URL.createObjectURL(new Blob(['key,label\n' + rows.join('')], {type: 'text/csv'}));
+  link.href = URL.createObjectURL(new Blob(['uri,key,label\n' + rows.join('')], {type: 'text/csv'}));
   link.download = 'labels.csv';
   link.click();
 });
