@@ -102,10 +102,8 @@ class Labels:
 
     @cached_property
     def keys(self) -> pa.Array:
-        """The keys in all rows, in either Unicode form: macOS decomposes accents, keyboards compose them."""
-        names = {row.key for row in self.rows if row.key is not None}
-        forms = {unicodedata.normalize(form, name) for name in names if not name.isascii() for form in ("NFC", "NFD")}
-        return pa.array(names | forms, pa.string())
+        """The keys in all rows, in each form in which a store may have them."""
+        return pa.array({form for row in self.rows if row.key is not None for form in _forms(row.key)}, pa.string())
 
     def named(self, table: pa.Table) -> pa.Table:
         """The rows of a table with `uri` and `key` that these labels may belong to."""
@@ -136,6 +134,18 @@ class Labels:
         return _Join(self, images).labelled()
 
 
+def _plain_form(key: str) -> str:
+    """A key in the form by which labels find it: macOS decomposes accents, and older versions kept `./` before tar members."""
+    return unicodedata.normalize("NFC", key).removeprefix("./")
+
+
+def _forms(key: str) -> set[str]:
+    """All keys with the same plain form, and the key itself."""
+    plain = _plain_form(key)
+    forms = {plain, unicodedata.normalize("NFD", plain)}
+    return {key} | forms | {f"./{form}" for form in forms}
+
+
 class _Join:
     """The images of a store by each of their names, and the labels that they get, file by file."""
 
@@ -146,8 +156,7 @@ class _Join:
             self._by_name[uri, key].append(place)
             self._by_uri[uri].append(place)
             self._by_key[key].append(place)
-            if not key.isascii():
-                self._by_form[unicodedata.normalize("NFC", key)].append(place)
+            self._by_form[_plain_form(key)].append(place)
 
     def labelled(self) -> Labelled:
         """Look up every row."""
@@ -183,10 +192,9 @@ class _Join:
         if row.key is None:
             return self._by_uri.get(row.uri, [])
         exact = self._by_key.get(row.key, []) if row.uri is None else self._by_name.get((row.uri, row.key), [])
-        if exact or row.key.isascii():
+        if exact:
             return exact
-        alike = self._by_form.get(unicodedata.normalize("NFC", row.key), [])
-        return [place for place in alike if row.uri in (None, self._images[place][0])]
+        return [place for place in self._by_form.get(_plain_form(row.key), []) if row.uri in (None, self._images[place][0])]
 
     def _one_or_many(self, place: int, names: Iterable[str]) -> tuple[str, ...]:
         """The labels that one file gives to an image."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from PIL import Image
 
 from tlbatch.schema import PixelRules
@@ -25,35 +26,38 @@ def needs_all_pixels(rules: PixelRules) -> bool:
 def resized(image: Image.Image, size: tuple[int, int], rules: PixelRules) -> Image.Image:
     """The picture at Pillow's (width, height).
 
-    `crop` and `pad` keep the aspect ratio, as `crop_to_aspect_ratio` and `pad_to_aspect_ratio` of Keras do. Without
-    antialiasing, bilinear interpolation takes the four pixels around each point, as `tf.image.resize` does.
+    `crop` and `pad` keep the aspect ratio as `image_dataset_from_directory` of Keras does with `crop_to_aspect_ratio` and
+    `pad_to_aspect_ratio`. Without antialiasing, bilinear interpolation takes the four pixels around each point, as
+    `tf.image.resize` does.
     """
     if rules.resize == "pad":
-        image = _padded(image, size)
-    box = _middle(image.size, size) if rules.resize == "crop" else (0, 0, *image.size)
+        inner, place = _fitting(image.size, size)
+        canvas = Image.new(image.mode, size, _BLACK.get(image.mode, 0))
+        canvas.paste(_interpolated(image, inner, rules), place)
+        return canvas
+    if rules.resize == "crop":
+        image = image.crop(_middle(image.size, size))
+    return _interpolated(image, size, rules)
+
+
+def _interpolated(image: Image.Image, size: tuple[int, int], rules: PixelRules) -> Image.Image:
     if rules.interpolation == "bilinear_no_antialias":
-        return image.transform(size, Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
-    return image.resize(size, _FILTERS[rules.interpolation], box)
-
-
-def _shaped(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """The width of the target's aspect ratio at this height, and the height at this width, rounded down as in Keras."""
-    width, height = size
-    return int(height * target[0] / target[1]), int(width * target[1] / target[0])
+        return image.transform(size, Image.Transform.EXTENT, (0, 0, *image.size), Image.Resampling.BILINEAR)
+    return image.resize(size, _FILTERS[rules.interpolation])
 
 
 def _middle(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The largest centered box of the target's aspect ratio; at least a pixel wide and high."""
-    width, height = (max(1, min(pair)) for pair in zip(size, _shaped(size, target), strict=True))
+    """The largest centered box of the target's aspect ratio, rounded down; at least a pixel wide and high."""
+    width = max(1, min(size[0], int(size[1] * target[0] / target[1])))
+    height = max(1, min(size[1], int(size[0] * target[1] / target[0])))
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
     return left, top, left + width, top + height
 
 
-def _padded(image: Image.Image, target: tuple[int, int]) -> Image.Image:
-    """The picture in the middle of the smallest black canvas of the target's aspect ratio."""
-    width, height = (max(pair) for pair in zip(image.size, _shaped(image.size, target), strict=True))
-    if (width, height) == image.size:
-        return image
-    canvas = Image.new(image.mode, (width, height), _BLACK.get(image.mode, 0))
-    canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
-    return canvas
+def _fitting(size: tuple[int, int], target: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The largest size in the picture's aspect ratio that fits into the target, and its place there, as in TensorFlow."""
+    whole = np.array(size, np.float32)
+    exact = whole / (whole / np.array(target, np.float32)).max()
+    width, height = np.maximum(exact.astype(int), 1).tolist()
+    left, top = np.maximum((target - exact) / 2, 0).astype(int).tolist()
+    return (width, height), (left, top)

@@ -70,6 +70,8 @@ def test_names_match_in_either_unicode_form():
         labels = Labels(((LabelRow(None, ours, "x"), LabelRow(None, "a.jpg", "y"), LabelRow(None, "gone.jpg", "z")),))
         assert theirs in labels.keys.to_pylist()
         assert labels_of(labels, theirs, "a.jpg") == {theirs: ("x",), "a.jpg": ("y",)}
+    dotted = Labels(((LabelRow(None, f"./{composed}", "x"), LabelRow(None, "b.jpg", "y")),))
+    assert labels_of(dotted, decomposed, "./b.jpg") == {decomposed: ("x",), "./b.jpg": ("y",)}
     both = Labels(((LabelRow(None, composed, "x"), LabelRow(None, decomposed, "y")),))
     assert labels_of(both, composed, decomposed) == {composed: ("x",), decomposed: ("y",)}
 

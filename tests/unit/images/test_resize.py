@@ -19,13 +19,12 @@ def pixels(data: bytes, **rules: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
-def test_bilinear_without_antialias_is_that_of_keras(shape, kind, fit, tmp_path):
-    """`image_dataset_from_directory`, in one level of 255: it rounds later than Pillow."""
+def test_bilinear_without_antialias_is_that_of_keras(shape, fit, tmp_path):
+    """`image_dataset_from_directory`, in one level of 255: it rounds later than Pillow. (Its JPEG decoder is another one.)"""
     import keras
 
-    (tmp_path / "a.png").write_bytes(data := encoded(noisy((90, 140, 60), 3, shape), kind))
+    (tmp_path / "a.png").write_bytes(data := encoded(noisy((90, 140, 60), 3, shape), "PNG"))
     how = {"crop_to_aspect_ratio": fit == "crop", "pad_to_aspect_ratio": fit == "pad"}
     found = keras.utils.image_dataset_from_directory(
         tmp_path, labels=None, image_size=(SIDE, SIDE), shuffle=False, verbose=False, **how
