@@ -88,6 +88,26 @@ def test_damage_between_the_members_of_a_tar_is_not_taken_for_its_end():
     assert found[1].data.kind is ErrorKind.TRUNCATED
 
 
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_archives_one_behind_the_other_are_read_to_the_last(pack):
+    """As `cat a.tar b.tar` leaves them, with their end markers between them."""
+    first, second = tar_of(dict(list(IMAGES.items())[:3])), tar_of(dict(list(IMAGES.items())[3:]))
+    for data in (pack(first) + pack(second), pack(first + bytes(71_680) + second)):
+        assert [one.data for one in members(TAR, data)] == list(IMAGES.values())
+    found = members(TAR, pack(first + second[:-12_000]))
+    assert [one.index for one in found] == list(range(len(found)))
+    assert found[-1].data.kind is ErrorKind.TRUNCATED
+
+
+def test_what_is_no_archive_behind_the_end_of_one_is_ignored_and_in_the_middle_it_is_damage():
+    data = tar_of(IMAGES)
+    assert len(members(TAR, data + b"signature" * 100)) == len(IMAGES)
+    second = data.index(b"dir/001.jpg")
+    found = members(TAR, data[:second] + bytes(512) + data[second + 512 :])  # its header was overwritten
+    assert [one.key for one in found] == ["dir/000.jpg", "s/shard"]
+    assert found[1].data.kind is ErrorKind.TRUNCATED
+
+
 def test_labels_and_texts_beside_images_are_passed_over():
     found = members(TAR, tar_of({"1.jpg": b"a", "1.cls": b"3", "1.json": b"{}", "1.txt": b"x", "2.WEBP": b"b", "2.jpeg": b"c"}))
     assert [(one.index, one.key) for one in found] == [(0, "1.jpg"), (1, "2.WEBP"), (2, "2.jpeg")]
