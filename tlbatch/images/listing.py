@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from tlbatch.errors import StoreError
 from tlbatch.images import names
-from tlbatch.images.contents import Locate, with_formats_of_content, without_metadata, without_other_zips
+from tlbatch.images.contents import Locate, with_formats_of_content, without_other_shards
 from tlbatch.images.layouts import layout_kinds, sentences
 from tlbatch.images.lists import is_list, read_list
 from tlbatch.images.names import glob_matcher, suffix
@@ -38,7 +38,6 @@ _MOST_KINDS = 40
 #: Folders that a message names.
 _NAMED = 5
 NOT_INCLUDED, OWN_OUTPUT = "not included", "output of tlbatch"
-METADATA, OTHER_ZIPS = "Parquet without images", "zip without images"
 
 
 @dataclass(frozen=True)
@@ -149,9 +148,8 @@ def list_store(
     manifest = walk.without_own_outputs(manifest)
     if locate is not None and selection.kind == "auto" and (single is None or manifest.num_rows == 1):
         manifest = with_formats_of_content(manifest, locate)
-        manifest, metadata = without_metadata(manifest, locate)
-        manifest, zips = without_other_zips(manifest, locate)
-        walk.skipped.update({kind: count for kind, count in ((METADATA, metadata), (OTHER_ZIPS, zips)) if count})
+        manifest, others = without_other_shards(manifest, locate)
+        walk.skipped.update(others)
     walk.warn(alone=not manifest.num_rows)
     if not manifest.num_rows:
         raise StoreError(f"The store {store.url} contains no images to classify{walk.why_nothing()}")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO
 
 from tlbatch.errors import ErrorKind, Failure
-from tlbatch.images.parquet import has_image_column, read_parquet
+from tlbatch.images.parquet import has_images, read_parquet
 from tlbatch.images.shards import Member, ShardImages, ShardOptions, TornShardError
 from tlbatch.images.tar import read_tar
 from tlbatch.images.tfrecord import read_tfrecord
@@ -47,7 +47,7 @@ def read_members(kind: str, file: IO[bytes], wanted: ShardOptions) -> Iterator[M
 def may_hold_images(kind: str, file: IO[bytes]) -> bool:
     """Whether an object with the name of a shard can be one, by what a few small reads of it tell.
 
-    A Parquet file without a column of images and a zip without a member that is named like an image are none. What is damaged
+    A Parquet file without images and a zip without a member that is named like an image are none. What is damaged
     may be one, so that its row says what is wrong with it.
 
     Args:
@@ -63,7 +63,7 @@ def may_hold_images(kind: str, file: IO[bytes]) -> bool:
         return True
 
 
-_CHECKS: Mapping[str, Callable[[IO[bytes]], bool]] = {PARQUET: has_image_column, ZIP: has_image_names}
+_CHECKS: Mapping[str, Callable[[IO[bytes]], bool]] = {PARQUET: has_images, ZIP: has_image_names}
 _READERS: Mapping[str, Callable[[IO[bytes], ShardOptions], ShardImages]] = {
     TAR: read_tar,
     PARQUET: read_parquet,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 from collections.abc import Iterable, Iterator
 from typing import IO, Any, Literal, NamedTuple
 
@@ -52,10 +53,7 @@ def read_parquet(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
     row number. In a list an image has its place in the list behind the key of the row.
     """
     with damage_as_torn_shard():
-        # A large file is read page by page, because one row group may be the whole file. A small file is not: in that mode
-        # Arrow trusts the page size in the header, and fills 2 GB with zeros for a damaged file of 2 KB.
-        buffer = BUFFER_BYTES if file.seek(0, io.SEEK_END) > _READ_AT_ONCE else 0
-        parquet = pq.ParquetFile(file, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True)
+        parquet = _opened(file)
         image = _image_column(parquet, wanted.field)
         key = _key_column(parquet.schema_arrow, image.name)
         position = 0
@@ -69,10 +67,29 @@ def read_parquet(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
                 yield from _images_of(value, one, wanted)
 
 
-def has_image_column(file: IO[bytes]) -> bool:
-    """Whether a Parquet file has a column that `read_parquet` would read or refuse as pixels; only its end is read."""
+def has_images(file: IO[bytes]) -> bool:
+    """Whether a Parquet file has images or decoded pixels, by the types and names of its columns.
+
+    Columns of bytes are common in tables about images: digests, geometries. Of such a column, if its name is none of the usual
+    ones, the first rows are read.
+    """
     with damage_as_torn_shard():
-        return any(_column(field) is not None for field in pq.read_schema(file))
+        parquet = _opened(file)
+        columns = [column for field in parquet.schema_arrow if (column := _column(field)) is not None]
+        told = any(one.form != "bytes" or one.name in IMAGE_FIELDS for one in columns)
+        return told or any(_may_be_image(_sample(parquet, one.name)) for one in columns)
+
+
+def _opened(file: IO[bytes]) -> pq.ParquetFile:
+    # A large file is read page by page, because one row group may be the whole file. A small file is not: in that mode Arrow
+    # trusts the page size in the header, and fills 2 GB with zeros for a damaged file of 2 KB.
+    buffer = BUFFER_BYTES if file.seek(0, io.SEEK_END) > _READ_AT_ONCE else 0
+    return pq.ParquetFile(file, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True)
+
+
+def _may_be_image(sample: list[bytes]) -> bool:
+    """Whether a column may hold images: one without any value in its first rows may hold them further on."""
+    return not sample or any(map(looks_like_image, sample))
 
 
 def _batches(parquet: pq.ParquetFile, image: _Column, key: str | None) -> Iterator[pa.RecordBatch]:
@@ -130,8 +147,7 @@ def _image_column(parquet: pq.ParquetFile, asked: str | None) -> _Column:
     if len(columns) == 1 or not encoded:
         return columns[0]
     samples = {column.name: _sample(parquet, column.name) for column in encoded}
-    # A column without any value in the sample may hold images further on.
-    images = [one for one in encoded if not samples[one.name] or any(map(looks_like_image, samples[one.name]))]
+    images = [one for one in encoded if _may_be_image(samples[one.name])]
     if not images:
         return next((one for one in columns if one.form == "pixels"), _usual(encoded) or encoded[0])
     found = _usual(images)
@@ -171,12 +187,24 @@ def _column(field: pa.Field) -> _Column | None:
         errors="replace"
     )
     if "tensor" in name:
-        return _Column(field.name, "pixels", name)
+        return None if _dimensions(field) == 1 else _Column(field.name, "pixels", name)
     if pa.types.is_struct(kind) and {"data", "height", "width"} <= {child.name for child in kind}:
         return _Column(field.name, "pixels", f"a struct of {', '.join(child.name for child in kind)}")
     if _holds_bytes(kind):
         return _Column(field.name, "struct" if pa.types.is_struct(kind) else "bytes", "")
     return _Column(field.name, "list", "") if _is_list(kind) and _holds_bytes(_plain(kind.value_type)) else None
+
+
+def _dimensions(field: pa.Field) -> int | None:
+    """The number of dimensions of a column of tensors, as Arrow or Ray says it; one is a vector, and no picture."""
+    shape = getattr(field.type, "shape", None)
+    if shape is None:
+        try:
+            shape = json.loads((field.metadata or {}).get(b"ARROW:extension:metadata", b""))
+        except ValueError:
+            return None
+        shape = shape.get("shape") if isinstance(shape, dict) else shape
+    return len(shape) if isinstance(shape, list | tuple) else None
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -9,6 +9,7 @@ import pytest
 from support.shards import parquet_of, tar_of, tfrecord_of
 
 from tlbatch.errors import StoreError
+from tlbatch.images import contents
 from tlbatch.images.listing import Selection, list_store
 from tlbatch.schema import MANIFEST_SCHEMA, from_parquet, to_parquet
 from tlbatch.storage.resolve import resolve
@@ -248,18 +249,51 @@ def test_include_says_which_objects_and_never_what_they_are(tmp_path):
 
 
 def test_parquet_that_describes_what_is_beside_it_is_passed_over(tmp_path):
-    rows = pa.table({"file_name": ["1.jpg"], "sha256": ["0"], "box": [{"at": [1, 2]}]})
-    nested = pa.table({"images": pa.array([[{"bytes": b"x", "path": "p"}]])})
-    for name, table in {"metadata": rows, "00000": rows, "nested": nested}.items():
-        pq.write_table(table, tmp_path / f"{name}.parquet")
-    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
-    location = resolve(str(tmp_path))
+    rows = {"file_name": ["1.jpg"], "box": [{"at": [1, 2]}]}
+    vector = pa.fixed_shape_tensor(pa.float32(), [4])
+    tables = {
+        "metadata": rows,
+        "00000": rows,
+        "digests": {**rows, "sha256": [b"\x12" * 32], "geometry": [b"\1\1\0\0\0" + bytes(16)]},
+        "vectors": {**rows, "clip": pa.ExtensionArray.from_storage(vector, pa.array([[0.0] * 4], vector.storage_type))},
+    }
+    for name, columns in tables.items():
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    location, every = resolve(str(tmp_path)), sorted(f"{name}.parquet" for name in tables)
     alone, kinds = judged(location)
-    assert (sorted(alone), kinds) == (["00000.parquet", "metadata.parquet", "nested.parquet", "torn.parquet"], {})
+    assert (sorted(alone), kinds) == (every, {}), "each has a row that says what it lacks"
     (tmp_path / "00000.tar").write_bytes(b"x")
-    beside, kinds = judged(location)
-    assert (sorted(beside), kinds) == (["00000.tar", "nested.parquet", "torn.parquet"], {"Parquet without images": 2})
+    assert judged(location) == ({"00000.tar": "tar"}, {"Parquet without images": 4})
     assert "metadata.parquet" in judged(location, kind="parquet")[0]
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
+    pq.write_table(pa.table({"images": [[{"bytes": b"x", "path": "p"}]]}), tmp_path / "nested.parquet")
+    assert sorted(judged(location)[0]) == ["00000.tar", "nested.parquet", "torn.parquet"]
+
+
+def test_parquet_with_images_is_read_whatever_is_beside_it(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(parquet_of({"1.jpg": b"x"}))
+    pq.write_table(pa.table({"picture": [b"\xff\xd8\xff", None]}), tmp_path / "b.parquet")
+    pq.write_table(pa.table({"key": ["1.jpg"], "label": ["cat"]}), tmp_path / "labels.parquet")
+    shards = {"a.parquet": "parquet", "b.parquet": "parquet"}
+    assert judged(resolve(str(tmp_path))) == (shards, {"Parquet without images": 1})
+    (tmp_path / "a.tar").write_bytes(b"x")
+    assert judged(resolve(str(tmp_path))) == ({**shards, "a.tar": "tar"}, {"Parquet without images": 1})
+
+
+def test_of_many_shards_with_names_like_each_other_some_are_looked_into(tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(contents, "may_hold_images", lambda kind, file: looked.append(kind) or b"yes" in file.read())
+    keys = [f"{folder}/{number:05d}.parquet" for folder in ("images", "texts", "both") for number in range(300)]
+    for key in keys:
+        good = key.startswith("images") or (key.startswith("both") and int(key[-9:-8]) % 2)
+        (tmp_path / key).parent.mkdir(exist_ok=True)
+        (tmp_path / key).write_bytes(b"yes" if good else b"no")
+    found, kinds = judged(resolve(str(tmp_path)))
+    assert (len(found), kinds) == (450, {"Parquet without images": 450})
+    assert len(looked) == 16 + 16 + 300
+    looked.clear()
+    judged(resolve(str(tmp_path / "both")))
+    assert not looked, "a store of shards that are all alike"
 
 
 def test_a_document_is_neither_an_image_nor_a_list(tmp_path):
