@@ -25,7 +25,7 @@ _NUMBER = r"-\d{5,}-of-\d{5,}"
 #: Regular expressions of the ends of shards' names.
 _SHARD_ENDINGS = {
     TAR: r"\.(tar|tar\.gz|tgz)$",
-    PARQUET: r"\.parquet$",
+    PARQUET: rf"\.parquet({_NUMBER})?$",
     TFRECORD: (
         rf"(\.(tfrecords?|tfrec)({_NUMBER})?(\.gz)?|tf_?records?(\.gz)?{_NUMBER}(\.gz)?|\.record{_NUMBER}"
         rf"|(^|/)[^./]+{_NUMBER})$"

@@ -27,14 +27,16 @@ from tlbatch.images.shards import (
     damage_as_torn_shard,
     looks_like_image,
 )
+from tlbatch.images.tfrecord import images_of_example, is_example
 
 #: Rows that are in memory at a time: of a column with one image a row, and of one with a list of images.
 _ROWS_AT_ONCE, _LISTS_AT_ONCE = 32, 4
 #: Largest size in bytes of a Parquet file whose row groups are read in one piece.
 _READ_AT_ONCE = 32 << 20
 
-#: How a column holds images: as bytes; as Hugging Face's struct of bytes and path; as lists of either; as decoded pixels.
-_Form = Literal["bytes", "struct", "list", "pixels"]
+#: How a column holds images: as bytes; as Hugging Face's struct of bytes and path; as lists of either; as decoded pixels; in
+#: serialized records of TensorFlow.
+_Form = Literal["bytes", "struct", "list", "pixels", "examples"]
 
 
 class _Column(NamedTuple):
@@ -50,11 +52,12 @@ def read_parquet(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
     """Read a column of bytes, of Hugging Face's struct of bytes and path, or of lists of either.
 
     The key is the path in the struct, or else a column of text or integers with a usual name, or else the shard's key and the
-    row number. In a list an image has its place in the list behind the key of the row.
+    row number. In a list an image has its place in the list behind the key of the row. A table of serialized
+    `tf.train.Example`, the Parquet form of TFDS, is read like a TFRecord.
     """
     with damage_as_torn_shard():
         parquet = _opened(file)
-        image = _image_column(parquet, wanted.field)
+        image = _examples_column(parquet) or _image_column(parquet, wanted.field)
         key = _key_column(parquet.schema_arrow, image.name)
         position = 0
         for batch in _batches(parquet, image, key):
@@ -64,7 +67,8 @@ def read_parquet(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
                 yield from ((one, _decoded_pixels(image)) for one in keys)
                 continue
             for one, value in zip(keys, _to_python(batch.column(image.name)), strict=True):
-                yield from _images_of(value, one, wanted)
+                is_record = image.form == "examples" and value
+                yield from images_of_example(value, one, wanted) if is_record else _images_of(value, one, wanted)
 
 
 def has_images(file: IO[bytes]) -> bool:
@@ -77,6 +81,7 @@ def has_images(file: IO[bytes]) -> bool:
         parquet = _opened(file)
         columns = [column for field in parquet.schema_arrow if (column := _column(field)) is not None]
         told = any(one.form != "bytes" or one.name in IMAGE_FIELDS for one in columns)
+        told = told or _examples_column(parquet) is not None
         return told or any(_may_be_image(_sample(parquet, one.name)) for one in columns)
 
 
@@ -134,6 +139,14 @@ def _decoded_pixels(column: _Column) -> Failure:
         "of a PNG or JPEG file in a column of type binary"
     )
     return Failure("read", ErrorKind.UNSUPPORTED, message)
+
+
+def _examples_column(parquet: pq.ParquetFile) -> _Column | None:
+    """The only column of a table, if its first rows are serialized `tf.train.Example`."""
+    names = parquet.schema_arrow.names
+    column = _column(parquet.schema_arrow.field(0)) if len(names) == 1 else None
+    sample = [] if column is None or column.form != "bytes" else _sample(parquet, column.name)
+    return column._replace(form="examples") if column and sample and all(map(is_example, sample)) else None
 
 
 def _image_column(parquet: pq.ParquetFile, asked: str | None) -> _Column:

@@ -48,7 +48,7 @@ def read_tfrecord(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
             if masked_crc(body[:-4]) != body[-4:]:
                 yield name, Failure("read", ErrorKind.DECODE_FAILED, "the record's checksum is wrong")
             else:
-                yield from _from_example(body[:-4], name, wanted)
+                yield from images_of_example(body[:-4], name, wanted)
 
 
 def _raise_wrong_length(header: bytes, position: int, key: str) -> NoReturn:
@@ -82,8 +82,8 @@ def masked_crc(data: bytes) -> bytes:
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def _from_example(record: bytes, name: str, wanted: ShardOptions) -> ShardImages:
-    """The images of a record: the values of one feature."""
+def images_of_example(record: bytes, name: str, wanted: ShardOptions) -> ShardImages:
+    """The images of a serialized `tf.train.Example`: the values of one feature, by their keys or else by `name`."""
     from google.protobuf.message import DecodeError
 
     try:
@@ -101,6 +101,16 @@ def _from_example(record: bytes, name: str, wanted: ShardOptions) -> ShardImages
         return
     for place, data in enumerate(images):
         yield key if len(images) == 1 else f"{key}/{place}", wanted.limited(data)
+
+
+def is_example(record: bytes) -> bool:
+    """Whether bytes are a serialized `tf.train.Example` with any feature."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        return bool(_example_type().FromString(record).features.feature)
+    except DecodeError:
+        return False
 
 
 def _key(features: Mapping[bytes, Any]) -> str | None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.hostile import picture, saved
+from support.shards import example_of
 
 from tlbatch.errors import ErrorKind
 from tlbatch.images.members import may_hold_images, read_members
@@ -218,3 +219,15 @@ def test_decoded_pixels_are_refused_one_row_an_image(make, words, named):
 def test_tables_about_images_hold_none():
     assert not may_hold_images(PARQUET, io.BytesIO(written({"file_name": NAMES, "width": [1, 2, 3]})))
     assert may_hold_images(PARQUET, io.BytesIO(b"no Parquet at all")), "its row says what is wrong"
+
+
+def test_serialized_examples_are_read_like_a_tfrecord():
+    """As TFDS writes `file_format="parquet"`: one column `data`."""
+    records = [example_of({"image": data, "file_name": name.encode()}) for name, data in zip(NAMES, DATA, strict=True)]
+    found = members({"record": records})
+    assert [(one.key, one.data) for one in found] == list(zip(NAMES, DATA, strict=True))
+    records = [example_of({"image": data, "image/encoded": b"x"}) for data in DATA]
+    found = members({"data": [*records, None]}, "image/encoded")
+    assert [(one.key, one.data) for one in found[:3]] == [(f"s/t/{row:08d}", b"x") for row in range(3)]
+    assert found[3].data.kind is ErrorKind.EMPTY
+    assert [one.data for one in members({"data": DATA})] == DATA

@@ -358,6 +358,7 @@ def test_array_record_is_named(name):
         ("train00-1338.tfrec", TFRECORD),
         ("x.array_record-00000-of-00002", None),
         ("train-00000-of-00001.parquet", PARQUET),
+        ("x-train.parquet-00000-of-00005", PARQUET),
         ("train.ZIP", ZIP),
         ("variables.data-00000-of-00001", None),
         ("model-00001-of-00002.safetensors", None),
