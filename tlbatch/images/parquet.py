@@ -57,12 +57,15 @@ def read_parquet(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
     """
     with damage_as_torn_shard():
         parquet = _opened(file)
-        image = _examples_column(parquet) or _image_column(parquet, wanted.field)
+        examples = _examples_column(parquet)
+        image, *others = [examples] if examples else _image_columns(parquet, wanted.field)
         key = _key_column(parquet.schema_arrow, image.name)
         position = 0
         for batch in _batches(parquet, image, key):
             keys = _keys_of(batch, key, [f"{wanted.key}/{position + row:08d}" for row in range(batch.num_rows)])
             position += batch.num_rows
+            for other in others:
+                wanted.skip(f"column {other.name}", batch.num_rows)
             if image.form == "pixels":
                 yield from ((one, _decoded_pixels(image)) for one in keys)
                 continue
@@ -149,8 +152,12 @@ def _examples_column(parquet: pq.ParquetFile) -> _Column | None:
     return column._replace(form="examples") if column and sample and all(map(is_example, sample)) else None
 
 
-def _image_column(parquet: pq.ParquetFile, asked: str | None) -> _Column:
-    """The column with the images; raises TornShardError if there is none, or if two could be meant."""
+def _image_columns(parquet: pq.ParquetFile, asked: str | None) -> list[_Column]:
+    """The column with the images, then others that hold images as well.
+
+    Raises:
+        TornShardError: there is none, or two could be meant.
+    """
     schema = parquet.schema_arrow
     columns = [column for field in schema if (column := _column(field)) is not None and asked in (None, field.name)]
     if not columns:
@@ -158,20 +165,19 @@ def _image_column(parquet: pq.ParquetFile, asked: str | None) -> _Column:
         raise TornShardError(f"the file has {missing}; its columns are {', '.join(schema.names)}", ErrorKind.UNSUPPORTED)
     encoded = [column for column in columns if column.form != "pixels"]
     if len(columns) == 1 or not encoded:
-        return columns[0]
+        return columns[:1]
     samples = {column.name: _sample(parquet, column.name) for column in encoded}
     images = [one for one in encoded if _may_be_image(samples[one.name])]
     if not images:
-        return next((one for one in columns if one.form == "pixels"), _usual(encoded) or encoded[0])
+        return [next((one for one in columns if one.form == "pixels"), _usual(encoded) or encoded[0])]
     found = _usual(images)
-    if found is not None:
-        return found
     of_images = [one for one in images if one.form != "bytes"] or images
-    if len(of_images) > 1 and any(samples.values()):
+    if found is None and len(of_images) > 1 and any(samples.values()):
         names = " and ".join(repr(one.name) for one in of_images)
         message = f"the columns {names} all hold images; choose one with image_field (--image-field)"
         raise TornShardError(message, ErrorKind.UNSUPPORTED)
-    return of_images[0]
+    found = found or of_images[0]
+    return [found, *(one for one in images if one != found and samples[one.name])]
 
 
 def _usual(columns: Iterable[_Column]) -> _Column | None:

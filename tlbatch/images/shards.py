@@ -37,7 +37,7 @@ _SIDECAR_SUFFIXES = frozenset(
     )
 )
 #: Most kinds of skipped members that are counted, and the longest name of one.
-_MOST_KINDS, _LONGEST_KIND = 64, 32
+_MOST_KINDS, _LONGEST_KIND = 64, 48
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import IO, Any, NoReturn
 
@@ -20,6 +20,7 @@ from tlbatch.images.shards import (
     TornShardError,
     damage_as_torn_shard,
     decompressed,
+    looks_like_image,
 )
 
 #: First bytes of a file of Riegeli, which ArrayRecord is built on.
@@ -93,12 +94,18 @@ def images_of_example(record: bytes, name: str, wanted: ShardOptions) -> ShardIm
         return
     features = {feature.key: feature.value for feature in example.features.feature}
     key = _key(features) or name
-    images = _first_bytes(features, (wanted.field.encode(),) if wanted.field else _IMAGES)
-    if not images:
+    asked = (wanted.field.encode(),) if wanted.field else _IMAGES
+    taken = next((name for name in asked if name in features and features[name].bytes_list.value), None)
+    if taken is None:
         named = b", ".join(sorted(features)).decode(errors="backslashreplace")
         message = f"the record has no bytes in feature {wanted.field or IMAGE_FIELDS[0]!r}; its features are {named[:300]}"
         yield name, Failure("read", ErrorKind.UNSUPPORTED, message)
         return
+    for other, feature in () if wanted.field else features.items():
+        values = feature.bytes_list.value
+        if other != taken and values and looks_like_image(values[0]):
+            wanted.skip(f"feature {other.decode(errors='backslashreplace')}", len(values))
+    images = features[taken].bytes_list.value
     for place, data in enumerate(images):
         yield key if len(images) == 1 else f"{key}/{place}", wanted.limited(data)
 
@@ -122,12 +129,6 @@ def _key(features: Mapping[bytes, Any]) -> str | None:
         return str(text.decode(errors="backslashreplace"))
     numbers = (feature.int64_list.value for feature in named)
     return next((str(values[0]) for values in numbers if values), None)
-
-
-def _first_bytes(features: Mapping[bytes, Any], names: Sequence[bytes]) -> Sequence[bytes]:
-    """The values of the first of these features that has bytes."""
-    found = (features[name].bytes_list.value for name in names if name in features)
-    return next((values for values in found if values), ())
 
 
 @cache

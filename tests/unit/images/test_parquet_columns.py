@@ -104,6 +104,17 @@ def test_a_usual_name_comes_before_others_and_a_struct_before_bytes():
     assert [one.data for one in members({"thumb": OTHERS, "photo": structs(DATA, NAMES)})] == DATA
 
 
+def test_images_of_columns_that_are_not_read_are_counted():
+    wanted = ShardOptions("s/t", None, 1 << 20)
+    digests = [hashlib.sha256(data).digest() for data in DATA]
+    columns = {"mask": structs(OTHERS, NAMES), "image": DATA, "sha256": digests, "none": pa.nulls(3, pa.binary())}
+    assert [one.data for one in members(columns, wanted=wanted)] == DATA
+    assert wanted.skipped == {"column mask": 3}
+    wanted = ShardOptions("s/t", "mask", 1 << 20)
+    assert [one.data for one in members(columns, wanted=wanted)] == OTHERS
+    assert not wanted.skipped
+
+
 def test_of_two_equals_none_is_guessed():
     columns = {"source_image": structs(DATA, NAMES), "edited_image": structs(OTHERS, NAMES)}
     (only,) = members(columns)

@@ -339,6 +339,15 @@ def test_all_images_of_a_record_are_read():
     assert [(one.key, one.data) for one in found] == [("s/shard/00000000/0", b"first"), ("s/shard/00000000/1", b"second")]
 
 
+def test_images_of_features_that_are_not_read_are_counted():
+    jpeg = b"\xff\xd8\xff"
+    data = record_of(example_of({"image": jpeg + b"1", "depth/encoded": jpeg, "label": b"cat", "image/filename": b"x.png"}))
+    for field, skipped in ((None, {"feature depth/encoded": 1}), ("image", {})):
+        counted = Counter()
+        assert [one.data for one in members(TFRECORD, data, field=field, skipped=counted)] == [jpeg + b"1"]
+        assert counted == skipped
+
+
 @pytest.mark.parametrize("name", ["x.array_record-00000-of-00002", "x.riegeli", "x-00000-of-00002"])
 def test_array_record_is_named(name):
     begins = b"\x83\xaf\x70\xd1\x0d\x88\x4a\x3f" if name.startswith("x-") else bytes(8)
