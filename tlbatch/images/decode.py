@@ -85,9 +85,15 @@ def decode(
         return _failure(error, data)
 
 
-def thumbnail(data: bytes, *, side: int = 224, max_pixels: int = 100_000_000) -> bytes | Failure:
+def thumbnail(
+    data: bytes,
+    *,
+    side: int = 224,
+    max_pixels: int = 100_000_000,
+    rules: PixelRules = PixelRules(),  # noqa: B008  # immutable
+) -> bytes | Failure:
     """An upright JPEG of an image in its aspect ratio, with a longer side of `side` pixels; a Failure if `decode` fails."""
-    square = decode(data, (side, side), max_pixels=max_pixels)
+    square = decode(data, (side, side), max_pixels=max_pixels, rules=rules)
     if isinstance(square, Failure):
         return square
     scale = side / max(square.width, square.height)
