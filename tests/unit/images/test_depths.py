@@ -315,6 +315,21 @@ def test_bmps_with_any_masks(rgb, bits, parts):
     shows(deep.bmp(value, bits, tuple(masks)), rgb, min(parts[:3]))
 
 
+@pytest.mark.parametrize(
+    ("header", "bits", "compression", "name"),
+    [
+        (40, 0, 4, "JPEG inside"),
+        (108, 0, 5, "PNG inside"),
+        (40, 32, 11, "CMYK colours"),
+        (64, 24, 4, "24-bit run lengths"),
+        (124, 64, 0, "64 bits a pixel"),
+    ],
+)
+def test_kinds_of_bmp_that_are_not_decoded_are_named(header, bits, compression, name):
+    head = struct.pack("<IiiHHIIiiII", header, 8, 8, 1, bits, compression, 512, 0, 0, 0, 0).ljust(header, b"\0")
+    refused(struct.pack("<2sIHHI", b"BM", 14 + header + 512, 0, 0, 14 + header) + head + bytes(512), name)
+
+
 def test_an_alpha_mask_that_is_not_used(rgb):
     value = sum(rgb[..., band].astype(np.uint32) << shift for band, shift in ((0, 16), (1, 8), (2, 0)))
     shows(deep.bmp(value, 32, (0xFF0000, 0xFF00, 0xFF, 0xFF000000)), rgb)
