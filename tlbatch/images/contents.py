@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +27,7 @@ _HEAD = 1024
 #: Unknown suffixes of which an object is looked at, the most common ones.
 _MOST_SUFFIXES = 16
 #: Shards without images, and the kind under which they are counted.
-_WITHOUT_IMAGES = {PARQUET: "Parquet without images", ZIP: "zip without images"}
+_WITHOUT_IMAGES = {TAR: "tar without images", PARQUET: "Parquet without images", ZIP: "zip without images"}
 #: Shards with names like each other that are looked into; if these agree, the others are taken to be like them.
 _MOST_ALIKE, _READERS = 16, 16
 #: Bytes that are read of a shard at a time to look into it.
@@ -87,11 +89,16 @@ def format_of_content(head: bytes) -> str | None:
     return None
 
 
-def without_other_shards(manifest: pa.Table, locate: Locate) -> tuple[pa.Table, Counter[str]]:
+def without_other_shards(manifest: pa.Table, locate: Locate, field: str | None) -> tuple[pa.Table, Counter[str]]:
     """The manifest without shards that hold no images, and their number by kind; as it is if no other object would remain.
 
     img2dataset writes `00000.parquet` beside `00000.tar`, ImageFolder reads `metadata.parquet` beside images, and archives of
     annotations lie beside archives of images. What is inside decides, never a name alone.
+
+    Args:
+        manifest: the objects.
+        locate: gives the location of a uri.
+        field: column or feature with the images, or extension of the members, if not the usual ones.
     """
     numbers = np.flatnonzero(pc.is_in(manifest["format"], pa.array([*_WITHOUT_IMAGES])).to_numpy())
     alike = _alike(manifest.take(numbers), numbers)
@@ -99,14 +106,20 @@ def without_other_shards(manifest: pa.Table, locate: Locate) -> tuple[pa.Table, 
         return manifest, Counter()
     some = [one[np.unique(np.linspace(0, len(one) - 1, min(len(one), _MOST_ALIKE)).astype(np.int64))] for one in alike]
     lacks = np.zeros(manifest.num_rows, bool)
-    _look(manifest, np.concatenate(some), locate, lacks)
+
+    def look_into(which: np.ndarray) -> None:
+        rows = manifest.select(["uri", "size", "format"]).take(which).to_pylist()
+        with ThreadPoolExecutor(_READERS) as pool:
+            lacks[which] = list(pool.map(partial(_lacks_images, locate, field), rows))
+
+    look_into(np.concatenate(some))
     mixed = [numbers[:0]]
     for every, first in zip(alike, some, strict=True):
         if lacks[first].all() or not lacks[first].any():
             lacks[every] = lacks[first[0]]
         else:
             mixed.append(np.setdiff1d(every, first))
-    _look(manifest, np.concatenate(mixed), locate, lacks)
+    look_into(np.concatenate(mixed))
     if lacks.all():
         return manifest, Counter()
     dropped = manifest["format"].filter(pa.array(lacks)).to_pylist()
@@ -124,19 +137,12 @@ def _alike(shards: pa.Table, numbers: np.ndarray) -> list[np.ndarray]:
     return np.split(numbers[order], np.flatnonzero(np.diff(codes[order])) + 1)
 
 
-def _look(manifest: pa.Table, numbers: np.ndarray, locate: Locate, lacks: np.ndarray) -> None:
-    """Write into `lacks` whether the shards with these numbers hold no images."""
-    rows = manifest.select(["uri", "size", "format"]).take(numbers).to_pylist()
-    with ThreadPoolExecutor(_READERS) as pool:
-        lacks[numbers] = list(pool.map(lambda row: _lacks_images(locate(row["uri"]), row["size"], row["format"]), rows))
-
-
-def _lacks_images(location: Location, size: int | None, kind: str) -> bool:
+def _lacks_images(locate: Locate, field: str | None, row: Mapping[str, Any]) -> bool:
     """Whether a shard holds no images (`may_hold_images`); False if it cannot be read, so that its row has the reason."""
     try:
-        if size is None:
+        if row["size"] is None:
             return False
-        with open_range_file(location, size, _PIECE) as file:
-            return not may_hold_images(kind, io.BufferedReader(file))
+        with open_range_file(locate(row["uri"]), row["size"], _PIECE) as file:
+            return not may_hold_images(row["format"], io.BufferedReader(file), field)
     except OSError:
         return False

@@ -70,13 +70,17 @@ class Selection:
         include: globs of objects to take, instead of the known suffixes.
         exclude: globs of objects to skip.
         kind: auto, images, tar, parquet, tfrecord or zip.
+        image_field: where shards have their images, if not at a usual place.
     """
 
-    def __init__(self, include: Sequence[str] = (), exclude: Sequence[str] = (), kind: str = "auto") -> None:
+    def __init__(
+        self, include: Sequence[str] = (), exclude: Sequence[str] = (), kind: str = "auto", image_field: str | None = None
+    ) -> None:
         self._include = [glob_matcher(glob) for glob in include]
         self._exclude = [glob_matcher(glob) for glob in exclude]
         self._closed = [glob_matcher(glob) for glob in exclude if "/" in glob and glob.endswith(("*", "/"))]
         self.kind = kind
+        self.image_field = image_field
 
     def formats(self, keys: pa.Array, *, named: bool) -> tuple[pa.Array, pa.Array]:
         """The format of each key's object, and for those without one the kind under which they are counted as skipped.
@@ -148,7 +152,7 @@ def list_store(
     manifest = walk.without_own_outputs(manifest)
     if locate is not None and selection.kind == "auto" and (single is None or manifest.num_rows == 1):
         manifest = with_formats_of_content(manifest, locate)
-        manifest, others = without_other_shards(manifest, locate)
+        manifest, others = without_other_shards(manifest, locate, selection.image_field)
         walk.skipped.update(others)
     walk.warn(alone=not manifest.num_rows)
     if not manifest.num_rows:

@@ -27,7 +27,7 @@ _SHARD_ENDINGS = {
     TAR: r"\.(tar|tar\.gz|tgz)$",
     PARQUET: rf"\.parquet({_NUMBER})?$",
     TFRECORD: (
-        rf"(\.(tfrecords?|tfrec)({_NUMBER})?(\.gz)?|tf_?records?(\.gz)?{_NUMBER}(\.gz)?|\.record{_NUMBER}"
+        rf"(\.(tfrecords?|tfrec)({_NUMBER})?(\.gz)?|tf_?records?(\.gz)?{_NUMBER}(\.gz)?|\.record({_NUMBER})?"
         rf"|(^|/)[^./]+{_NUMBER})$"
     ),
     ZIP: r"\.zip$",

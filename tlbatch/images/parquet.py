@@ -74,7 +74,7 @@ def read_parquet(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
                 yield from images_of_example(value, one, wanted) if is_record else _images_of(value, one, wanted)
 
 
-def has_images(file: IO[bytes]) -> bool:
+def has_images(file: IO[bytes], field: str | None = None) -> bool:
     """Whether a Parquet file has images or decoded pixels, by the types and names of its columns.
 
     Columns of bytes are common in tables about images: digests, geometries. Of such a column, if its name is none of the usual
@@ -83,7 +83,7 @@ def has_images(file: IO[bytes]) -> bool:
     with damage_as_torn_shard():
         parquet = _opened(file)
         columns = [column for field in parquet.schema_arrow if (column := _column(field)) is not None]
-        told = any(one.form != "bytes" or one.name in IMAGE_FIELDS for one in columns)
+        told = any(one.form != "bytes" or one.name in (*IMAGE_FIELDS, field) for one in columns)
         told = told or _examples_column(parquet) is not None
         return told or any(_may_be_image(_sample(parquet, one.name)) for one in columns)
 

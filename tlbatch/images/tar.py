@@ -21,6 +21,9 @@ from tlbatch.images.shards import (
 
 #: Maximum size of a tar header with a name or other text; a longer header is damage.
 _MAX_HEADER_BYTES = 1 << 20
+#: Bytes of an archive, once it is decompressed, in which a member that is named like an image is looked for; and at a time.
+_MOST_LOOKED_INTO = 64 << 20
+_LOOKED_INTO_AT_ONCE = 1 << 16
 #: Most blocks of zeros behind which another archive is looked for; programs fill up to records of 10 KiB, or 1 MiB for tapes.
 _MOST_ZEROS = (8 << 20) // tarfile.BLOCKSIZE
 
@@ -85,6 +88,18 @@ def read_tar(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
             ended_by = getattr(archive, "ended_by", None)
         if not isinstance(ended_by, _ZerosError):
             raise TornShardError(f"the archive has no end-of-archive marker: {ended_by}")
+
+
+def has_image_names(file: IO[bytes], field: str | None) -> bool:
+    """Whether a tar has a member that is named like an image, or is too long or too damaged to tell."""
+    wanted = ShardOptions("", field, 0)
+    with decompressed(file) as plain, damage_as_torn_shard():
+        with tarfile.open(fileobj=plain, mode="r|", bufsize=_LOOKED_INTO_AT_ONCE, tarinfo=_Header) as archive:
+            for member in archive:
+                archive.members = []  # type: ignore[attr-defined]
+                if archive.offset > _MOST_LOOKED_INTO or (member.isreg() and wanted.takes(_text(member.name))):
+                    return True
+            return not isinstance(getattr(archive, "ended_by", None), _ZerosError)
 
 
 def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, wanted: ShardOptions) -> bytes | Failure:

@@ -9,7 +9,7 @@ import pytest
 from support.shards import parquet_of, tar_of, tfrecord_of
 
 from tlbatch.errors import StoreError
-from tlbatch.images import contents
+from tlbatch.images import contents, tar
 from tlbatch.images.listing import Selection, list_store
 from tlbatch.schema import MANIFEST_SCHEMA, from_parquet, to_parquet
 from tlbatch.storage.resolve import resolve
@@ -280,9 +280,29 @@ def test_parquet_with_images_is_read_whatever_is_beside_it(tmp_path):
     assert judged(resolve(str(tmp_path))) == ({**shards, "a.tar": "tar"}, {"Parquet without images": 1})
 
 
+@pytest.mark.parametrize("name", ["annotations.tar.gz", "annotations.tar"])
+def test_a_tar_without_images_is_passed_over_where_others_are(tmp_path, monkeypatch, name):
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    texts = {f"Annotations/{number}.xml": bytes(3000) for number in range(100)}
+    (tmp_path / name).write_bytes(pack(tar_of(texts)))
+    location = resolve(str(tmp_path))
+    assert judged(location)[0] == {name: "tar"}, "alone, its row says what it has"
+    (tmp_path / "images.tar").write_bytes(tar_of({"1.json": b"{}", "1.jpg": b"x"}))
+    assert judged(location) == ({"images.tar": "tar"}, {"tar without images": 1})
+    (tmp_path / name).write_bytes(pack(tar_of({**texts, "Images/1.jpg": b"x"})))  # images come last
+    assert sorted(judged(location)[0]) == sorted([name, "images.tar"])
+    whole = pack(tar_of(texts))
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    assert sorted(judged(location)[0]) == sorted([name, "images.tar"]), "its row says where it is torn"
+    (tmp_path / name).write_bytes(pack(tar_of(texts)))
+    assert sorted(judged(location, image_field="xml")[0]) == sorted([name, "images.tar"])
+    monkeypatch.setattr(tar, "_MOST_LOOKED_INTO", 10_000)
+    assert sorted(judged(location)[0]) == sorted([name, "images.tar"]), "too long to tell"
+
+
 def test_of_many_shards_with_names_like_each_other_some_are_looked_into(tmp_path, monkeypatch):
     looked = []
-    monkeypatch.setattr(contents, "may_hold_images", lambda kind, file: looked.append(kind) or b"yes" in file.read())
+    monkeypatch.setattr(contents, "may_hold_images", lambda kind, file, field: looked.append(kind) or b"yes" in file.read())
     keys = [f"{folder}/{number:05d}.parquet" for folder in ("images", "texts", "both") for number in range(300)]
     for key in keys:
         good = key.startswith("images") or (key.startswith("both") and int(key[-9:-8]) % 2)

@@ -363,6 +363,7 @@ def test_array_record_is_named(name):
         ("a/x.tfrecord-00001-of-00005.gz", TFRECORD),
         ("train-00000-of-01024", TFRECORD),
         ("coco.record-00000-of-00010", TFRECORD),
+        ("a/train.record", TFRECORD),
         ("my_tfrecord-00000-of-00001", TFRECORD),
         ("train00-1338.tfrec", TFRECORD),
         ("x.array_record-00000-of-00002", None),
