@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 
 from tlbatch.errors import StoreError
 from tlbatch.images.members import may_hold_images
-from tlbatch.images.names import formats, suffix
-from tlbatch.images.tfrecord import masked_crc
+from tlbatch.images.names import formats, kind_of_name
+from tlbatch.images.tfrecord import RIEGELI, masked_crc
 from tlbatch.schema import IMAGE, PARQUET, TAR, TFRECORD, ZIP
 from tlbatch.storage.location import Location
 from tlbatch.storage.range_file import open_range_file
@@ -47,7 +47,7 @@ def with_formats_of_content(manifest: pa.Table, locate: Locate) -> pa.Table:
     numbers = np.flatnonzero(unknown.to_numpy())
     if not len(numbers):
         return manifest
-    suffixes = [suffix(key) for key in manifest["key"].take(numbers).to_pylist()]
+    suffixes = [kind_of_name(key) for key in manifest["key"].take(numbers).to_pylist()]
     found = manifest["format"].to_pylist()
     asked = {ending for ending, _ in Counter(suffixes).most_common(_MOST_SUFFIXES)}
     formats_of: dict[str, str] = {}
@@ -84,6 +84,8 @@ def format_of_content(head: bytes) -> str | None:
         return ZIP
     if head[257:262] == b"ustar":
         return TAR
+    if head.startswith(RIEGELI):
+        return TFRECORD  # whose reader says what it is
     if len(head) >= 16 and head[4:8] == b"\0\0\0\0" and masked_crc(head[:8]) == head[8:12]:
         return TFRECORD
     return None

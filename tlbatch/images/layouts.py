@@ -38,6 +38,11 @@ LAYOUTS = (
     Layout("MDS data set (MosaicML Streaming)", r"\.mds(\.[a-z0-9]+)?$", "write its samples to tar or Parquet shards"),
     Layout("LitData data set", r"(^|/)chunk-\d+-\d+\.bin$", "write its samples to tar or Parquet shards"),
     Layout("Arrow data set (Hugging Face save_to_disk)", r"-\d{5}-of-\d{5}\.arrow$", "write it with to_parquet()"),
+    Layout(
+        "ArrayRecord or Riegeli files",
+        r"\.(array_?record|riegeli)(-\d{5,}-of-\d{5,})?$",
+        "write the data set as TFRecord (TFDS: `file_format='tfrecord'`)",
+    ),
     Layout("RecordIO files (MXNet)", r"\.rec$", "write their images to tar shards", common=True),
     Layout("FFCV files", r"\.beton$", "give the images from which they were made"),
     Layout("LMDB", r"(^|/)data\.mdb$", "write its images to tar shards", common=True),

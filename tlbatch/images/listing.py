@@ -20,7 +20,7 @@ from tlbatch.images import names
 from tlbatch.images.contents import Locate, with_formats_of_content, without_other_shards
 from tlbatch.images.layouts import layout_kinds, sentences
 from tlbatch.images.lists import is_list, read_list
-from tlbatch.images.names import glob_matcher, suffix
+from tlbatch.images.names import glob_matcher, kind_of_name
 from tlbatch.images.shards import EXCLUDED
 from tlbatch.schema import ARCHIVED, IMAGE, MANIFEST_SCHEMA
 from tlbatch.storage.local import LocalLocation
@@ -251,7 +251,7 @@ class _Walk:
             return
         kinds = pc.coalesce(layout_kinds(rest), reasons.filter(is_rest))
         self.skipped.update(
-            kind or suffix(key) or "no suffix" for key, kind in zip(rest.to_pylist(), kinds.to_pylist(), strict=True)
+            kind or kind_of_name(key) for key, kind in zip(rest.to_pylist(), kinds.to_pylist(), strict=True)
         )
         self._runs += rest.filter(pc.match_substring_regex(rest, r"(^|/)runs/[^/]+/run\.json$")).to_pylist()
 

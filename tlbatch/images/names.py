@@ -22,6 +22,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 #: Number of a shard, which TFDS, Beam and the ImageNet scripts append to the name: `train.tfrecord-00000-of-00005`.
 _NUMBER = r"-\d{5,}-of-\d{5,}"
+_NUMBERED = re.compile(f"{_NUMBER}$")
 #: Regular expressions of the ends of shards' names.
 _SHARD_ENDINGS = {
     TAR: r"\.(tar|tar\.gz|tgz)$",
@@ -68,6 +69,11 @@ def suffix(key: str) -> str:
     """The lower-case suffix of a key's last part, with its dot; empty if there is none."""
     name = key.rsplit("/", 1)[-1]
     return "." + name.rsplit(".", 1)[1].lower() if "." in name else ""
+
+
+def kind_of_name(key: str) -> str:
+    """The kind under which an object of an unknown format is counted: its suffix, without the number of a shard."""
+    return suffix(_NUMBERED.sub("", key)) or "no suffix"
 
 
 def is_litter(key: str) -> bool:

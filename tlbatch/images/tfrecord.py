@@ -24,7 +24,7 @@ from tlbatch.images.shards import (
 )
 
 #: First bytes of a file of Riegeli, which ArrayRecord is built on.
-_RIEGELI = b"\x83\xaf\x70\xd1\x0d\x88\x4a\x3f"
+RIEGELI = b"\x83\xaf\x70\xd1\x0d\x88\x4a\x3f"
 _OTHER_NAMES = (".array_record", ".riegeli")
 _IMAGES = tuple(name.encode() for name in IMAGE_FIELDS)
 _KEYS = tuple(name.encode() for name in (*KEY_FIELDS, *RECORD_KEY_FIELDS))
@@ -56,7 +56,7 @@ def _raise_wrong_length(header: bytes, position: int, key: str) -> NoReturn:
     """Say why the next record cannot be found."""
     if position:
         raise TornShardError("the checksum of a record's length is wrong")
-    if header.startswith(_RIEGELI) or any(name in key.rsplit("/", 1)[-1].lower() for name in _OTHER_NAMES):
+    if header.startswith(RIEGELI) or any(name in key.rsplit("/", 1)[-1].lower() for name in _OTHER_NAMES):
         raise TornShardError(
             "it is an ArrayRecord or Riegeli file, which tlbatch does not read; write the data set as TFRecord "
             "(TFDS: `file_format='tfrecord'`)",

@@ -219,6 +219,7 @@ def test_links_that_lead_nowhere_are_objects_or_counted(tmp_path):
         (("t/metadata/v1.metadata.json", "t/metadata/snap-1-1-a.avro"), "Iceberg table"),
         (("data-00000-of-00001.arrow", "state.json"), "to_parquet()"),
         (("a.h5",), "HDF5"),
+        (("x.array_record-00000-of-00002", "x.array_record-00001-of-00002"), "as TFRecord (TFDS: `file_format='tfrecord'`)"),
     ],
 )
 def test_layouts_of_others_are_named(tmp_path, keys, sentence, caplog):
@@ -246,6 +247,16 @@ def test_include_says_which_objects_and_never_what_they_are(tmp_path):
     shards = {"a.shard": "tar", "b.pq": "parquet", "c.rec0": "tfrecord", "f.tar": "tar", "g": "tar"}
     assert found == {**shards, "d.img": "image", "e.jpg": "image", "h.img": "image"}
     assert judged(resolve(str(tmp_path / "a.shard"))) == ({"a.shard": "tar"}, {})
+
+
+def test_shards_of_an_unknown_format_are_one_kind(tmp_path):
+    names = [f"x.{kind}-{number:05d}-of-00020" for kind in ("array_record", "bagz") for number in range(20)]
+    listing = list_store(store_of(tmp_path, "1.jpg", *names), Selection())
+    assert listing.skipped_by_kind == {"ArrayRecord or Riegeli files": 20, ".bagz": 20}
+    for name in names:
+        (tmp_path / name).write_bytes(b"\x83\xaf\x70\xd1\x0d\x88\x4a\x3f" + bytes(56))
+    found, _ = judged(resolve(str(tmp_path)), "*-of-*")
+    assert set(found.values()) == {"tfrecord"}, "whose reader names what it is"
 
 
 def test_parquet_that_describes_what_is_beside_it_is_passed_over(tmp_path):
