@@ -142,4 +142,6 @@ def _unidentified(data: bytes) -> tuple[ErrorKind, str]:
         return ErrorKind.DECODE_FAILED, "a PNG with a damaged or unknown header"
     if recognise.is_beginning(data):
         return ErrorKind.TRUNCATED, f"only the beginning of an image: {len(data)} bytes"
+    if recognise.is_tga(data):
+        return ErrorKind.UNSUPPORTED, "TGA is not supported"
     return ErrorKind.NOT_AN_IMAGE, f"begins with {data[:12]!r}, which is not the start of any image format"

@@ -15,9 +15,11 @@ from tlbatch.schema import IMAGE, PARQUET, TAR, TFRECORD, ZIP
 IMAGE_SUFFIXES = frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
-        *(".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
-        *(".pbm", ".pgm", ".ppm", ".pnm", ".tga", ".ico", ".exr", ".psd", ".svg"),
-        *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),  # cameras' raw files
+        *(".avif", ".avifs", ".heic", ".heics", ".heif", ".hif", ".mpo"),
+        *(".jxl", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jls", ".jxr", ".wdp", ".hdp"),
+        *(".pbm", ".pgm", ".ppm", ".pnm", ".pam", ".pfm", ".tga", ".ico", ".qoi", ".dds", ".exr", ".hdr", ".fits", ".psd"),
+        *(".svg", ".eps", ".wmf"),
+        *(".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".orf", ".pef", ".raf", ".rw2", ".srw"),  # cameras' raw files
     )
 )
 #: Number of a shard, which TFDS, Beam and the ImageNet scripts append to the name: `train.tfrecord-00000-of-00005`.

@@ -23,6 +23,7 @@ _UNSUPPORTED = (
     (b"PF\n", "PFM with colours"),
     (b"\x76\x2f\x31\x01", "OpenEXR"),
     (b"#?RADIANCE", "Radiance HDR"),
+    (b"#?RGBE", "Radiance HDR"),
     (b"\x00\x00\x01\x00", "ICO"),
     (b"\xd7\xcd\xc6\x9a", "WMF"),
     (b"SIMPLE  =", "FITS"),
@@ -82,6 +83,16 @@ def unsupported(data: bytes) -> str | None:
     elif b"<svg" in head.lower():
         name = "SVG"
     return name and f"{name} is not supported"
+
+
+def is_tga(data: bytes) -> bool:
+    """Whether a file is a TGA by its end or, since older ones say nothing of themselves, by plausible values in its header."""
+    if data[-18:-1] == b"TRUEVISION-XFILE.":
+        return True
+    if len(data) < 18:
+        return False
+    kinds = (1, 2, 3, 9, 10, 11) if data[1] == 1 else (2, 3, 10, 11) if data[1] == 0 else ()
+    return data[2] in kinds and any(data[12:14]) and any(data[14:16]) and data[16] in (8, 15, 16, 24, 32) and data[17] < 64
 
 
 def is_tiff(data: bytes) -> bool:

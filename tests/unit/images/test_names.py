@@ -60,3 +60,8 @@ def test_columns_and_single_names_agree():
     keys = [*LITTER, *NO_LITTER]
     assert names.litter(pa.array(keys)).to_pylist() == [names.litter_kind(key) for key in keys]
     assert names.litter(pa.array([], pa.string())).to_pylist() == []
+
+
+def test_whatever_looks_like_a_picture_is_one():
+    keys = [f"a/x.{ending}" for ending in "jpg MPO qoi dds hdr jxr pam pfm fits eps wmf pef srw nrw avifs heics tga exr".split()]
+    assert set(names.formats(pa.array(keys)).to_pylist()) == {"image"}
