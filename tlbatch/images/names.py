@@ -46,11 +46,15 @@ _PARTS = {
     r"\.ipynb_checkpoints": ".ipynb_checkpoints",
     r"\.(?:[^./]|\.[^/])[^/]*": "hidden",
     r"@eaDir": "@eaDir",  # Synology's thumbnails
-    r"@Recycle|#recycle|\$RECYCLE\.BIN": "recycle bin",  # QNAP's, Synology's and Windows's
+    r"@tmp": "@tmp",  # Synology's unfinished copies
+    # QNAP's, Synology's and Windows's; that of Windows XP only as it is written there, because a class may be called recycler.
+    r"@Recycle|#recycle|\$RECYCLE\.BIN|(?-i:RECYCLER)": "recycle bin",
     r"@Recently-Snapshot|#snapshot|~snapshot": "snapshot",  # copies of the whole store
     r"System Volume Information": "System Volume Information",
     r"lost\+found": "lost+found",
     r"__MACOSX": "__MACOSX",  # in zip archives made on macOS
+    r"_vti_cnf": "_vti_cnf",  # FrontPage's notes on each file, under the name of the file
+    r"PaxHeaders?(?:\.[0-9X]+)?": "PaxHeaders",  # headers of a tar that an old program wrote to files
     r"_temporary|_delta_log|_spark_metadata": "metadata of a table",
 }
 _LAST_PARTS = {
