@@ -111,9 +111,12 @@ def formats(keys: pa.Array) -> pa.Array:
 def glob_matcher(glob: str) -> Callable[[str], object]:
     """Matches keys with a glob: one without a slash with the last part, one with a slash with the whole key.
 
-    `*` also matches slashes, and a glob that ends with a slash means a folder with everything below it.
+    `*` also matches slashes, a glob that ends with a slash means a folder with everything below it, and `**/` at the beginning
+    means any folder, or none.
     """
-    pattern = re.compile(fnmatch.translate(f"{glob}*" if glob.endswith("/") else glob))
+    anywhere = glob.removeprefix("**/")
+    pattern = fnmatch.translate(f"{anywhere}*" if glob.endswith("/") else anywhere)
+    match = re.compile(pattern if anywhere == glob else f"(?s:.*/)?{pattern}").match
     if "/" in glob:
-        return pattern.match
-    return lambda key: pattern.match(key.rsplit("/", 1)[-1])
+        return match
+    return lambda key: match(key.rsplit("/", 1)[-1])
