@@ -36,7 +36,7 @@ LAYOUTS = (
     Layout("Hudi table", r"(^|/)\.hoodie(/|$)", _TABLE),
     Layout("Lance data set", r"\.lance(/|$)", "write its images to Parquet (lance.dataset(URL).to_batches())"),
     Layout("MDS data set (MosaicML Streaming)", r"\.mds(\.[a-z0-9]+)?$", "write its samples to tar or Parquet shards"),
-    Layout("LitData data set", r"(^|/)chunk-\d+-\d+\.bin$", "write its samples to tar or Parquet shards"),
+    Layout("LitData data set", r"(^|/)chunk-\d+-\d+(\.[a-z0-9]+)?\.bin$", "write its samples to tar or Parquet shards"),
     Layout("Arrow data set (Hugging Face save_to_disk)", r"-\d{5}-of-\d{5}\.arrow$", "write it with to_parquet()"),
     Layout(
         "ArrayRecord or Riegeli files",

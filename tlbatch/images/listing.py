@@ -218,9 +218,11 @@ class _Walk:
         if folder == self._avoid:
             return True
         why = self._selection.closes(folder)
-        if why is not None:
-            self.skipped[why] += 1
-        return why is not None
+        if why is None:
+            return False
+        layout = None if why == EXCLUDED else layout_kinds(pa.array([folder]))[0].as_py()  # Hudi's folder is a hidden one
+        self.skipped[layout or why] += 1
+        return True
 
     def _passed(self, key: str, reason: str) -> None:
         self.skipped[reason] += 1

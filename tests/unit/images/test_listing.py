@@ -217,6 +217,8 @@ def test_links_that_lead_nowhere_are_objects_or_counted(tmp_path):
         ),
         (("index.json", "shard.00000.mds.zstd"), "MDS data set"),
         (("index.json", "chunk-0-0.bin"), "LitData data set"),
+        (("index.json", "chunk-0-1.zstd.bin"), "LitData data set"),
+        (("t/.hoodie/hoodie.properties",), "Hudi table"),
         (("t/_delta_log/00000000000000000000.json",), "Delta table"),
         (("t/metadata/v1.metadata.json", "t/metadata/snap-1-1-a.avro"), "Iceberg table"),
         (("data-00000-of-00001.arrow", "state.json"), "to_parquet()"),
