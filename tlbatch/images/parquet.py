@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from tlbatch.errors import ErrorKind, Failure
 from tlbatch.images.shards import (
     BUFFER_BYTES,
+    ID_FIELDS,
     IMAGE_FIELDS,
     KEY_FIELDS,
     ShardImages,
@@ -248,15 +249,21 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _key_column(schema: pa.Schema, image: str) -> str | None:
-    """The first usual column of text, or else of integers or bytes; `file.path` may be a column or the field of a struct."""
+    """The first usual column of text, or else of integers or bytes; `file.path` may be a column or the field of a struct.
+
+    Columns of identifiers come after all others, because tables exist whose keys are those of the others.
+    """
     kinds = {field.name: _plain(field.type) for field in schema}
     for parent, kind in list(kinds.items()):
         if pa.types.is_struct(kind):
             kinds |= {f"{parent}.{child.name}": _plain(child.type) for child in kind if f"{parent}.{child.name}" not in kinds}
-    usual = [name for name in KEY_FIELDS if name in kinds and name != image]
-    texts = [name for name in usual if _is_text(kinds[name])]
-    others = [name for name in usual if pa.types.is_integer(kinds[name]) or _is_bytes(kinds[name])]
-    return next(iter(texts + others), None)
+    for fields in (KEY_FIELDS, ID_FIELDS):
+        usual = [name for name in fields if name in kinds and name != image]
+        texts = [name for name in usual if _is_text(kinds[name])]
+        others = [name for name in usual if pa.types.is_integer(kinds[name]) or _is_bytes(kinds[name])]
+        if texts or others:
+            return (texts + others)[0]
+    return None
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -12,9 +12,9 @@ import google_crc32c
 from tlbatch.errors import ErrorKind, Failure
 from tlbatch.images.shards import (
     BUFFER_BYTES,
+    ID_FIELDS,
     IMAGE_FIELDS,
     KEY_FIELDS,
-    RECORD_KEY_FIELDS,
     ShardImages,
     ShardOptions,
     TornShardError,
@@ -27,7 +27,7 @@ from tlbatch.images.shards import (
 RIEGELI = b"\x83\xaf\x70\xd1\x0d\x88\x4a\x3f"
 _OTHER_NAMES = (".array_record", ".riegeli")
 _IMAGES = tuple(name.encode() for name in IMAGE_FIELDS)
-_KEYS = tuple(name.encode() for name in (*KEY_FIELDS, *RECORD_KEY_FIELDS))
+_KEYS = tuple(name.encode() for name in (*KEY_FIELDS, *ID_FIELDS))
 
 
 def read_tfrecord(file: IO[bytes], wanted: ShardOptions) -> ShardImages:

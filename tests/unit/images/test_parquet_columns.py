@@ -66,6 +66,13 @@ def test_text_comes_before_integers_and_a_missing_key_is_the_number_of_the_row()
     assert [one.key for one in members({"weight": [0.5] * 3, "image": DATA})] == [f"s/t/0000000{n}" for n in range(3)]
 
 
+def test_an_identifier_is_a_key_where_no_other_is():
+    assert [one.key for one in members({"image": DATA, "id": [3, 1, 2]})] == ["3", "1", "2"]
+    assert [one.key for one in members({"image": DATA, "id": [3, 1, 2], "image_name": NAMES})] == NAMES
+    # An integer that was a key before stays one.
+    assert [one.key for one in members({"image": DATA, "key": [3, 1, 2], "image_name": NAMES})] == ["3", "1", "2"]
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_dotted_key_may_be_a_column_or_a_field_of_a_struct(nested):
     """DataChain's."""
