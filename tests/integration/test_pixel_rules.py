@@ -1,5 +1,7 @@
 """How numbers become pixels is recorded in the bundle, and training, extraction and classification follow it."""
 
+import base64
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +16,11 @@ import tlbatch
 from tlbatch.config import ReportConfig, TrainConfig
 from tlbatch.errors import ConfigError, OutputError
 from tlbatch.model.bundle import load_bundle
+from tlbatch.output.run import read_table_runs
 from tlbatch.report.run_report import write_report
+from tlbatch.report.thumbnails import load_thumbnails
 from tlbatch.schema import UNRECORDED_RULES, PixelRules
+from tlbatch.storage.resolve import resolve
 
 
 @pytest.fixture
@@ -51,6 +56,10 @@ def test_a_run_follows_the_rules_of_its_bundle_and_says_how_it_scaled(images, tm
     assert told["fourteen.png"] == pytest.approx(told["eight.png"], abs=0.02)
     assert abs(auto["fourteen.png"] - told["fourteen.png"]) > 0.02
     assert report["white_levels"] == {"16383": 2}
+    name = (str(images / "fourteen.png"), "fourteen.png")
+    shown = load_thumbnails(read_table_runs(resolve(report["output"])), [name], {}, side=32)[name]
+    with Image.open(io.BytesIO(base64.b64decode(shown.partition(",")[2]))) as small:
+        assert np.asarray(small)[..., 2].min() > 200, "the report shows what the model was given"
 
     old, _ = scores(images, tmp_path / "old", UNRECORDED_RULES)
     assert old["wide.png"] == old["eight.png"], "a bundle without recorded rules ignores profiles"

@@ -88,6 +88,10 @@ def test_an_archive_that_only_a_request_finds_is_tried_each_night_and_ends_with_
     client.restore_object(Bucket=name, Key="0.png", RestoreRequest={"Days": 2})
     third = tlbatch.classify(**settings)
     assert (third["predicted"], third["failed"]) == (1, 1)
+    (tmp_path / "list.csv").write_text(f"uri\ns3://{name}/1.png\n")  # nothing else: all there is to do fails each night
+    settings |= {"output": str(tmp_path / "alone")}
+    nights = [tlbatch.classify(**settings) for _ in range(2)]
+    assert [too_many_failed(night, 0.01) is None for night in nights] == [False, True]
 
 
 @pytest.mark.sampled(1)

@@ -100,8 +100,8 @@ def test_configurations_are_frozen():
 
 
 def test_options_of_one_bucket_and_the_name_of_a_key_are_no_secrets():
-    key = {"s3_additional_kwargs": {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "arn:aws:kms:us-east-1:1:key/ab"}}
-    options = {**key, "s3://keys-and-tokens": {"anon": True}}
+    kms = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "arn:aws:kms:us-east-1:1:key/ab", "BucketKeyEnabled": True}
+    options = {"s3_additional_kwargs": kms, "s3://keys-and-tokens": {"anon": True}}
     assert load(RunConfig, {**NEEDED, "storage_options": options}).storage_options == options
     for wrong in ({"s3://b": {"secret": "x"}}, {"s3_additional_kwargs": {"SSECustomerKey": "x"}}, {"s3://b": True}):
         with pytest.raises(ConfigError, match=r"is a credential|of one bucket"):

@@ -35,7 +35,7 @@ def list_images(
         stop: ends a listing in another thread when it is set.
     """
     store = resolve(config.images, config.storage_options)
-    selection = Selection(config.include, config.exclude, config.format)
+    selection = Selection(config.include, config.exclude, config.format, config.image_field)
     progress = _ListingProgress(watch, stop or threading.Event())
     locate = partial(resolve, options=config.storage_options)
     listing = list_store(

@@ -25,6 +25,8 @@ _RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
 
 #: Words that mark a storage option as a secret. Such options would travel in every task's arguments.
 SECRET_WORDS = ("key", "secret", "token", "password", "credential", "sas")
+#: Options of S3 that only name a key, or say how one is used.
+_ABOUT_KEYS = ("ssekmskeyid", "bucketkeyenabled")
 
 
 class _Strict(BaseModel):
@@ -38,7 +40,7 @@ def _without_secrets(options: dict[str, Any]) -> dict[str, Any]:
     for name, value in options.items():
         if "://" in name and not isinstance(value, dict):
             raise ValueError(f"{name}: write the options of one bucket as {{'s3://bucket': {{anon: true}}}}")
-        plain = "" if "://" in name else name.lower().removeprefix("ssekmskeyid")  # which only names a key
+        plain = "" if "://" in name or name.lower() in _ABOUT_KEYS else name.lower()
         if any(word in plain for word in SECRET_WORDS):
             raise ValueError(f"{name} is a credential: set it in the environment, where every worker finds its own")
         if isinstance(value, dict):

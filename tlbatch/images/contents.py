@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +16,9 @@ import pyarrow.compute as pc
 
 from tlbatch.errors import StoreError
 from tlbatch.images.members import may_hold_images
-from tlbatch.images.names import formats, suffix
-from tlbatch.images.tfrecord import masked_crc
-from tlbatch.schema import ARCHIVED, IMAGE, PARQUET, TAR, TFRECORD, ZIP
+from tlbatch.images.names import formats, kind_of_name
+from tlbatch.images.tfrecord import RIEGELI, masked_crc
+from tlbatch.schema import IMAGE, PARQUET, TAR, TFRECORD, ZIP
 from tlbatch.storage.location import Location
 from tlbatch.storage.range_file import open_range_file
 
@@ -24,8 +26,12 @@ from tlbatch.storage.range_file import open_range_file
 _HEAD = 1024
 #: Unknown suffixes of which an object is looked at, the most common ones.
 _MOST_SUFFIXES = 16
-#: Parquet files and zips whose ends are read if other objects are beside them. With more, all are taken for shards.
-_MOST_FOOTERS, _READERS = 256, 16
+#: Shards without images, and the kind under which they are counted.
+_WITHOUT_IMAGES = {TAR: "tar without images", PARQUET: "Parquet without images", ZIP: "zip without images"}
+#: Shards with names like each other that are looked into; if these agree, the others are taken to be like them.
+_MOST_ALIKE, _READERS = 16, 16
+#: Bytes that are read of a shard at a time to look into it.
+_PIECE = 1 << 20
 
 #: The location of an object by its uri.
 Locate = Callable[[str], Location]
@@ -41,7 +47,7 @@ def with_formats_of_content(manifest: pa.Table, locate: Locate) -> pa.Table:
     numbers = np.flatnonzero(unknown.to_numpy())
     if not len(numbers):
         return manifest
-    suffixes = [suffix(key) for key in manifest["key"].take(numbers).to_pylist()]
+    suffixes = [kind_of_name(key) for key in manifest["key"].take(numbers).to_pylist()]
     found = manifest["format"].to_pylist()
     asked = {ending for ending, _ in Counter(suffixes).most_common(_MOST_SUFFIXES)}
     formats_of: dict[str, str] = {}
@@ -78,55 +84,67 @@ def format_of_content(head: bytes) -> str | None:
         return ZIP
     if head[257:262] == b"ustar":
         return TAR
+    if head.startswith(RIEGELI):
+        return TFRECORD  # whose reader says what it is
     if len(head) >= 16 and head[4:8] == b"\0\0\0\0" and masked_crc(head[:8]) == head[8:12]:
         return TFRECORD
     return None
 
 
-def without_metadata(manifest: pa.Table, locate: Locate) -> tuple[pa.Table, int]:
-    """The manifest without Parquet files that only describe the images beside them, and their number.
+def without_other_shards(manifest: pa.Table, locate: Locate, field: str | None) -> tuple[pa.Table, Counter[str]]:
+    """The manifest without shards that hold no images, and their number by kind; as it is if no other object would remain.
 
-    img2dataset writes `00000.parquet` beside `00000.tar`, and ImageFolder reads `metadata.parquet` beside images. If a store
-    has nothing but Parquet files, all of them are shards.
+    img2dataset writes `00000.parquet` beside `00000.tar`, ImageFolder reads `metadata.parquet` beside images, and archives of
+    annotations lie beside archives of images. What is inside decides, never a name alone.
+
+    Args:
+        manifest: the objects.
+        locate: gives the location of a uri.
+        field: column or feature with the images, or extension of the members, if not the usual ones.
     """
-    is_parquet = pc.equal(manifest["format"], PARQUET).to_numpy()
-    others = ~is_parquet & pc.not_equal(manifest["format"], ARCHIVED).to_numpy()
-    if not is_parquet.any() or not others.any():
-        return manifest, 0
-    numbers = np.flatnonzero(is_parquet)
-    keys = manifest["key"].take(numbers)
-    tars = pc.replace_substring_regex(manifest["key"].filter(pa.array(others)), r"\.(tar|tar\.gz|tgz)$", "")
-    beside_tar = pc.is_in(pc.replace_substring_regex(keys, r"\.parquet$", ""), tars).to_numpy()
-    unsure = numbers[~beside_tar]
-    described = np.zeros(manifest.num_rows, bool)
-    described[numbers[beside_tar]] = True
-    if len(unsure) <= _MOST_FOOTERS:
-        described[unsure] = _without_images(manifest, unsure, PARQUET, locate)
-    return manifest.filter(pa.array(~described)), int(described.sum())
+    numbers = np.flatnonzero(pc.is_in(manifest["format"], pa.array([*_WITHOUT_IMAGES])).to_numpy())
+    alike = _alike(manifest.take(numbers), numbers)
+    if not alike or (len(alike) == 1 and len(numbers) == manifest.num_rows):
+        return manifest, Counter()
+    some = [one[np.unique(np.linspace(0, len(one) - 1, min(len(one), _MOST_ALIKE)).astype(np.int64))] for one in alike]
+    lacks = np.zeros(manifest.num_rows, bool)
+
+    def look_into(which: np.ndarray) -> None:
+        rows = manifest.select(["uri", "size", "format"]).take(which).to_pylist()
+        with ThreadPoolExecutor(_READERS) as pool:
+            lacks[which] = list(pool.map(partial(_lacks_images, locate, field), rows))
+
+    look_into(np.concatenate(some))
+    mixed = [numbers[:0]]
+    for every, first in zip(alike, some, strict=True):
+        if lacks[first].all() or not lacks[first].any():
+            lacks[every] = lacks[first[0]]
+        else:
+            mixed.append(np.setdiff1d(every, first))
+    look_into(np.concatenate(mixed))
+    if lacks.all():
+        return manifest, Counter()
+    dropped = manifest["format"].filter(pa.array(lacks)).to_pylist()
+    return manifest.filter(pa.array(~lacks)), Counter(_WITHOUT_IMAGES[kind] for kind in dropped)
 
 
-def without_other_zips(manifest: pa.Table, locate: Locate) -> tuple[pa.Table, int]:
-    """The manifest without zips in which no member is named like an image, and their number, if other objects remain."""
-    numbers = np.flatnonzero(pc.equal(manifest["format"], ZIP).to_numpy())
-    if not len(numbers) or len(numbers) > _MOST_FOOTERS:
-        return manifest, 0
-    others = np.zeros(manifest.num_rows, bool)
-    others[numbers] = _without_images(manifest, numbers, ZIP, locate)
-    return (manifest, 0) if others.all() else (manifest.filter(pa.array(~others)), int(others.sum()))
+def _alike(shards: pa.Table, numbers: np.ndarray) -> list[np.ndarray]:
+    """The `numbers` of shards, one array for the shards of a format whose names differ only in numbers, hexadecimal or not."""
+    if not len(numbers):
+        return []
+    names = pc.replace_substring_regex(shards["key"], "[0-9a-f-]*[0-9][0-9a-f-]*", "0")
+    joined = pc.binary_join_element_wise(shards["format"], names, "/").combine_chunks()
+    codes = joined.dictionary_encode().indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    return np.split(numbers[order], np.flatnonzero(np.diff(codes[order])) + 1)
 
 
-def _without_images(manifest: pa.Table, numbers: np.ndarray, kind: str, locate: Locate) -> list[bool]:
-    uris, sizes = (manifest[name].take(numbers).to_pylist() for name in ("uri", "size"))
-    with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(lambda uri, size: _lacks_images(locate(uri), size, kind), uris, sizes))
-
-
-def _lacks_images(location: Location, size: int | None, kind: str) -> bool:
+def _lacks_images(locate: Locate, field: str | None, row: Mapping[str, Any]) -> bool:
     """Whether a shard holds no images (`may_hold_images`); False if it cannot be read, so that its row has the reason."""
     try:
-        if size is None:
+        if row["size"] is None:
             return False
-        with open_range_file(location, size) as file:
-            return not may_hold_images(kind, io.BufferedReader(file))
+        with open_range_file(locate(row["uri"]), row["size"], _PIECE) as file:
+            return not may_hold_images(row["format"], io.BufferedReader(file), field)
     except OSError:
         return False

@@ -88,9 +88,15 @@ def decode(
         return _failure(error, data)
 
 
-def thumbnail(data: bytes, *, side: int = 224, max_pixels: int = 100_000_000) -> bytes | Failure:
+def thumbnail(
+    data: bytes,
+    *,
+    side: int = 224,
+    max_pixels: int = 100_000_000,
+    rules: PixelRules = PixelRules(),  # noqa: B008  # immutable
+) -> bytes | Failure:
     """An upright JPEG of an image in its aspect ratio, with a longer side of `side` pixels; a Failure if `decode` fails."""
-    square = decode(data, (side, side), max_pixels=max_pixels)
+    square = decode(data, (side, side), max_pixels=max_pixels, rules=rules)
     if isinstance(square, Failure):
         return square
     scale = side / max(square.width, square.height)
@@ -139,4 +145,6 @@ def _unidentified(data: bytes) -> tuple[ErrorKind, str]:
         return ErrorKind.DECODE_FAILED, "a PNG with a damaged or unknown header"
     if recognise.is_beginning(data):
         return ErrorKind.TRUNCATED, f"only the beginning of an image: {len(data)} bytes"
+    if recognise.is_tga(data):
+        return ErrorKind.UNSUPPORTED, "TGA is not supported"
     return ErrorKind.NOT_AN_IMAGE, f"begins with {data[:12]!r}, which is not the start of any image format"

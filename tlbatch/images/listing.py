@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 
 from tlbatch.errors import StoreError
 from tlbatch.images import names
-from tlbatch.images.contents import Locate, with_formats_of_content, without_metadata, without_other_zips
+from tlbatch.images.contents import Locate, with_formats_of_content, without_other_shards
 from tlbatch.images.layouts import layout_kinds, sentences
 from tlbatch.images.lists import is_list, read_list
-from tlbatch.images.names import glob_matcher, suffix
+from tlbatch.images.names import glob_matcher, kind_of_name
 from tlbatch.images.shards import EXCLUDED
 from tlbatch.schema import ARCHIVED, IMAGE, MANIFEST_SCHEMA
 from tlbatch.storage.local import LocalLocation
@@ -38,7 +38,6 @@ _MOST_KINDS = 40
 #: Folders that a message names.
 _NAMED = 5
 NOT_INCLUDED, OWN_OUTPUT = "not included", "output of tlbatch"
-METADATA, OTHER_ZIPS = "Parquet without images", "zip without images"
 
 
 @dataclass(frozen=True)
@@ -71,13 +70,17 @@ class Selection:
         include: globs of objects to take, instead of the known suffixes.
         exclude: globs of objects to skip.
         kind: auto, images, tar, parquet, tfrecord or zip.
+        image_field: where shards have their images, if not at a usual place.
     """
 
-    def __init__(self, include: Sequence[str] = (), exclude: Sequence[str] = (), kind: str = "auto") -> None:
+    def __init__(
+        self, include: Sequence[str] = (), exclude: Sequence[str] = (), kind: str = "auto", image_field: str | None = None
+    ) -> None:
         self._include = [glob_matcher(glob) for glob in include]
         self._exclude = [glob_matcher(glob) for glob in exclude]
         self._closed = [glob_matcher(glob) for glob in exclude if "/" in glob and glob.endswith(("*", "/"))]
         self.kind = kind
+        self.image_field = image_field
 
     def formats(self, keys: pa.Array, *, named: bool) -> tuple[pa.Array, pa.Array]:
         """The format of each key's object, and for those without one the kind under which they are counted as skipped.
@@ -149,9 +152,8 @@ def list_store(
     manifest = walk.without_own_outputs(manifest)
     if locate is not None and selection.kind == "auto" and (single is None or manifest.num_rows == 1):
         manifest = with_formats_of_content(manifest, locate)
-        manifest, metadata = without_metadata(manifest, locate)
-        manifest, zips = without_other_zips(manifest, locate)
-        walk.skipped.update({kind: count for kind, count in ((METADATA, metadata), (OTHER_ZIPS, zips)) if count})
+        manifest, others = without_other_shards(manifest, locate, selection.image_field)
+        walk.skipped.update(others)
     walk.warn(alone=not manifest.num_rows)
     if not manifest.num_rows:
         raise StoreError(f"The store {store.url} contains no images to classify{walk.why_nothing()}")
@@ -216,9 +218,11 @@ class _Walk:
         if folder == self._avoid:
             return True
         why = self._selection.closes(folder)
-        if why is not None:
-            self.skipped[why] += 1
-        return why is not None
+        if why is None:
+            return False
+        layout = None if why == EXCLUDED else layout_kinds(pa.array([folder]))[0].as_py()  # Hudi's folder is a hidden one
+        self.skipped[layout or why] += 1
+        return True
 
     def _passed(self, key: str, reason: str) -> None:
         self.skipped[reason] += 1
@@ -249,7 +253,7 @@ class _Walk:
             return
         kinds = pc.coalesce(layout_kinds(rest), reasons.filter(is_rest))
         self.skipped.update(
-            kind or suffix(key) or "no suffix" for key, kind in zip(rest.to_pylist(), kinds.to_pylist(), strict=True)
+            kind or kind_of_name(key) for key, kind in zip(rest.to_pylist(), kinds.to_pylist(), strict=True)
         )
         self._runs += rest.filter(pc.match_substring_regex(rest, r"(^|/)runs/[^/]+/run\.json$")).to_pylist()
 

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO
 
 from tlbatch.errors import ErrorKind, Failure
-from tlbatch.images.parquet import has_image_column, read_parquet
+from tlbatch.images import tar, zip_archive
+from tlbatch.images.parquet import has_images, read_parquet
 from tlbatch.images.shards import Member, ShardImages, ShardOptions, TornShardError
-from tlbatch.images.tar import read_tar
 from tlbatch.images.tfrecord import read_tfrecord
-from tlbatch.images.zip_archive import has_image_names, read_zip
 from tlbatch.schema import PARQUET, TAR, TFRECORD, ZIP
 
 
@@ -44,29 +43,34 @@ def read_members(kind: str, file: IO[bytes], wanted: ShardOptions) -> Iterator[M
         yield Member(0, wanted.key, Failure("read", ErrorKind.EMPTY, message))
 
 
-def may_hold_images(kind: str, file: IO[bytes]) -> bool:
+def may_hold_images(kind: str, file: IO[bytes], field: str | None = None) -> bool:
     """Whether an object with the name of a shard can be one, by what a few small reads of it tell.
 
-    A Parquet file without a column of images and a zip without a member that is named like an image are none. What is damaged
-    may be one, so that its row says what is wrong with it.
+    A Parquet file without images is none, and neither is a tar or zip without a member that is named like an image. What is
+    damaged may be one, so that its row says what is wrong with it.
 
     Args:
         kind: `TAR`, `PARQUET`, `TFRECORD` or `ZIP`.
         file: the object, seekable.
+        field: column or feature with the images, or extension of the members, if not the usual ones.
 
     Raises:
         OSError: `file` could not be read.
     """
     try:
-        return kind not in _CHECKS or _CHECKS[kind](file)
+        return kind not in _CHECKS or _CHECKS[kind](file, field)
     except TornShardError:
         return True
 
 
-_CHECKS: Mapping[str, Callable[[IO[bytes]], bool]] = {PARQUET: has_image_column, ZIP: has_image_names}
+_CHECKS: Mapping[str, Callable[[IO[bytes], str | None], bool]] = {
+    TAR: tar.has_image_names,
+    PARQUET: has_images,
+    ZIP: zip_archive.has_image_names,
+}
 _READERS: Mapping[str, Callable[[IO[bytes], ShardOptions], ShardImages]] = {
-    TAR: read_tar,
+    TAR: tar.read_tar,
     PARQUET: read_parquet,
     TFRECORD: read_tfrecord,
-    ZIP: read_zip,
+    ZIP: zip_archive.read_zip,
 }

@@ -15,19 +15,22 @@ from tlbatch.schema import IMAGE, PARQUET, TAR, TFRECORD, ZIP
 IMAGE_SUFFIXES = frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
-        *(".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
-        *(".pbm", ".pgm", ".ppm", ".pnm", ".tga", ".ico", ".exr", ".psd", ".svg"),
-        *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),  # cameras' raw files
+        *(".avif", ".avifs", ".heic", ".heics", ".heif", ".hif", ".mpo"),
+        *(".jxl", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jls", ".jxr", ".wdp", ".hdp"),
+        *(".pbm", ".pgm", ".ppm", ".pnm", ".pam", ".pfm", ".tga", ".ico", ".qoi", ".dds", ".exr", ".hdr", ".fits", ".psd"),
+        *(".svg", ".eps", ".wmf"),
+        *(".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".orf", ".pef", ".raf", ".rw2", ".srw"),  # cameras' raw files
     )
 )
 #: Number of a shard, which TFDS, Beam and the ImageNet scripts append to the name: `train.tfrecord-00000-of-00005`.
 _NUMBER = r"-\d{5,}-of-\d{5,}"
+_NUMBERED = re.compile(f"{_NUMBER}$")
 #: Regular expressions of the ends of shards' names.
 _SHARD_ENDINGS = {
     TAR: r"\.(tar|tar\.gz|tgz)$",
-    PARQUET: r"\.parquet$",
+    PARQUET: rf"\.parquet({_NUMBER})?$",
     TFRECORD: (
-        rf"(\.(tfrecords?|tfrec)({_NUMBER})?(\.gz)?|tf_?records?(\.gz)?{_NUMBER}(\.gz)?|\.record{_NUMBER}"
+        rf"(\.(tfrecords?|tfrec)({_NUMBER})?(\.gz)?|tf_?records?(\.gz)?{_NUMBER}(\.gz)?|\.record({_NUMBER})?"
         rf"|(^|/)[^./]+{_NUMBER})$"
     ),
     ZIP: r"\.zip$",
@@ -43,11 +46,15 @@ _PARTS = {
     r"\.ipynb_checkpoints": ".ipynb_checkpoints",
     r"\.(?:[^./]|\.[^/])[^/]*": "hidden",
     r"@eaDir": "@eaDir",  # Synology's thumbnails
-    r"@Recycle|#recycle|\$RECYCLE\.BIN": "recycle bin",  # QNAP's, Synology's and Windows's
+    r"@tmp": "@tmp",  # Synology's unfinished copies
+    # QNAP's, Synology's and Windows's; that of Windows XP only as it is written there, because a class may be called recycler.
+    r"@Recycle|#recycle|\$RECYCLE\.BIN|(?-i:RECYCLER)": "recycle bin",
     r"@Recently-Snapshot|#snapshot|~snapshot": "snapshot",  # copies of the whole store
     r"System Volume Information": "System Volume Information",
     r"lost\+found": "lost+found",
     r"__MACOSX": "__MACOSX",  # in zip archives made on macOS
+    r"_vti_cnf": "_vti_cnf",  # FrontPage's notes on each file, under the name of the file
+    r"PaxHeaders?(?:\.[0-9X]+)?": "PaxHeaders",  # headers of a tar that an old program wrote to files
     r"_temporary|_delta_log|_spark_metadata": "metadata of a table",
 }
 _LAST_PARTS = {
@@ -68,6 +75,11 @@ def suffix(key: str) -> str:
     """The lower-case suffix of a key's last part, with its dot; empty if there is none."""
     name = key.rsplit("/", 1)[-1]
     return "." + name.rsplit(".", 1)[1].lower() if "." in name else ""
+
+
+def kind_of_name(key: str) -> str:
+    """The kind under which an object of an unknown format is counted: its suffix, without the number of a shard."""
+    return suffix(_NUMBERED.sub("", key)) or "no suffix"
 
 
 def is_litter(key: str) -> bool:
@@ -99,9 +111,12 @@ def formats(keys: pa.Array) -> pa.Array:
 def glob_matcher(glob: str) -> Callable[[str], object]:
     """Matches keys with a glob: one without a slash with the last part, one with a slash with the whole key.
 
-    `*` also matches slashes, and a glob that ends with a slash means a folder with everything below it.
+    `*` also matches slashes, a glob that ends with a slash means a folder with everything below it, and `**/` at the beginning
+    means any folder, or none.
     """
-    pattern = re.compile(fnmatch.translate(f"{glob}*" if glob.endswith("/") else glob))
+    anywhere = glob.removeprefix("**/")
+    pattern = fnmatch.translate(f"{anywhere}*" if glob.endswith("/") else anywhere)
+    match = re.compile(pattern if anywhere == glob else f"(?s:.*/)?{pattern}").match
     if "/" in glob:
-        return pattern.match
-    return lambda key: pattern.match(key.rsplit("/", 1)[-1])
+        return match
+    return lambda key: match(key.rsplit("/", 1)[-1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 from collections.abc import Iterable, Iterator
 from typing import IO, Any, Literal, NamedTuple
 
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from tlbatch.errors import ErrorKind, Failure
 from tlbatch.images.shards import (
     BUFFER_BYTES,
+    ID_FIELDS,
     IMAGE_FIELDS,
     KEY_FIELDS,
     ShardImages,
@@ -26,14 +28,16 @@ from tlbatch.images.shards import (
     damage_as_torn_shard,
     looks_like_image,
 )
+from tlbatch.images.tfrecord import images_of_example, is_example
 
 #: Rows that are in memory at a time: of a column with one image a row, and of one with a list of images.
 _ROWS_AT_ONCE, _LISTS_AT_ONCE = 32, 4
 #: Largest size in bytes of a Parquet file whose row groups are read in one piece.
 _READ_AT_ONCE = 32 << 20
 
-#: How a column holds images: as bytes; as Hugging Face's struct of bytes and path; as lists of either; as decoded pixels.
-_Form = Literal["bytes", "struct", "list", "pixels"]
+#: How a column holds images: as bytes; as Hugging Face's struct of bytes and path; as lists of either; as decoded pixels; in
+#: serialized records of TensorFlow.
+_Form = Literal["bytes", "struct", "list", "pixels", "examples"]
 
 
 class _Column(NamedTuple):
@@ -49,30 +53,52 @@ def read_parquet(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
     """Read a column of bytes, of Hugging Face's struct of bytes and path, or of lists of either.
 
     The key is the path in the struct, or else a column of text or integers with a usual name, or else the shard's key and the
-    row number. In a list an image has its place in the list behind the key of the row.
+    row number. In a list an image has its place in the list behind the key of the row. A table of serialized
+    `tf.train.Example`, the Parquet form of TFDS, is read like a TFRecord.
     """
     with damage_as_torn_shard():
-        # A large file is read page by page, because one row group may be the whole file. A small file is not: in that mode
-        # Arrow trusts the page size in the header, and fills 2 GB with zeros for a damaged file of 2 KB.
-        buffer = BUFFER_BYTES if file.seek(0, io.SEEK_END) > _READ_AT_ONCE else 0
-        parquet = pq.ParquetFile(file, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True)
-        image = _image_column(parquet, wanted.field)
+        parquet = _opened(file)
+        examples = _examples_column(parquet)
+        image, *others = [examples] if examples else _image_columns(parquet, wanted.field)
         key = _key_column(parquet.schema_arrow, image.name)
         position = 0
         for batch in _batches(parquet, image, key):
             keys = _keys_of(batch, key, [f"{wanted.key}/{position + row:08d}" for row in range(batch.num_rows)])
             position += batch.num_rows
+            for other in others:
+                wanted.skip(f"column {other.name}", batch.num_rows)
             if image.form == "pixels":
                 yield from ((one, _decoded_pixels(image)) for one in keys)
                 continue
             for one, value in zip(keys, _to_python(batch.column(image.name)), strict=True):
-                yield from _images_of(value, one, wanted)
+                is_record = image.form == "examples" and value
+                yield from images_of_example(value, one, wanted) if is_record else _images_of(value, one, wanted)
 
 
-def has_image_column(file: IO[bytes]) -> bool:
-    """Whether a Parquet file has a column that `read_parquet` would read or refuse as pixels; only its end is read."""
+def has_images(file: IO[bytes], field: str | None = None) -> bool:
+    """Whether a Parquet file has images or decoded pixels, by the types and names of its columns.
+
+    Columns of bytes are common in tables about images: digests, geometries. Of such a column, if its name is none of the usual
+    ones, the first rows are read.
+    """
     with damage_as_torn_shard():
-        return any(_column(field) is not None for field in pq.read_schema(file))
+        parquet = _opened(file)
+        columns = [column for field in parquet.schema_arrow if (column := _column(field)) is not None]
+        told = any(one.form != "bytes" or one.name in (*IMAGE_FIELDS, field) for one in columns)
+        told = told or _examples_column(parquet) is not None
+        return told or any(_may_be_image(_sample(parquet, one.name)) for one in columns)
+
+
+def _opened(file: IO[bytes]) -> pq.ParquetFile:
+    # A large file is read page by page, because one row group may be the whole file. A small file is not: in that mode Arrow
+    # trusts the page size in the header, and fills 2 GB with zeros for a damaged file of 2 KB.
+    buffer = BUFFER_BYTES if file.seek(0, io.SEEK_END) > _READ_AT_ONCE else 0
+    return pq.ParquetFile(file, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True)
+
+
+def _may_be_image(sample: list[bytes]) -> bool:
+    """Whether a column may hold images: one without any value in its first rows may hold them further on."""
+    return not sample or any(map(looks_like_image, sample))
 
 
 def _batches(parquet: pq.ParquetFile, image: _Column, key: str | None) -> Iterator[pa.RecordBatch]:
@@ -119,8 +145,20 @@ def _decoded_pixels(column: _Column) -> Failure:
     return Failure("read", ErrorKind.UNSUPPORTED, message)
 
 
-def _image_column(parquet: pq.ParquetFile, asked: str | None) -> _Column:
-    """The column with the images; raises TornShardError if there is none, or if two could be meant."""
+def _examples_column(parquet: pq.ParquetFile) -> _Column | None:
+    """The only column of a table, if its first rows are serialized `tf.train.Example`."""
+    names = parquet.schema_arrow.names
+    column = _column(parquet.schema_arrow.field(0)) if len(names) == 1 else None
+    sample = [] if column is None or column.form != "bytes" else _sample(parquet, column.name)
+    return column._replace(form="examples") if column and sample and all(map(is_example, sample)) else None
+
+
+def _image_columns(parquet: pq.ParquetFile, asked: str | None) -> list[_Column]:
+    """The column with the images, then others that hold images as well.
+
+    Raises:
+        TornShardError: there is none, or two could be meant.
+    """
     schema = parquet.schema_arrow
     columns = [column for field in schema if (column := _column(field)) is not None and asked in (None, field.name)]
     if not columns:
@@ -128,21 +166,19 @@ def _image_column(parquet: pq.ParquetFile, asked: str | None) -> _Column:
         raise TornShardError(f"the file has {missing}; its columns are {', '.join(schema.names)}", ErrorKind.UNSUPPORTED)
     encoded = [column for column in columns if column.form != "pixels"]
     if len(columns) == 1 or not encoded:
-        return columns[0]
+        return columns[:1]
     samples = {column.name: _sample(parquet, column.name) for column in encoded}
-    # A column without any value in the sample may hold images further on.
-    images = [one for one in encoded if not samples[one.name] or any(map(looks_like_image, samples[one.name]))]
+    images = [one for one in encoded if _may_be_image(samples[one.name])]
     if not images:
-        return next((one for one in columns if one.form == "pixels"), _usual(encoded) or encoded[0])
+        return [next((one for one in columns if one.form == "pixels"), _usual(encoded) or encoded[0])]
     found = _usual(images)
-    if found is not None:
-        return found
     of_images = [one for one in images if one.form != "bytes"] or images
-    if len(of_images) > 1 and any(samples.values()):
+    if found is None and len(of_images) > 1 and any(samples.values()):
         names = " and ".join(repr(one.name) for one in of_images)
         message = f"the columns {names} all hold images; choose one with image_field (--image-field)"
         raise TornShardError(message, ErrorKind.UNSUPPORTED)
-    return of_images[0]
+    found = found or of_images[0]
+    return [found, *(one for one in images if one != found and samples[one.name])]
 
 
 def _usual(columns: Iterable[_Column]) -> _Column | None:
@@ -171,12 +207,24 @@ def _column(field: pa.Field) -> _Column | None:
         errors="replace"
     )
     if "tensor" in name:
-        return _Column(field.name, "pixels", name)
+        return None if _dimensions(field) == 1 else _Column(field.name, "pixels", name)
     if pa.types.is_struct(kind) and {"data", "height", "width"} <= {child.name for child in kind}:
         return _Column(field.name, "pixels", f"a struct of {', '.join(child.name for child in kind)}")
     if _holds_bytes(kind):
         return _Column(field.name, "struct" if pa.types.is_struct(kind) else "bytes", "")
     return _Column(field.name, "list", "") if _is_list(kind) and _holds_bytes(_plain(kind.value_type)) else None
+
+
+def _dimensions(field: pa.Field) -> int | None:
+    """The number of dimensions of a column of tensors, as Arrow or Ray says it; one is a vector, and no picture."""
+    shape = getattr(field.type, "shape", None)
+    if shape is None:
+        try:
+            shape = json.loads((field.metadata or {}).get(b"ARROW:extension:metadata", b""))
+        except ValueError:
+            return None
+        shape = shape.get("shape") if isinstance(shape, dict) else shape
+    return len(shape) if isinstance(shape, list | tuple) else None
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -201,15 +249,21 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _key_column(schema: pa.Schema, image: str) -> str | None:
-    """The first usual column of text, or else of integers or bytes; `file.path` may be a column or the field of a struct."""
+    """The first usual column of text, or else of integers or bytes; `file.path` may be a column or the field of a struct.
+
+    Columns of identifiers come after all others, because tables exist whose keys are those of the others.
+    """
     kinds = {field.name: _plain(field.type) for field in schema}
     for parent, kind in list(kinds.items()):
         if pa.types.is_struct(kind):
             kinds |= {f"{parent}.{child.name}": _plain(child.type) for child in kind if f"{parent}.{child.name}" not in kinds}
-    usual = [name for name in KEY_FIELDS if name in kinds and name != image]
-    texts = [name for name in usual if _is_text(kinds[name])]
-    others = [name for name in usual if pa.types.is_integer(kinds[name]) or _is_bytes(kinds[name])]
-    return next(iter(texts + others), None)
+    for fields in (KEY_FIELDS, ID_FIELDS):
+        usual = [name for name in fields if name in kinds and name != image]
+        texts = [name for name in usual if _is_text(kinds[name])]
+        others = [name for name in usual if pa.types.is_integer(kinds[name]) or _is_bytes(kinds[name])]
+        if texts or others:
+            return (texts + others)[0]
+    return None
 
 
 def _is_text(kind: pa.DataType) -> bool:

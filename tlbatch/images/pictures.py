@@ -21,7 +21,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from tlbatch.images import bmp, colour, jxl, png, recognise, tiff
+from tlbatch.images import bmp, colour, jxl, png, ppm, recognise, tiff
 from tlbatch.images.levels import to_8_bits, white_of
 from tlbatch.images.recognise import TooLargeError, UnsupportedError
 from tlbatch.schema import PixelRules, Size
@@ -255,6 +255,10 @@ def _to_8_bits_a_band(
         hidden = image.info.get("transparency")
         if image.mode == "L" and isinstance(hidden, int) and depth in (2, 4):
             image.info["transparency"] = hidden * 255 // (2**depth - 1)  # Pillow has scaled the samples and not this one
+    if image.format == "PPM" and (samples := ppm.samples_of_16_bits(data)) is not None:
+        white = white_of(samples, None, rules.white_level)
+        if white != 65_535:  # otherwise what Pillow has made of it stays as it is
+            return _from_samples(samples, white, rules)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image, None
     if image.mode.startswith("I") or image.mode == "F":

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -46,8 +47,9 @@ T = TypeVar("T")
 #: Failed reads, before any image was read, after which other objects are asked for: if none of them can be read, the store
 #: counts as failing and not the single images.
 _REFUSALS = 32
-#: Objects that are asked for then: so many of different folders, and as many again at equal distances in the manifest.
-_PROBES = 32
+#: Objects that are asked for then: so many of different folders, and as many again at equal distances in the manifest; and how
+#: many at once. A refused request costs little, and a store that is given up although a part of it is open never gets done.
+_PROBES, _PROBED_AT_ONCE = 512, 16
 #: Seconds for which an answer proves that the store is available.
 _RECENTLY = 5.0
 
@@ -75,11 +77,13 @@ def choose_probes(manifest: pa.Table) -> tuple[str, ...]:
     """Uris of a few objects from all over a store, by which a reader sees whether anything in the store can be read."""
     possible = pc.and_(pc.not_equal(manifest["format"], ARCHIVED), pc.fill_null(pc.greater(manifest["size"], 0), True))
     uris = manifest["uri"].filter(possible)
+    if len(uris) <= 2 * _PROBES:
+        return tuple(uris.to_pylist())
     folders = pc.replace_substring_regex(uris, "[^/]*$", "").to_numpy(zero_copy_only=False)
     firsts = np.flatnonzero(folders[1:] != folders[:-1]) + 1  # the manifest is sorted: the objects of a folder follow another
-    spread = np.linspace(0, max(0, len(uris) - 1), _PROBES)
+    spread = np.linspace(0, len(uris) - 1, _PROBES)
     of_folders = firsts[np.linspace(0, len(firsts) - 1, min(_PROBES, len(firsts))).astype(np.int64)] if len(firsts) else firsts
-    chosen: np.ndarray = np.unique(np.concatenate([spread.astype(np.int64), of_folders])) if len(uris) else firsts
+    chosen: np.ndarray = np.unique(np.concatenate([spread.astype(np.int64), of_folders]))
     return tuple(uris.take(pa.array(chosen, pa.int64())).to_pylist())
 
 
@@ -301,12 +305,19 @@ class Reader:
     def _finds_another(self) -> bool:
         """Whether any object can be read: of those that were read meanwhile, or of the probes, each of which is asked once."""
         with self._probing:
-            while self._probes and self._good is None:
-                location = self._location(self._probes.pop())
-                if not isinstance(location, Failure):
-                    with contextlib.suppress(OSError):
-                        self._call(partial(location.fetch, 0, 1))
+            until = time.monotonic() + self._patience.deadline
+            with ThreadPoolExecutor(_PROBED_AT_ONCE) as pool:
+                list(pool.map(partial(self._probe, until), self._probes))
+            self._probes = []
             return self._good is not None
+
+    def _probe(self, until: float, uri: str) -> None:
+        """Ask for the first byte of an object, unless one could be read or the time is up."""
+        if self._good is None and time.monotonic() < until:
+            location = self._location(uri)
+            if not isinstance(location, Failure):
+                with contextlib.suppress(OSError):
+                    self._call(partial(location.fetch, 0, 1))
 
     def _still_answers(self, location: Location) -> bool:
         """Whether the store answered recently, or answers now: to the last request that succeeded, or to a metadata request."""

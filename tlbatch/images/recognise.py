@@ -23,6 +23,7 @@ _UNSUPPORTED = (
     (b"PF\n", "PFM with colours"),
     (b"\x76\x2f\x31\x01", "OpenEXR"),
     (b"#?RADIANCE", "Radiance HDR"),
+    (b"#?RGBE", "Radiance HDR"),
     (b"\x00\x00\x01\x00", "ICO"),
     (b"\xd7\xcd\xc6\x9a", "WMF"),
     (b"SIMPLE  =", "FITS"),
@@ -31,6 +32,7 @@ _UNSUPPORTED = (
     (b"IIRS", "a camera's raw file (ORF)"),
     (b"IIU\0", "a camera's raw file (RW2)"),
     (b"II\xbc\x01", "JPEG XR"),
+    (b"\x1aE\xdf\xa3", "a video (Matroska or WebM)"),
 )
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
@@ -43,16 +45,18 @@ _JPEG_KINDS = {
     0xCB: "lossless JPEG with arithmetic coding",
     0xF7: "JPEG-LS",
 }
+#: Sizes of the headers of BMPs, and compressions that are not decoded, by their number; OS/2 counts otherwise.
+_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
+_BMP_COMPRESSIONS = {4: "JPEG inside", 5: "PNG inside", **dict.fromkeys((11, 12, 13), "CMYK colours")}
+_OS2_COMPRESSIONS = {3: "Huffman compression", 4: "24-bit run lengths"}
 _STARTS = (
     b"\xff\xd8\xff",
     b"\x89PNG\r\n\x1a\n",
     b"GIF8",
-    b"BM",
     b"II*\0",
     b"MM\0*",
     b"II+\0",
     b"MM\0+",
-    b"RIFF",
     b"\xff\x0a",
     b"\xff\x4f\xff",
     b"\0\0\0\x0cjP  ",
@@ -68,11 +72,27 @@ def unsupported(data: bytes) -> str | None:
         name = "a camera's raw file (CR2)"
     elif head[4:12] == b"ftypcrx ":
         name = "a camera's raw file (CR3)"
+    elif head[4:8] == b"ftyp" and not _is_beginning_of_heif(head):
+        name = f"a video or another file of the MP4 family (brand {head[8:12].decode(errors='backslashreplace')})"
+    elif head.startswith(b"RIFF") and head[8:12] == b"AVI ":
+        name = "a video (AVI)"
+    elif head.startswith(b"BM"):
+        name = _unsupported_bmp(head)
     elif head.startswith(b"\xff\xd8\xff"):
         name = _unsupported_jpeg(data)
     elif b"<svg" in head.lower():
         name = "SVG"
     return name and f"{name} is not supported"
+
+
+def is_tga(data: bytes) -> bool:
+    """Whether a file is a TGA by its end or, since older ones say nothing of themselves, by plausible values in its header."""
+    if data[-18:-1] == b"TRUEVISION-XFILE.":
+        return True
+    if len(data) < 18:
+        return False
+    kinds = (1, 2, 3, 9, 10, 11) if data[1] == 1 else (2, 3, 10, 11) if data[1] == 0 else ()
+    return data[2] in kinds and any(data[12:14]) and any(data[14:16]) and data[16] in (8, 15, 16, 24, 32) and data[17] < 64
 
 
 def is_tiff(data: bytes) -> bool:
@@ -101,7 +121,16 @@ def is_heic(data: bytes) -> bool:
 
 def is_beginning(data: bytes) -> bool:
     """Whether a file begins like an image of a format that is decoded."""
-    return data.startswith(_STARTS) or data[4:8] == b"ftyp"
+    if data.startswith(b"BM"):
+        return int.from_bytes(data[14:18], "little") in _BMP_HEADERS if len(data) >= 18 else not any(data[6:10])
+    if data.startswith(b"RIFF"):
+        return b"WEBP".startswith(data[8:12])
+    return data.startswith(_STARTS) or _is_beginning_of_heif(data)
+
+
+def _is_beginning_of_heif(data: bytes) -> bool:
+    """Whether a file begins like a HEIC or AVIF; videos begin alike, with other brands."""
+    return data[4:8] == b"ftyp" and any(brand.startswith(data[8:12]) for brand in (*_HEIC_BRANDS, *_AVIF_BRANDS))
 
 
 def jpeg_frame(data: bytes) -> tuple[str, int] | None:
@@ -120,6 +149,17 @@ def jpeg_frame(data: bytes) -> tuple[str, int] | None:
         else:
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
+
+
+def _unsupported_bmp(head: bytes) -> str | None:
+    """What neither Pillow nor `bmp.py` reads of BMPs."""
+    if len(head) < 34 or int.from_bytes(head[14:18], "little") not in _BMP_HEADERS[2:]:
+        return None
+    bits, compression = int.from_bytes(head[28:30], "little"), int.from_bytes(head[30:34], "little")
+    inside = _OS2_COMPRESSIONS if head[14] == 64 else _BMP_COMPRESSIONS
+    if compression in inside:
+        return f"a BMP with {inside[compression]}"
+    return "a BMP of 64 bits a pixel" if bits == 64 else None
 
 
 def _unsupported_jpeg(data: bytes) -> str | None:

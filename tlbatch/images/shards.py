@@ -21,8 +21,8 @@ from tlbatch.images.names import IMAGE_SUFFIXES, glob_matcher, litter_kind, suff
 
 #: Usual columns or features of an image's bytes and name in a Parquet file or TFRecord, in order of preference.
 IMAGE_FIELDS = ("image", "image/encoded", "img", "bytes", "image_bytes", "content", "data", "jpg", "png")
-#: Features that only a TFRecord is asked for its names: those of TFDS, COCO and Kaggle.
-RECORD_KEY_FIELDS = ("image/source_id", "image/id", "image_id", "image_name", "id", "tfds_id")
+#: Columns or features of identifiers, as TFDS, COCO and Kaggle name them.
+ID_FIELDS = ("image/source_id", "image/id", "image_id", "image_name", "id", "tfds_id")
 KEY_FIELDS = ("key", "__key__", "path", "file_name", "filename", "image/filename", "image/key", "file.path")
 #: Deflate's maximum compression ratio: bytes that one compressed byte can become.
 MAX_DEFLATE_RATIO = 1032
@@ -37,7 +37,7 @@ _SIDECAR_SUFFIXES = frozenset(
     )
 )
 #: Most kinds of skipped members that are counted, and the longest name of one.
-_MOST_KINDS, _LONGEST_KIND = 64, 32
+_MOST_KINDS, _LONGEST_KIND = 64, 48
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import IO, Any, NoReturn
 
@@ -12,21 +12,22 @@ import google_crc32c
 from tlbatch.errors import ErrorKind, Failure
 from tlbatch.images.shards import (
     BUFFER_BYTES,
+    ID_FIELDS,
     IMAGE_FIELDS,
     KEY_FIELDS,
-    RECORD_KEY_FIELDS,
     ShardImages,
     ShardOptions,
     TornShardError,
     damage_as_torn_shard,
     decompressed,
+    looks_like_image,
 )
 
 #: First bytes of a file of Riegeli, which ArrayRecord is built on.
-_RIEGELI = b"\x83\xaf\x70\xd1\x0d\x88\x4a\x3f"
+RIEGELI = b"\x83\xaf\x70\xd1\x0d\x88\x4a\x3f"
 _OTHER_NAMES = (".array_record", ".riegeli")
 _IMAGES = tuple(name.encode() for name in IMAGE_FIELDS)
-_KEYS = tuple(name.encode() for name in (*KEY_FIELDS, *RECORD_KEY_FIELDS))
+_KEYS = tuple(name.encode() for name in (*KEY_FIELDS, *ID_FIELDS))
 
 
 def read_tfrecord(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
@@ -48,14 +49,14 @@ def read_tfrecord(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
             if masked_crc(body[:-4]) != body[-4:]:
                 yield name, Failure("read", ErrorKind.DECODE_FAILED, "the record's checksum is wrong")
             else:
-                yield from _from_example(body[:-4], name, wanted)
+                yield from images_of_example(body[:-4], name, wanted)
 
 
 def _raise_wrong_length(header: bytes, position: int, key: str) -> NoReturn:
     """Say why the next record cannot be found."""
     if position:
         raise TornShardError("the checksum of a record's length is wrong")
-    if header.startswith(_RIEGELI) or any(name in key.rsplit("/", 1)[-1].lower() for name in _OTHER_NAMES):
+    if header.startswith(RIEGELI) or any(name in key.rsplit("/", 1)[-1].lower() for name in _OTHER_NAMES):
         raise TornShardError(
             "it is an ArrayRecord or Riegeli file, which tlbatch does not read; write the data set as TFRecord "
             "(TFDS: `file_format='tfrecord'`)",
@@ -82,8 +83,8 @@ def masked_crc(data: bytes) -> bytes:
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def _from_example(record: bytes, name: str, wanted: ShardOptions) -> ShardImages:
-    """The images of a record: the values of one feature."""
+def images_of_example(record: bytes, name: str, wanted: ShardOptions) -> ShardImages:
+    """The images of a serialized `tf.train.Example`: the values of one feature, by their keys or else by `name`."""
     from google.protobuf.message import DecodeError
 
     try:
@@ -93,14 +94,30 @@ def _from_example(record: bytes, name: str, wanted: ShardOptions) -> ShardImages
         return
     features = {feature.key: feature.value for feature in example.features.feature}
     key = _key(features) or name
-    images = _first_bytes(features, (wanted.field.encode(),) if wanted.field else _IMAGES)
-    if not images:
+    asked = (wanted.field.encode(),) if wanted.field else _IMAGES
+    taken = next((name for name in asked if name in features and features[name].bytes_list.value), None)
+    if taken is None:
         named = b", ".join(sorted(features)).decode(errors="backslashreplace")
         message = f"the record has no bytes in feature {wanted.field or IMAGE_FIELDS[0]!r}; its features are {named[:300]}"
         yield name, Failure("read", ErrorKind.UNSUPPORTED, message)
         return
+    for other, feature in () if wanted.field else features.items():
+        values = feature.bytes_list.value
+        if other != taken and values and looks_like_image(values[0]):
+            wanted.skip(f"feature {other.decode(errors='backslashreplace')}", len(values))
+    images = features[taken].bytes_list.value
     for place, data in enumerate(images):
         yield key if len(images) == 1 else f"{key}/{place}", wanted.limited(data)
+
+
+def is_example(record: bytes) -> bool:
+    """Whether bytes are a serialized `tf.train.Example` with any feature."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        return bool(_example_type().FromString(record).features.feature)
+    except DecodeError:
+        return False
 
 
 def _key(features: Mapping[bytes, Any]) -> str | None:
@@ -112,12 +129,6 @@ def _key(features: Mapping[bytes, Any]) -> str | None:
         return str(text.decode(errors="backslashreplace"))
     numbers = (feature.int64_list.value for feature in named)
     return next((str(values[0]) for values in numbers if values), None)
-
-
-def _first_bytes(features: Mapping[bytes, Any], names: Sequence[bytes]) -> Sequence[bytes]:
-    """The values of the first of these features that has bytes."""
-    found = (features[name].bytes_list.value for name in names if name in features)
-    return next((values for values in found if values), ())
 
 
 @cache

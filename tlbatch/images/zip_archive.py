@@ -46,10 +46,10 @@ def read_zip(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
                 yield name, _read_member(archive, info, room, wanted)
 
 
-def has_image_names(file: IO[bytes]) -> bool:
+def has_image_names(file: IO[bytes], field: str | None) -> bool:
     """Whether a zip has a member that is named like an image; only its central directory is read."""
     with damage_as_torn_shard():
-        wanted = ShardOptions("", None, 0)
+        wanted = ShardOptions("", field, 0)
         return any(wanted.takes(_name(info)) for info in _opened(file).infolist())
 
 

@@ -161,6 +161,7 @@ class Bundle:
             "base": self.base_digest,
             "multi_label": self.label_thresholds is not None,
             "abstain_threshold": self.abstain_threshold,
+            "pixel_rules": self.pixel_rules._asdict(),
         }
 
     @cached_property

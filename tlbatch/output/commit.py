@@ -454,8 +454,9 @@ def _report(one: _OpenRun, receipts: Receipts, counts: PublishedCounts, stats: W
     }
     passed = receipts.passed(run.manifest.num_rows)
     body |= {"skipped_in_shards": passed} if passed else {}
-    if run.on:
-        body |= failures_after(one.state.named(run.on), run, counts.listed, counts.failed)
+    before = one.state.named(run.on) if run.on else one.state.table if "counts" in facts else []
+    if before:
+        body |= failures_after(before, run, counts.listed, counts.failed)
     return cast("ReportDocument", body)
 
 

@@ -60,6 +60,7 @@ class RunDocument(TypedDict):
     base: str
     multi_label: NotRequired[bool]
     abstain_threshold: NotRequired[float | None]
+    pixel_rules: NotRequired[Mapping[str, Any]]
     versions: NotRequired[Mapping[str, str]]
     features_url: NotRequired[str]
     on: NotRequired[list[PointerEntry]]

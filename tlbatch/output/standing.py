@@ -18,7 +18,7 @@ def failures_after(runs: Sequence[Run], run: Run, listed: int, failed: int) -> d
     """What `report.json` says of the failures in the table after an incremental run; empty if the run has none.
 
     Args:
-        runs: the runs that it adds to, the oldest first.
+        runs: the runs of the table before it, the oldest first: it adds to them, or else replaces all they had.
         run: the run, whose files are written.
         listed: images of the run.
         failed: failed images of the run.
@@ -42,7 +42,9 @@ def _images_after(runs: Sequence[Run], run: Run, listed: int, failed: int) -> di
         kept += rows.num_rows - int(again.to_numpy().sum())
         before.update(_failures(rows.filter(again)))
     now = list(_failures(read_run_table(run.location, "errors", _FAILURE)))
-    table = {"listed": listed + kept + _predicted(runs, run, redone, kept), "failed": failed + kept}
+    table = {"listed": listed, "failed": failed}
+    if run.on:
+        table = {"listed": listed + kept + _predicted(runs, run, redone, kept), "failed": failed + kept}
     return {"table": table, "failed_new": sum(one not in before for one in now)}
 
 

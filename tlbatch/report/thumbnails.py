@@ -14,7 +14,7 @@ from tlbatch.images.decode import thumbnail
 from tlbatch.images.reader import Reader
 from tlbatch.output.run import Run
 from tlbatch.output.table import read_manifest_rows
-from tlbatch.schema import IMAGE
+from tlbatch.schema import IMAGE, PixelRules
 
 #: An image's uri and key.
 Name = tuple[str, str]
@@ -32,6 +32,9 @@ def load_thumbnails(
 ) -> dict[Name, str]:
     """Data URLs of small JPEGs. Images that can no longer be read, or have changed, are missing from the result.
 
+    They are decoded by the rules of the newest run, so they show what its model was given. Of images of one shard with equal
+    keys, the first is shown.
+
     Args:
         runs: the runs that form the table, the oldest first.
         names: the images.
@@ -45,7 +48,7 @@ def load_thumbnails(
     if not wanted:
         return {}
     listed = read_manifest_rows(runs, pa.array(wanted, pa.string()))
-    spec = runs[-1].facts["spec"]
+    spec, rules = runs[-1].facts["spec"], PixelRules(**runs[-1].facts.get("pixel_rules", {}))
     field, exclude = spec.get("image_field"), spec.get("exclude", ())
     reader = Reader(storage_options, requests=_THREADS, image_field=field, exclude=exclude)
     loose = pc.equal(listed["format"], IMAGE)
@@ -53,7 +56,7 @@ def load_thumbnails(
     images = [row for row in listed.filter(pc.and_(loose, named)).to_pylist() if row["key"] in wanted[row["uri"]]]
     found = {}
     with ThreadPoolExecutor(_THREADS) as pool:
-        for row, data in zip(images, pool.map(lambda row: _small(reader.image(row), side), images), strict=True):
+        for row, data in zip(images, pool.map(lambda row: _small(reader.image(row), side, rules), images), strict=True):
             found[row["uri"], row["key"]] = data
     left = float("inf") if shard_bytes is None else shard_bytes
     for row in listed.filter(pc.invert(loose)).to_pylist():
@@ -62,12 +65,12 @@ def load_thumbnails(
             left -= len(member.data) if isinstance(member.data, bytes) else 0
             if member.key in missing:
                 missing.remove(member.key)
-                found[row["uri"], member.key] = _small(member.data, side)
+                found[row["uri"], member.key] = _small(member.data, side, rules)
             if not missing or left <= 0:
                 break
     return {name: data for name, data in found.items() if data is not None}
 
 
-def _small(data: object, side: int) -> str | None:
-    small = thumbnail(data, side=side) if isinstance(data, bytes) else None
+def _small(data: object, side: int, rules: PixelRules) -> str | None:
+    small = thumbnail(data, side=side, rules=rules) if isinstance(data, bytes) else None
     return "data:image/jpeg;base64," + base64.b64encode(small).decode() if isinstance(small, bytes) else None

@@ -18,11 +18,13 @@ class RangeFile(io.RawIOBase):
     Args:
         fetch: returns the bytes from a start to an end; its exceptions are not caught.
         size: size of the object in bytes.
+        piece: bytes of a piece, if not 8 MiB.
     """
 
     _PIECE = 8 << 20
 
-    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
+    def __init__(self, fetch: Callable[[int, int], bytes], size: int, piece: int | None = None) -> None:
+        self._piece_bytes = piece or self._PIECE
         self._fetch = fetch
         self._size = size
         self._position = 0
@@ -75,10 +77,10 @@ class RangeFile(io.RawIOBase):
             if prefetched is not None and prefetched[0] == position:
                 self._start, self._piece = position, prefetched[1].result()
             else:
-                self._start, self._piece = position, self._fetch(position, min(position + self._PIECE, self._size))
+                self._start, self._piece = position, self._fetch(position, min(position + self._piece_bytes, self._size))
             end = position + len(self._piece)
             if forwards and self._piece and end < self._size:
-                self._next = end, self._pool.submit(self._fetch, end, min(end + self._PIECE, self._size))
+                self._next = end, self._pool.submit(self._fetch, end, min(end + self._piece_bytes, self._size))
         return memoryview(self._piece)[position - self._start :]
 
     def close(self) -> None:
@@ -87,6 +89,6 @@ class RangeFile(io.RawIOBase):
         super().close()
 
 
-def open_range_file(location: Location, size: int) -> RangeFile:
+def open_range_file(location: Location, size: int, piece: int | None = None) -> RangeFile:
     """An object of `size` bytes as a seekable file; transient errors are retried for each piece."""
-    return RangeFile(lambda start, end: with_retries(lambda: location.fetch(start, end)), size)
+    return RangeFile(lambda start, end: with_retries(lambda: location.fetch(start, end)), size, piece)

@@ -128,6 +128,15 @@ def test_every_photograph_decodes_to_what_pillow_makes_of_it(photos):
         (b"%PDF-1.7 ...", ErrorKind.UNSUPPORTED),
         (b"\xff\xd8\xff\xe0", ErrorKind.TRUNCATED),
         (b"\x89PNG\r\n\x1a\n", ErrorKind.TRUNCATED),
+        (b"RIFF\x10\0\0\0WEBPVP8 ", ErrorKind.TRUNCATED),
+        (b"RIFF\x10\0\0\0AVI LIST", ErrorKind.UNSUPPORTED),
+        (b"RIFF\x10\0\0\0WAVEfmt ", ErrorKind.NOT_AN_IMAGE),
+        (b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41", ErrorKind.UNSUPPORTED),
+        (b"\0\0\0\x14ftypqt  \0\0\2\0qt  ", ErrorKind.UNSUPPORTED),
+        (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf", ErrorKind.TRUNCATED),
+        (b"\x1aE\xdf\xa3\x01\0\0\0", ErrorKind.UNSUPPORTED),
+        (b"BMW and others, a text of some length", ErrorKind.NOT_AN_IMAGE),
+        (b"BM\x36\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0", ErrorKind.TRUNCATED),
     ],
 )
 def test_what_is_no_image_says_so(data, kind):

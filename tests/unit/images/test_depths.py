@@ -128,6 +128,26 @@ def test_what_a_file_says_of_its_range_comes_first(grey):
     assert shows(deep.png(scaled(dark, 12), (b"sBIT", b"\x0c")), dark).white_level == 4095
 
 
+@pytest.mark.parametrize("kind", ["P2", "P3", "P5", "P6"])
+def test_a_ppm_of_16_bits_does_not_say_what_is_white(grey, rgb, kind):
+    """OpenCV writes 65,535 whatever the samples are."""
+    expected = grey if kind in ("P2", "P5") else rgb
+
+    def file(samples: np.ndarray, white: int = 65_535) -> bytes:
+        plain = " ".join(map(str, samples.ravel().tolist())).replace(" ", "\n", 9).encode()
+        body = plain if kind in ("P2", "P3") else samples.astype(">u2").tobytes()
+        return f"{kind}\n# made by a camera\n80 60\n{white}\n".encode() + body
+
+    assert shows(file(scaled(expected, 12)), expected).white_level == 4095
+    assert shows(file(scaled(expected, 14)), expected, white_level=16_383).white_level == 16_383
+    dark = expected // 20
+    shows(file(scaled(dark, 12), 4095), dark)
+    whole = file(scaled(expected, 16))
+    with Image.open(io.BytesIO(whole)) as image:
+        seen = np.asarray(image) if kind in ("P3", "P6") else np.asarray(image)[..., None] >> 8
+    assert np.array_equal(pixels(whole).array, np.broadcast_to(seen, (60, 80, 3)))
+
+
 def test_a_file_that_says_16_bits_means_it(grey):
     dark = scaled(grey // 20, 16)
     assert shows(deep.png(dark, (b"sBIT", b"\x10")), grey // 20).white_level == 65_535
@@ -293,6 +313,21 @@ def test_bmps_with_any_masks(rgb, bits, parts):
         masks.append(mask)
         shift += depth
     shows(deep.bmp(value, bits, tuple(masks)), rgb, min(parts[:3]))
+
+
+@pytest.mark.parametrize(
+    ("header", "bits", "compression", "name"),
+    [
+        (40, 0, 4, "JPEG inside"),
+        (108, 0, 5, "PNG inside"),
+        (40, 32, 11, "CMYK colours"),
+        (64, 24, 4, "24-bit run lengths"),
+        (124, 64, 0, "64 bits a pixel"),
+    ],
+)
+def test_kinds_of_bmp_that_are_not_decoded_are_named(header, bits, compression, name):
+    head = struct.pack("<IiiHHIIiiII", header, 8, 8, 1, bits, compression, 512, 0, 0, 0, 0).ljust(header, b"\0")
+    refused(struct.pack("<2sIHHI", b"BM", 14 + header + 512, 0, 0, 14 + header) + head + bytes(512), name)
 
 
 def test_an_alpha_mask_that_is_not_used(rgb):

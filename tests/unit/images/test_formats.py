@@ -165,3 +165,33 @@ def test_a_jpeg_xl_in_parts_and_one_with_further_channels():
     assert found.kind is ErrorKind.TOO_LARGE
     with pytest.raises(EOFError):
         jxl.read_header(jxl.CONTAINER + file_type + parts[0])
+
+
+def test_a_photograph_of_several_pictures(scene):
+    assert difference(encoded(scene, "MPO", quality=95, save_all=True, append_images=[scene.rotate(180)]), scene) < 3
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA"])
+@pytest.mark.parametrize("compression", [None, "tga_rle"])
+def test_a_tga_is_named_though_it_has_no_magic_number(scene, mode, compression):
+    data = encoded(scene.convert(mode), "TGA", compression=compression)
+    for one in (data, data.removesuffix(data[-26:]), data[:3000]):
+        found = decode(one, SIZE)
+        assert isinstance(found, Failure)
+        assert (found.kind, found.message) == (ErrorKind.UNSUPPORTED, "TGA is not supported")
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (imagecodecs.jpegxr_encode(np.zeros((8, 8, 3), np.uint8)), "JPEG XR"),
+        (imagecodecs.qoi_encode(np.zeros((8, 8, 3), np.uint8)), "QOI"),
+        (imagecodecs.rgbe_encode(np.zeros((8, 8, 3), np.float32)), "Radiance HDR"),
+        (b"SIMPLE  =                    T".ljust(2880), "FITS"),
+        (b"P7\nWIDTH 1\nHEIGHT 1\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n\0\0\0", "PAM"),
+    ],
+)
+def test_formats_that_are_not_decoded_are_named(data, name):
+    found = decode(data, SIZE)
+    assert isinstance(found, Failure)
+    assert (found.kind, found.message) == (ErrorKind.UNSUPPORTED, f"{name} is not supported")

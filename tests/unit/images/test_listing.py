@@ -9,6 +9,7 @@ import pytest
 from support.shards import parquet_of, tar_of, tfrecord_of
 
 from tlbatch.errors import StoreError
+from tlbatch.images import contents, tar
 from tlbatch.images.listing import Selection, list_store
 from tlbatch.schema import MANIFEST_SCHEMA, from_parquet, to_parquet
 from tlbatch.storage.resolve import resolve
@@ -37,6 +38,8 @@ def test_known_suffixes_are_taken_and_the_others_counted(folder):
     ("include", "exclude", "keys"),
     [
         (["noext"], [], ["noext"]),
+        (["**/*.png", "**/b.*"], [], ["a/2.png", "b.JPG"]),
+        ([], ["**/a/", "**/?.t*"], ["b.JPG", "c.webp", "e.gif", "f.bmp"]),
         (["a/*"], [], ["a/1.jpeg", "a/2.png", "a/readme.txt"]),
         (["*.png", "*.gif"], [], ["a/2.png", "e.gif"]),
         ([], ["a/*", "?.t*"], ["b.JPG", "c.webp", "e.gif", "f.bmp"]),
@@ -163,14 +166,14 @@ def test_a_folder_that_is_shut_is_named_and_costs_nothing_else(tmp_path, opened,
         list_store(resolve(str(tmp_path / "closed")), Selection())
 
 
-@pytest.mark.parametrize("glob", ["closed/*", "closed/", "*/closed/*", "c*/"])
+@pytest.mark.parametrize("glob", ["closed/*", "closed/", "*/closed/*", "c*/", "**/closed/**"])
 def test_an_excluded_folder_is_not_opened(tmp_path, opened, glob):
     listing = list_store(
         store_of(tmp_path, "a/1.jpg", "closed/2.jpg", "b/closed/3.jpg", "lost+found/4.jpg"), Selection((), [glob])
     )
-    closed = {"closed/*": "closed/", "closed/": "closed/", "c*/": "closed/", "*/closed/*": "b/closed/"}[glob]
-    assert closed not in listing.unreadable
-    assert listing.skipped_by_kind["excluded"] == 1
+    closed = {"*/closed/*": {"b/closed/"}, "**/closed/**": {"closed/", "b/closed/"}}.get(glob, {"closed/"})
+    assert not closed & set(listing.unreadable)
+    assert listing.skipped_by_kind["excluded"] == len(closed)
     assert "lost+found" not in opened
 
 
@@ -214,10 +217,13 @@ def test_links_that_lead_nowhere_are_objects_or_counted(tmp_path):
         ),
         (("index.json", "shard.00000.mds.zstd"), "MDS data set"),
         (("index.json", "chunk-0-0.bin"), "LitData data set"),
+        (("index.json", "chunk-0-1.zstd.bin"), "LitData data set"),
+        (("t/.hoodie/hoodie.properties",), "Hudi table"),
         (("t/_delta_log/00000000000000000000.json",), "Delta table"),
         (("t/metadata/v1.metadata.json", "t/metadata/snap-1-1-a.avro"), "Iceberg table"),
         (("data-00000-of-00001.arrow", "state.json"), "to_parquet()"),
         (("a.h5",), "HDF5"),
+        (("x.array_record-00000-of-00002", "x.array_record-00001-of-00002"), "as TFRecord (TFDS: `file_format='tfrecord'`)"),
     ],
 )
 def test_layouts_of_others_are_named(tmp_path, keys, sentence, caplog):
@@ -247,19 +253,82 @@ def test_include_says_which_objects_and_never_what_they_are(tmp_path):
     assert judged(resolve(str(tmp_path / "a.shard"))) == ({"a.shard": "tar"}, {})
 
 
+def test_shards_of_an_unknown_format_are_one_kind(tmp_path):
+    names = [f"x.{kind}-{number:05d}-of-00020" for kind in ("array_record", "bagz") for number in range(20)]
+    listing = list_store(store_of(tmp_path, "1.jpg", *names), Selection())
+    assert listing.skipped_by_kind == {"ArrayRecord or Riegeli files": 20, ".bagz": 20}
+    for name in names:
+        (tmp_path / name).write_bytes(b"\x83\xaf\x70\xd1\x0d\x88\x4a\x3f" + bytes(56))
+    found, _ = judged(resolve(str(tmp_path)), "*-of-*")
+    assert set(found.values()) == {"tfrecord"}, "whose reader names what it is"
+
+
 def test_parquet_that_describes_what_is_beside_it_is_passed_over(tmp_path):
-    rows = pa.table({"file_name": ["1.jpg"], "sha256": ["0"], "box": [{"at": [1, 2]}]})
-    nested = pa.table({"images": pa.array([[{"bytes": b"x", "path": "p"}]])})
-    for name, table in {"metadata": rows, "00000": rows, "nested": nested}.items():
-        pq.write_table(table, tmp_path / f"{name}.parquet")
-    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
-    location = resolve(str(tmp_path))
+    rows = {"file_name": ["1.jpg"], "box": [{"at": [1, 2]}]}
+    vector = pa.fixed_shape_tensor(pa.float32(), [4])
+    tables = {
+        "metadata": rows,
+        "00000": rows,
+        "digests": {**rows, "sha256": [b"\x12" * 32], "geometry": [b"\1\1\0\0\0" + bytes(16)]},
+        "vectors": {**rows, "clip": pa.ExtensionArray.from_storage(vector, pa.array([[0.0] * 4], vector.storage_type))},
+    }
+    for name, columns in tables.items():
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    location, every = resolve(str(tmp_path)), sorted(f"{name}.parquet" for name in tables)
     alone, kinds = judged(location)
-    assert (sorted(alone), kinds) == (["00000.parquet", "metadata.parquet", "nested.parquet", "torn.parquet"], {})
+    assert (sorted(alone), kinds) == (every, {}), "each has a row that says what it lacks"
     (tmp_path / "00000.tar").write_bytes(b"x")
-    beside, kinds = judged(location)
-    assert (sorted(beside), kinds) == (["00000.tar", "nested.parquet", "torn.parquet"], {"Parquet without images": 2})
+    assert judged(location) == ({"00000.tar": "tar"}, {"Parquet without images": 4})
     assert "metadata.parquet" in judged(location, kind="parquet")[0]
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
+    pq.write_table(pa.table({"images": [[{"bytes": b"x", "path": "p"}]]}), tmp_path / "nested.parquet")
+    assert sorted(judged(location)[0]) == ["00000.tar", "nested.parquet", "torn.parquet"]
+
+
+def test_parquet_with_images_is_read_whatever_is_beside_it(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(parquet_of({"1.jpg": b"x"}))
+    pq.write_table(pa.table({"picture": [b"\xff\xd8\xff", None]}), tmp_path / "b.parquet")
+    pq.write_table(pa.table({"key": ["1.jpg"], "label": ["cat"]}), tmp_path / "labels.parquet")
+    shards = {"a.parquet": "parquet", "b.parquet": "parquet"}
+    assert judged(resolve(str(tmp_path))) == (shards, {"Parquet without images": 1})
+    (tmp_path / "a.tar").write_bytes(b"x")
+    assert judged(resolve(str(tmp_path))) == ({**shards, "a.tar": "tar"}, {"Parquet without images": 1})
+
+
+@pytest.mark.parametrize("name", ["annotations.tar.gz", "annotations.tar"])
+def test_a_tar_without_images_is_passed_over_where_others_are(tmp_path, monkeypatch, name):
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    texts = {f"Annotations/{number}.xml": bytes(3000) for number in range(100)}
+    (tmp_path / name).write_bytes(pack(tar_of(texts)))
+    location = resolve(str(tmp_path))
+    assert judged(location)[0] == {name: "tar"}, "alone, its row says what it has"
+    (tmp_path / "images.tar").write_bytes(tar_of({"1.json": b"{}", "1.jpg": b"x"}))
+    assert judged(location) == ({"images.tar": "tar"}, {"tar without images": 1})
+    (tmp_path / name).write_bytes(pack(tar_of({**texts, "Images/1.jpg": b"x"})))  # images come last
+    assert sorted(judged(location)[0]) == sorted([name, "images.tar"])
+    whole = pack(tar_of(texts))
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    assert sorted(judged(location)[0]) == sorted([name, "images.tar"]), "its row says where it is torn"
+    (tmp_path / name).write_bytes(pack(tar_of(texts)))
+    assert sorted(judged(location, image_field="xml")[0]) == sorted([name, "images.tar"])
+    monkeypatch.setattr(tar, "_MOST_LOOKED_INTO", 10_000)
+    assert sorted(judged(location)[0]) == sorted([name, "images.tar"]), "too long to tell"
+
+
+def test_of_many_shards_with_names_like_each_other_some_are_looked_into(tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(contents, "may_hold_images", lambda kind, file, field: looked.append(kind) or b"yes" in file.read())
+    keys = [f"{folder}/{number:05d}.parquet" for folder in ("images", "texts", "both") for number in range(300)]
+    for key in keys:
+        good = key.startswith("images") or (key.startswith("both") and int(key[-9:-8]) % 2)
+        (tmp_path / key).parent.mkdir(exist_ok=True)
+        (tmp_path / key).write_bytes(b"yes" if good else b"no")
+    found, kinds = judged(resolve(str(tmp_path)))
+    assert (len(found), kinds) == (450, {"Parquet without images": 450})
+    assert len(looked) == 16 + 16 + 300
+    looked.clear()
+    judged(resolve(str(tmp_path / "both")))
+    assert not looked, "a store of shards that are all alike"
 
 
 def test_a_document_is_neither_an_image_nor_a_list(tmp_path):

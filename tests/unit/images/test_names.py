@@ -11,6 +11,11 @@ LITTER = {
     "$RECYCLE.BIN/S-1-5-21-1/$RA1B2C3.jpg": "recycle bin",
     "$Recycle.Bin/x.jpg": "recycle bin",
     "a/@Recycle/x.jpg": "recycle bin",
+    "RECYCLER/S-1-5-21-1/Dc1.jpg": "recycle bin",
+    "a/_vti_cnf/1.jpg": "_vti_cnf",
+    "a/PaxHeaders.4711/1.jpg": "PaxHeaders",
+    "PaxHeader/1.jpg": "PaxHeaders",
+    "@tmp/1.jpg": "@tmp",
     "a/#snapshot/GMT-2026.11.27/x.jpg": "snapshot",
     "__MACOSX/cat/._1.jpg": "._*",
     "__MACOSX/cat/1.jpg": "__MACOSX",
@@ -37,6 +42,9 @@ NO_LITTER = [
     "../cat/1.jpg",
     "a/.../x.jpg"[:2] + "x.jpg",
     "recycled/1.jpg",  # a class of waste
+    "recycler/1.jpg",
+    "paxheaders.jpg",
+    "tmp/1.jpg",
     "eaDir/1.jpg",
     "a@eaDir/1.jpg",
     "lost+found.jpg",
@@ -60,3 +68,8 @@ def test_columns_and_single_names_agree():
     keys = [*LITTER, *NO_LITTER]
     assert names.litter(pa.array(keys)).to_pylist() == [names.litter_kind(key) for key in keys]
     assert names.litter(pa.array([], pa.string())).to_pylist() == []
+
+
+def test_whatever_looks_like_a_picture_is_one():
+    keys = [f"a/x.{ending}" for ending in "jpg MPO qoi dds hdr jxr pam pfm fits eps wmf pef srw nrw avifs heics tga exr".split()]
+    assert set(names.formats(pa.array(keys)).to_pylist()) == {"image"}

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.hostile import picture, saved
+from support.shards import example_of
 
 from tlbatch.errors import ErrorKind
 from tlbatch.images.members import may_hold_images, read_members
@@ -65,6 +66,13 @@ def test_text_comes_before_integers_and_a_missing_key_is_the_number_of_the_row()
     assert [one.key for one in members({"weight": [0.5] * 3, "image": DATA})] == [f"s/t/0000000{n}" for n in range(3)]
 
 
+def test_an_identifier_is_a_key_where_no_other_is():
+    assert [one.key for one in members({"image": DATA, "id": [3, 1, 2]})] == ["3", "1", "2"]
+    assert [one.key for one in members({"image": DATA, "id": [3, 1, 2], "image_name": NAMES})] == NAMES
+    # An integer that was a key before stays one.
+    assert [one.key for one in members({"image": DATA, "key": [3, 1, 2], "image_name": NAMES})] == ["3", "1", "2"]
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_dotted_key_may_be_a_column_or_a_field_of_a_struct(nested):
     """DataChain's."""
@@ -101,6 +109,17 @@ def test_bytes_that_are_no_image_are_not_taken_for_one():
 def test_a_usual_name_comes_before_others_and_a_struct_before_bytes():
     assert [one.data for one in members({"mask": structs(OTHERS, NAMES), "image": DATA})] == DATA
     assert [one.data for one in members({"thumb": OTHERS, "photo": structs(DATA, NAMES)})] == DATA
+
+
+def test_images_of_columns_that_are_not_read_are_counted():
+    wanted = ShardOptions("s/t", None, 1 << 20)
+    digests = [hashlib.sha256(data).digest() for data in DATA]
+    columns = {"mask": structs(OTHERS, NAMES), "image": DATA, "sha256": digests, "none": pa.nulls(3, pa.binary())}
+    assert [one.data for one in members(columns, wanted=wanted)] == DATA
+    assert wanted.skipped == {"column mask": 3}
+    wanted = ShardOptions("s/t", "mask", 1 << 20)
+    assert [one.data for one in members(columns, wanted=wanted)] == OTHERS
+    assert not wanted.skipped
 
 
 def test_of_two_equals_none_is_guessed():
@@ -218,3 +237,15 @@ def test_decoded_pixels_are_refused_one_row_an_image(make, words, named):
 def test_tables_about_images_hold_none():
     assert not may_hold_images(PARQUET, io.BytesIO(written({"file_name": NAMES, "width": [1, 2, 3]})))
     assert may_hold_images(PARQUET, io.BytesIO(b"no Parquet at all")), "its row says what is wrong"
+
+
+def test_serialized_examples_are_read_like_a_tfrecord():
+    """As TFDS writes `file_format="parquet"`: one column `data`."""
+    records = [example_of({"image": data, "file_name": name.encode()}) for name, data in zip(NAMES, DATA, strict=True)]
+    found = members({"record": records})
+    assert [(one.key, one.data) for one in found] == list(zip(NAMES, DATA, strict=True))
+    records = [example_of({"image": data, "image/encoded": b"x"}) for data in DATA]
+    found = members({"data": [*records, None]}, "image/encoded")
+    assert [(one.key, one.data) for one in found[:3]] == [(f"s/t/{row:08d}", b"x") for row in range(3)]
+    assert found[3].data.kind is ErrorKind.EMPTY
+    assert [one.data for one in members({"data": DATA})] == DATA

@@ -152,21 +152,39 @@ def test_an_archive_is_never_the_stores_fault():
     assert (member.data.kind, member.data.attempts) == (ErrorKind.ARCHIVED, 0), "nothing was requested"
 
 
+def table_of(keys, closed=0):
+    """A manifest; the first key is of an empty object, and the first `closed` ones are in an archive."""
+    kinds = ["archived"] * closed + ["image"] * (len(keys) - closed)
+    columns = {"uri": keys, "key": keys, "size": [0, *[1] * (len(keys) - 1)], "etag": keys, "format": kinds}
+    return pa.table(columns, MANIFEST_SCHEMA)
+
+
 def test_probes_come_from_all_over_a_store():
-    keys = [f"{folder:02d}/{number:04d}.jpg" for folder in range(50) for number in range(100)]
-    columns = {
-        "uri": keys,
-        "key": keys,
-        "size": [0, *[1] * 4999],
-        "etag": keys,
-        "format": ["archived"] * 100 + ["image"] * 4900,
-    }
-    probes = choose_probes(pa.table(columns, MANIFEST_SCHEMA))
-    assert 32 <= len(probes) <= 64
-    assert len({key[:2] for key in probes}) > 30
-    assert not [key for key in probes if key.startswith("00/")]
-    assert choose_probes(pa.table(columns, MANIFEST_SCHEMA).slice(0, 100)) == ()
-    assert choose_probes(pa.table(columns, MANIFEST_SCHEMA).slice(100, 1)) == ("01/0000.jpg",)
+    manifest = table_of([f"{folder:03d}/{number:04d}.jpg" for folder in range(300) for number in range(10)], 10)
+    probes = choose_probes(manifest)
+    assert 512 <= len(probes) <= 1024
+    assert {key[:3] for key in probes} == {f"{folder:03d}" for folder in range(1, 300)}
+    assert choose_probes(manifest.slice(0, 10)) == ()
+    assert choose_probes(manifest.slice(10, 1000)) == tuple(manifest["uri"].to_pylist()[10:1010]), "all of a small store"
+
+
+def test_one_open_folder_of_many_is_found(tmp_path):
+    """Whose objects are the last to be asked for: the others, all refused, come first."""
+    (tmp_path / "299").mkdir()
+    for number in range(10):
+        (tmp_path / f"299/{number}.jpg").write_bytes(b"x")
+    keys = [f"{tmp_path}/{folder:03d}/{number}.jpg" for folder in range(300) for number in range(10)]
+    one = Reader({}, probes=choose_probes(table_of(keys)))
+    for _ in range(100):
+        assert one._with_retries(Store(PermissionError("no")), NOWHERE).kind is ErrorKind.ACCESS_DENIED
+
+
+def test_probes_are_asked_for_no_longer_than_any_object(tmp_path, monkeypatch):
+    asked = []
+    one = Reader({}, requests=4, patience=Patience(deadline=0.05), probes=[str(tmp_path / f"{n}.jpg") for n in range(1000)])
+    monkeypatch.setattr(one, "_call", lambda ask: asked.append(ask) or time.sleep(0.02))
+    assert not one._finds_another()
+    assert len(asked) < 200
 
 
 def test_fewer_requests_are_in_flight_after_a_503_and_more_again_later():

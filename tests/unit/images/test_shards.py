@@ -88,6 +88,26 @@ def test_damage_between_the_members_of_a_tar_is_not_taken_for_its_end():
     assert found[1].data.kind is ErrorKind.TRUNCATED
 
 
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_archives_one_behind_the_other_are_read_to_the_last(pack):
+    """As `cat a.tar b.tar` leaves them, with their end markers between them."""
+    first, second = tar_of(dict(list(IMAGES.items())[:3])), tar_of(dict(list(IMAGES.items())[3:]))
+    for data in (pack(first) + pack(second), pack(first + bytes(71_680) + second)):
+        assert [one.data for one in members(TAR, data)] == list(IMAGES.values())
+    found = members(TAR, pack(first + second[:-12_000]))
+    assert [one.index for one in found] == list(range(len(found)))
+    assert found[-1].data.kind is ErrorKind.TRUNCATED
+
+
+def test_what_is_no_archive_behind_the_end_of_one_is_ignored_and_in_the_middle_it_is_damage():
+    data = tar_of(IMAGES)
+    assert len(members(TAR, data + b"signature" * 100)) == len(IMAGES)
+    second = data.index(b"dir/001.jpg")
+    found = members(TAR, data[:second] + bytes(512) + data[second + 512 :])  # its header was overwritten
+    assert [one.key for one in found] == ["dir/000.jpg", "s/shard"]
+    assert found[1].data.kind is ErrorKind.TRUNCATED
+
+
 def test_labels_and_texts_beside_images_are_passed_over():
     found = members(TAR, tar_of({"1.jpg": b"a", "1.cls": b"3", "1.json": b"{}", "1.txt": b"x", "2.WEBP": b"b", "2.jpeg": b"c"}))
     assert [(one.index, one.key) for one in found] == [(0, "1.jpg"), (1, "2.WEBP"), (2, "2.jpeg")]
@@ -319,6 +339,15 @@ def test_all_images_of_a_record_are_read():
     assert [(one.key, one.data) for one in found] == [("s/shard/00000000/0", b"first"), ("s/shard/00000000/1", b"second")]
 
 
+def test_images_of_features_that_are_not_read_are_counted():
+    jpeg = b"\xff\xd8\xff"
+    data = record_of(example_of({"image": jpeg + b"1", "depth/encoded": jpeg, "label": b"cat", "image/filename": b"x.png"}))
+    for field, skipped in ((None, {"feature depth/encoded": 1}), ("image", {})):
+        counted = Counter()
+        assert [one.data for one in members(TFRECORD, data, field=field, skipped=counted)] == [jpeg + b"1"]
+        assert counted == skipped
+
+
 @pytest.mark.parametrize("name", ["x.array_record-00000-of-00002", "x.riegeli", "x-00000-of-00002"])
 def test_array_record_is_named(name):
     begins = b"\x83\xaf\x70\xd1\x0d\x88\x4a\x3f" if name.startswith("x-") else bytes(8)
@@ -334,10 +363,12 @@ def test_array_record_is_named(name):
         ("a/x.tfrecord-00001-of-00005.gz", TFRECORD),
         ("train-00000-of-01024", TFRECORD),
         ("coco.record-00000-of-00010", TFRECORD),
+        ("a/train.record", TFRECORD),
         ("my_tfrecord-00000-of-00001", TFRECORD),
         ("train00-1338.tfrec", TFRECORD),
         ("x.array_record-00000-of-00002", None),
         ("train-00000-of-00001.parquet", PARQUET),
+        ("x-train.parquet-00000-of-00005", PARQUET),
         ("train.ZIP", ZIP),
         ("variables.data-00000-of-00001", None),
         ("model-00001-of-00002.safetensors", None),

@@ -16,9 +16,13 @@ def rows_of(keys, table, **columns):
     return pa.Table.from_pylist(rows, table)
 
 
-def publish(output, name, keys, failed, *, counts=None, unreadable=(), images=None):
-    """A published run of objects, some of which failed; `images` are the keys of predicted images, if objects are shards."""
-    on = read_pointer(output)
+def publish(output, name, keys, failed, *, counts=None, unreadable=(), images=None, alone=False):
+    """A published run of objects, some of which failed; `images` are the keys of predicted images, if objects are shards.
+
+    If it stands `alone`, it replaces the table, because everything had to be done again.
+    """
+    before = read_output(output).table
+    on = () if alone else read_pointer(output)
     facts = {"spec": {"images": "/s", "predictions": True}, "bundle": "b", "base": "b", "unreadable": list(unreadable)}
     manifest = rows_of(keys, schema.MANIFEST_SCHEMA, format=dict.fromkeys(keys, "image"))
     run = begin_run(output, name, manifest, facts | ({"counts": counts} if counts else {}), on=on)
@@ -30,7 +34,7 @@ def publish(output, name, keys, failed, *, counts=None, unreadable=(), images=No
     report |= {"failed_by_kind": {}, "labels": {}, "files": {}, "manifest_sha256": run.facts["manifest_sha256"]}
     publish_run(output, run, report | {"failed_transient": 0})
     state = read_output(output)
-    return failures_after(state.named(run.on), state.by_id[name], report["listed"], report["failed"]) if on else report
+    return failures_after(before, state.by_id[name], report["listed"], report["failed"]) if before else report
 
 
 def test_the_table_counts_and_old_failures_are_not_new(tmp_path):
@@ -41,6 +45,17 @@ def test_the_table_counts_and_old_failures_are_not_new(tmp_path):
     assert found == {"table": {"listed": 11, "failed": 3}, "failed_new": 1}
     counts = {"new": 0, "changed": 1, "retry": 0, "stale": 0, "unchanged": 10, "deleted": 0}
     assert publish(output, "n2", "d", {}, counts=counts) == {}
+
+
+def test_a_night_that_does_everything_again_has_the_failures_of_the_table_it_replaces(tmp_path):
+    """As if all objects were in an archive: nothing of the old table stays."""
+    output = resolve(str(tmp_path))
+    publish(output, "n0", "ab", {"a": "archived", "b": "archived"})
+    counts = {"new": 0, "changed": 0, "retry": 2, "stale": 0, "unchanged": 0, "deleted": 0}
+    found = publish(output, "n1", "ab", {"a": "archived", "b": "archived"}, counts=counts, alone=True)
+    assert found == {"table": {"listed": 2, "failed": 2}, "failed_new": 0}
+    found = publish(output, "n2", "abc", {"a": "truncated", "b": "archived"}, counts={**counts, "new": 1}, alone=True)
+    assert found == {"table": {"listed": 3, "failed": 2}, "failed_new": 1}
 
 
 def test_images_in_shards_are_counted_in_the_table(tmp_path):
