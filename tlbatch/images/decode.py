@@ -95,8 +95,9 @@ def thumbnail(
     max_pixels: int = 100_000_000,
     rules: PixelRules = PixelRules(),  # noqa: B008  # immutable
 ) -> bytes | Failure:
-    """An upright JPEG of an image in its aspect ratio, with a longer side of `side` pixels; a Failure if `decode` fails."""
-    square = decode(data, (side, side), max_pixels=max_pixels, rules=rules)
+    """An upright JPEG of the whole image in its aspect ratio, its longer side `side` pixels; a Failure if `decode` fails."""
+    whole = rules._replace(resize="stretch", interpolation="bilinear")
+    square = decode(data, (side, side), max_pixels=max_pixels, rules=whole)
     if isinstance(square, Failure):
         return square
     scale = side / max(square.width, square.height)
