@@ -79,7 +79,7 @@ def read_tar(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every member in memory
                 if archive.offset > most:  # tarfile would read past the end, practically forever
                     raise TornShardError(f"a member of {member.size:,} bytes extends past the end of the archive")
-                name = _text(member.name)
+                name = _text(member.name).removeprefix("./")  # which `tar cf x.tar .` writes before every name
                 if member.isreg():
                     if wanted.takes(name):
                         yield name, _read_member(archive, member, wanted)

@@ -37,7 +37,7 @@ def read_zip(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
     with damage_as_torn_shard():
         archive = _opened(file)
         for info, room in _with_room(archive):
-            name = _name(info)
+            name = _name(info).removeprefix("./")
             if info.is_dir() or name.endswith("/"):
                 continue
             if stat.S_ISLNK(info.external_attr >> 16):
