@@ -131,7 +131,7 @@ def _failure(error: Exception, data: bytes) -> Failure:
         kind = ErrorKind.UNSUPPORTED
     elif reason is not None:
         kind, message = ErrorKind.UNSUPPORTED, reason
-    elif isinstance(error, UnidentifiedImageError):
+    elif isinstance(error, UnidentifiedImageError) or (data.startswith(b"BM") and not recognise.is_beginning(data)):
         kind, message = _unidentified(data)
     elif isinstance(error, EOFError) or any(word in message.lower() for word in _TRUNCATED_WORDS):
         kind = ErrorKind.TRUNCATED

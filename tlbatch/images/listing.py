@@ -252,9 +252,7 @@ class _Walk:
         if not len(rest):
             return
         kinds = pc.coalesce(layout_kinds(rest), reasons.filter(is_rest))
-        self.skipped.update(
-            kind or kind_of_name(key) for key, kind in zip(rest.to_pylist(), kinds.to_pylist(), strict=True)
-        )
+        self.skipped.update(kind or kind_of_name(key) for key, kind in zip(rest.to_pylist(), kinds.to_pylist(), strict=True))
         self._runs += rest.filter(pc.match_substring_regex(rest, r"(^|/)runs/[^/]+/run\.json$")).to_pylist()
 
     def without_own_outputs(self, manifest: pa.Table) -> pa.Table:

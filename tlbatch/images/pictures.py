@@ -259,14 +259,12 @@ def _to_8_bits_a_band(
         white = white_of(samples, None, rules.white_level)
         if white != 65_535:  # otherwise what Pillow has made of it stays as it is
             return _from_samples(samples, white, rules)
-    if image.mode == "RGB" and "transparency" not in image.info:
+    if (image.mode == "RGB" and "transparency" not in image.info) or (image.mode == "CMYK" and profile is not None):
         return image, None
     if image.mode.startswith("I") or image.mode == "F":
         # Of these formats (PPM, HEIC) Pillow scales whole numbers to 16 bits, by what the file says of its depth.
         samples = np.asarray(image) if image.mode == "F" else np.asarray(image).astype(np.uint16)
         return _from_samples(samples, None if image.mode == "F" else 65_535, rules)
-    if image.mode == "CMYK" and profile is not None:
-        return image, None
     unused_alpha = image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
     if image.has_transparency_data and not unused_alpha:
         return _over_white(image.convert("RGBA")), None

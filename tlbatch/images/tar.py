@@ -93,13 +93,16 @@ def read_tar(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
 def has_image_names(file: IO[bytes], field: str | None) -> bool:
     """Whether a tar has a member that is named like an image, or is too long or too damaged to tell."""
     wanted = ShardOptions("", field, 0)
-    with decompressed(file) as plain, damage_as_torn_shard():
-        with tarfile.open(fileobj=plain, mode="r|", bufsize=_LOOKED_INTO_AT_ONCE, tarinfo=_Header) as archive:
-            for member in archive:
-                archive.members = []  # type: ignore[attr-defined]
-                if archive.offset > _MOST_LOOKED_INTO or (member.isreg() and wanted.takes(_text(member.name))):
-                    return True
-            return not isinstance(getattr(archive, "ended_by", None), _ZerosError)
+    with (
+        decompressed(file) as plain,
+        damage_as_torn_shard(),
+        tarfile.open(fileobj=plain, mode="r|", bufsize=_LOOKED_INTO_AT_ONCE, tarinfo=_Header) as archive,
+    ):
+        for member in archive:
+            archive.members = []  # type: ignore[attr-defined]
+            if archive.offset > _MOST_LOOKED_INTO or (member.isreg() and wanted.takes(_text(member.name))):
+                return True
+        return not isinstance(getattr(archive, "ended_by", None), _ZerosError)
 
 
 def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, wanted: ShardOptions) -> bytes | Failure:
