@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import imagecodecs
 import numpy as np
+import tifffile
 from PIL import Image
 
 from support import deep
@@ -62,11 +63,22 @@ def files() -> Iterator[tuple[str, bytes, np.ndarray]]:
     yield "PNG, 16 bits, one colour transparent", *_hidden(one)
     yield "PNG, wrong checksum in a text", _with_text(_saved(image, "PNG"), b"k\0v", 7), rgb
     yield "GIF, first frame smaller than the picture", *_small_frame()
-    yield "PGM, 12 bits", _pgm(one), shades
+    yield "PNG, 8 bits, alpha", *_see_through(lambda rgba: _saved(Image.fromarray(rgba), "PNG"))
+    yield "PNG, 16 bits, alpha", *_see_through(lambda rgba: deep.png(_scaled(rgba, 16)))
+    yield "PGM, 12 bits", _pgm(one, 4095), shades
+    yield "PGM, 12 bits in 16", _pgm(one, 65_535), shades
     for bits in (10, 12, 14):
         yield f"TIFF, {bits} bits, packed", deep.tiff(_scaled(rgb, bits), bits, 2), rgb
     yield "TIFF, 12 bits in 16", deep.tiff(_scaled(one, 12), 16, 1), shades
     yield "TIFF, 16 bits", deep.tiff(_scaled(rgb, 16), 16, 2), rgb
+    yield "TIFF, 8 bits, white is zero", deep.tiff(255 - one, 8, 0), shades
+    yield "TIFF, 8 bits, planes", deep.tiff(rgb, 8, 2, planes=True), rgb
+    yield "TIFF, 8 bits, tiles", _tiff(rgb, "rgb", tile=(16, 16)), rgb
+    yield "TIFF, 8 bits, alpha", *_see_through(lambda rgba: _saved(Image.fromarray(rgba), "TIFF"))
+    yield "TIFF, 16 bits, alpha", *_see_through(lambda rgba: deep.tiff(_scaled(rgba, 16), 16, 2, t338=2))
+    yield "TIFF, 8 bits, CMYK", _saved(image.convert("CMYK"), "TIFF"), rgb
+    yield "TIFF, palette of 8 bits", _palette(one, 8), shades
+    yield "TIFF, palette of 16 bits", _palette(one, 16), shades
     yield "TIFF, 16 bits, white is zero", deep.tiff(65_535 - _scaled(one, 16), 16, 0), shades
     yield "TIFF, 16 bits, planes", deep.tiff(_scaled(rgb, 16), 16, 2, planes=True), rgb
     yield "TIFF, 32 bits", deep.tiff(_scaled(rgb, 32), 32, 2), rgb
@@ -74,6 +86,8 @@ def files() -> Iterator[tuple[str, bytes, np.ndarray]]:
     yield "TIFF, float16 from 0 to 1", deep.tiff((rgb / 255).astype("<f2"), 16, 2, t339=3), rgb
     yield "TIFF, 5 bands, the first three RGB", deep.tiff(np.dstack([rgb, one, one]), 8, 2), rgb
     yield "TIFF, JPEG 2000 inside", deep.tiff(rgb, 8, 2, compression=34712), rgb
+    yield "TIFF, JPEG XL inside", _tiff(rgb, "rgb", compression="jpegxl"), rgb
+    yield "TIFF, LERC inside", _tiff(rgb, "rgb", compression="lerc"), rgb
     yield "BMP, 4 bits a colour", _masked(rgb), rgb
 
 
@@ -140,8 +154,29 @@ def _small_frame() -> tuple[bytes, np.ndarray]:
     return body + b"," + frame + b";", seen
 
 
-def _pgm(one: np.ndarray) -> bytes:
-    return f"P5 {SHAPE[1]} {SHAPE[0]} 4095\n".encode() + _scaled(one, 12).astype(">u2").tobytes()
+def _pgm(one: np.ndarray, greatest: int) -> bytes:
+    return f"P5 {SHAPE[1]} {SHAPE[0]} {greatest}\n".encode() + _scaled(one, 12).astype(">u2").tobytes()
+
+
+def _tiff(samples: np.ndarray, photometric: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, samples, photometric=photometric, **options)
+    return buffer.getvalue()
+
+
+def _palette(one: np.ndarray, bits: int) -> bytes:
+    kind = np.uint8 if bits == 8 else np.uint16
+    colours = (np.arange(2**bits) * (65_535 // (2**bits - 1))).astype(np.uint16)
+    return _tiff(_scaled(one[..., 0], bits).astype(kind), "palette", colormap=np.stack([colours] * 3))
+
+
+def _see_through(save: Callable[[np.ndarray], bytes]) -> tuple[bytes, np.ndarray]:
+    """The scene with a hole, whose hidden colour is another than white."""
+    seen, alpha = scene().copy(), np.full((*SHAPE, 1), 255, np.uint8)
+    stored = np.dstack([seen, alpha])
+    stored[12:36, 16:48] = (90, 20, 160, 0)
+    seen[12:36, 16:48] = 255
+    return save(stored), seen
 
 
 def _masked(rgb: np.ndarray) -> bytes:
