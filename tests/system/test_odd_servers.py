@@ -4,10 +4,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.command import run_cli
 from support.odd_s3 import OddS3
 from support.pictures import COLORS, encoded, noisy
-from support.s3_server import environment
+from support.s3_server import environment, options
 from support.shards import WRITERS
 
 import tlbatch
@@ -76,13 +75,13 @@ def test_another_version_than_the_listed_one_is_not_read_whether_the_server_look
 
 def test_a_shard_of_a_list_without_etags_is_read_in_one_version(odd, bucket, monkeypatch):
     odd.ignored = {"GET If-Match"}
-    monkeypatch.setattr(RangeFile, "_PIECE", 4096)
+    monkeypatch.setattr(RangeFile, "_PIECE", 1 << 16)
     shard = bucket.join("a.tar")
-    first, second = (WRITERS["tar"]({f"{number}.jpg": picture(label, number) for number in range(9)}) for label in COLORS if label != "red")
+    first, second = (WRITERS["tar"]({f"{number}.jpg": bytes([version]) * 300_000 for number in range(9)}) for version in (1, 2))
     shard.write(first)
     row = {"uri": shard.url, "key": "a.tar", "size": None, "etag": None, "format": "tar"}
     members = Reader({}).members(row)
-    assert next(members).data == picture("green", 0)
+    assert next(members).data == bytes([1]) * 300_000
     shard.write(second)
     assert list(members)[-1].data.kind is ErrorKind.CHANGED
 
@@ -172,16 +171,15 @@ def test_servers_that_answer_ranges_otherwise(odd, bucket, ranges, way, monkeypa
     """With the status of a whole object, or with the whole object."""
     odd.ranges = ranges
     images = {f"{number}.jpg": picture("green", number) for number in range(5)}
-    options = WAYS[way]
     for kind, write in WRITERS.items():
         shard = bucket.join(f"shard.{kind}")
         shard.write(write(images))
         row = {**list_store(shard, Selection(kind=kind)).manifest.to_pylist()[0], "format": kind}
-        assert {one.key: one.data for one in Reader(options).members(row)} == images
+        assert {one.key: one.data for one in Reader(WAYS[way]).members(row)} == images
         whole = shard.read()
-        with open_range_file(resolve(shard.url, options), len(whole)) as file:
+        with open_range_file(resolve(shard.url, WAYS[way]), len(whole)) as file:
             assert file.read() == whole
-        assert resolve(shard.url, options).fetch(100, 200) == whole[100:200]
+        assert resolve(shard.url, WAYS[way]).fetch(100, 200) == whole[100:200]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -197,7 +195,14 @@ def test_of_a_server_without_ranges_a_large_shard_is_a_row_at_once(odd, bucket, 
     assert time.monotonic() - began < 5
 
 
-SLASHES = {"/lead.jpg": "red", "lead.jpg": "blue", "/solo.jpg": "green", "both.jpg": "blue", "both.jpg/": "red", "end.jpg/": "red"}
+SLASHES = {
+    "/lead.jpg": "red",
+    "lead.jpg": "blue",
+    "/solo.jpg": "green",
+    "both.jpg": "blue",
+    "both.jpg/": "red",
+    "end.jpg/": "red",
+}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -217,7 +222,7 @@ def test_slashes_at_either_end_of_a_key(odd, bucket, client, way, tmp_path):
         assert reader.image(row) == picture(SLASHES[row["uri"].removeprefix(f"{bucket.url}/")]), row["uri"]
 
 
-def test_what_a_killed_probe_leaves_is_passed_over_and_removed_by_the_next_command(odd, bucket, bundle_url):
+def test_what_a_killed_probe_leaves_is_passed_over_and_removed_by_the_next_command(odd, bucket, bundle_url, ray_here):
     """And the whole of a run on a server without DeleteObjects, with a conflict at each conditional write."""
     odd.bulk, odd.conflicts = "501 NotImplemented", [PROBE, "/lease.json", "/plan", "/latest.json"]
     for label in COLORS:
@@ -225,9 +230,9 @@ def test_what_a_killed_probe_leaves_is_passed_over_and_removed_by_the_next_comma
     output = bucket.join("out")
     output.join(PROBE).write(b"")
     output.join("lease.json.probe-0123456789ab").write(b"1")  # an earlier version's
-    words = ["--images", f"{bucket.url}/img", "--bundle", bundle_url, "--output", output.url]
-    done = run_cli("classify", *words)
-    assert done.returncode == 0, done.stderr
+    settings = {"storage_options": options(odd.endpoint)}
+    report = tlbatch.classify(images=f"{bucket.url}/img", bundle=bundle_url, output=output.url, **settings)
+    assert (report["predicted"], report["failed"]) == (3, 0)
     assert odd.conflicts == []
     assert output.names() == ["latest.json", "lease.json.probe-0123456789ab", "runs"]
     assert sorted(tlbatch.read_predictions(output.url)["label"]) == sorted(COLORS)

@@ -43,8 +43,8 @@ def _without_secrets(options: dict[str, Any]) -> dict[str, Any]:
         if "://" in name and not isinstance(value, dict):
             raise ValueError(f"{name}: write the options of one bucket as {{'s3://bucket': {{anon: true}}}}")
         plain = "" if "://" in name or name.lower() in _ABOUT_KEYS else name.lower()
-        is_secret = not (isinstance(value, str) and value in _NO_SECRETS.get(name, ()))
-        if is_secret and any(word in plain for word in SECRET_WORDS):
+        public = isinstance(value, str) and value in _NO_SECRETS.get(name, ())
+        if not public and any(word in plain for word in SECRET_WORDS):
             raise ValueError(f"{name} is a credential: set it in the environment, where every worker finds its own")
         if isinstance(value, dict):
             _without_secrets(value)

@@ -205,16 +205,11 @@ class Reader:
         if row["format"] == ARCHIVED:
             yield Member(0, row["key"], Failure("read", ErrorKind.ARCHIVED, _IN_ARCHIVE, 0))
             return
-        location = self._location(row["uri"])
-        size, etag = row["size"], row["etag"] or None
-        if isinstance(location, Failure):
-            size = location
-        elif size is None:
-            size, version = self._size_and_version_of(location)
-            etag = etag or version  # all pieces are of one version
-        if isinstance(location, Failure) or isinstance(size, Failure):
-            yield Member(0, row["key"], size)
+        shard = self._shard(row)
+        if isinstance(shard, Failure):
+            yield Member(0, row["key"], shard)
             return
+        location, size, etag = shard
 
         def fetch(start: int, end: int) -> bytes:
             last = range_end(start, end, size)
@@ -259,13 +254,17 @@ class Reader:
         skipped = Counter() if passed is None else passed
         return ShardOptions(row["key"], self._field, self._max_bytes, self._exclude, skipped)
 
-    def _size_and_version_of(self, location: Location) -> tuple[int | Failure, str | None]:
+    def _shard(self, row: Mapping[str, Any]) -> tuple[Location, int, str | None] | Failure:
+        """Location, size and version of a shard; if a list gives no size, the present ones, so that no piece is of another."""
+        location = self._location(row["uri"])
+        if isinstance(location, Failure) or row["size"] is not None:
+            return location if isinstance(location, Failure) else (location, row["size"], row["etag"] or None)
         given = self._with_retries(location.info, location)
         if isinstance(given, Failure):
-            return given, None
+            return given
         if given[0] is None:
-            return Failure("read", ErrorKind.NOT_FOUND, f"{location.url} does not exist"), None
-        return given[0].size, given[0].etag or None
+            return Failure("read", ErrorKind.NOT_FOUND, f"{location.url} does not exist")
+        return location, given[0].size, row["etag"] or given[0].etag or None
 
     def _with_retries(self, ask: Callable[[], T], location: Location) -> tuple[T, int] | Failure:
         """Call `ask`, a request for `location`, with retries: its result and the number of attempts, or a Failure."""

@@ -81,7 +81,7 @@ def probe(call: Call, bucket: str, key: str) -> Conditions:
 
 
 def _refused(call: Call, operation: str, **asked: Any) -> bool:
-    """Whether the server refuses a request whose condition does not hold; False if it carries it out, or knows no conditions."""
+    """Whether the server refuses a request whose condition does not hold; not if it carries it out or knows no conditions."""
     try:
         call(operation, **asked)
     except (ChangedError, FileNotFoundError):

@@ -88,7 +88,7 @@ def as_config_error(protocol: str, known: Iterable[str]) -> Iterator[None]:
                 f"storage_options: {protocol}:// has no option {unknown[1]!r}{closest(unknown[1], known)}."
             ) from None
         reason = _sentence(error, "").rstrip(".")
-        raise ConfigError(f"{protocol}:// cannot be used with these storage_options and environment variables: {reason}.") from None
+        raise ConfigError(f"{protocol}:// does not work with these storage_options and this environment: {reason}.") from None
 
 
 _MISTAKES = (TypeError, ValueError, KeyError, AttributeError, ImportError, botocore_errors.BotoCoreError)

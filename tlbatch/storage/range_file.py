@@ -91,9 +91,7 @@ class RangeFile(io.RawIOBase):
 
 def open_range_file(location: Location, size: int, piece: int | None = None) -> RangeFile:
     """An object of `size` bytes as a seekable file; transient errors are retried for each piece."""
-    return RangeFile(
-        lambda start, end: with_retries(lambda: location.fetch(start, range_end(start, end, size))), size, piece
-    )
+    return RangeFile(lambda start, end: with_retries(lambda: location.fetch(start, range_end(start, end, size))), size, piece)
 
 
 def range_end(start: int, end: int, size: int) -> int | None:

@@ -40,7 +40,7 @@ _CREDENTIALS_SECONDS = 300
 
 def serves(options: Mapping[str, Any]) -> bool:
     """Whether obstore supports these options of s3fs."""
-    return options.keys() <= _OPTIONS and options.get("client_kwargs", {}).keys() <= _CLIENT_OPTIONS
+    return options.keys() <= _OPTIONS and set(options.get("client_kwargs", ())) <= _CLIENT_OPTIONS
 
 
 def can_name(key: str) -> bool:
@@ -76,7 +76,7 @@ class Bucket:
         )
         settings: dict[str, Any] = {} if aws else {"endpoint": endpoint}
         settings |= {"skip_signature": True} if filesystem.anon else {"credential_provider": _credentials_of(filesystem)}
-        #: Whether ranges have their own status; some servers answer them with that of a whole object.
+        #: Whether ranges are marked as ranges; some servers answer with the status of a whole object.
         self.marks_ranges = True
         # TLS detects bits that are flipped in transit.
         self._checksums = Checksums() if endpoint.startswith("http://") else None
@@ -97,7 +97,7 @@ class Bucket:
         """The bytes of an object, or its bytes from `start` to `end`; with `etag`, only of this version.
 
         Raises:
-            UnmarkedRangeError: the server answers a range with the status of a whole object; `get_object` can read it.
+            UnmarkedRangeError: the server does not mark a range as one; `get_object` can read it.
         """
         import obstore
 
@@ -111,7 +111,7 @@ class Bucket:
         try:
             answer = obstore.get(self._store, key, options=options)  # type: ignore[arg-type]
         except obstore.exceptions.BaseError as error:
-            if "range" not in options or "non-partial" not in str(error):
+            if "range" not in options or not _NOT_MARKED.search(str(error)):
                 raise
             self.marks_ranges = False
             raise UnmarkedRangeError from None
@@ -145,7 +145,7 @@ def get_object(
             _require_version(key, answer.get("ETag") or "", etag)
             too_much = "Range" in asked and not _is_range(answer, start, end)
             if too_much and not _is_small_object(answer):
-                raise NoRangesError(f"{key}: this store does not answer ranges, and the object is too large to be read as a whole")
+                raise NoRangesError(f"{key}: this store does not answer ranges, and the object is too large to read at once")
             data: bytes = await stream.read()
             return data[start:end] if too_much else data
 
@@ -179,7 +179,11 @@ def _plain(etag: str) -> str:
 
 
 class UnmarkedRangeError(Exception):
-    """The answer to a range has status 200, the status of a whole object."""
+    """The answer to a range has the status of a whole object, or does not say which range it is."""
+
+
+#: What obstore says of such an answer.
+_NOT_MARKED = re.compile(r"non-partial response|Content-Range|Requested .*, got ")
 
 
 class Checksums:
