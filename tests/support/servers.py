@@ -1,4 +1,4 @@
-"""The S3 servers of the table in docs/stores.md, each started on the loopback."""
+"""The S3 servers of the table in docs/stores.md but for SeaweedFS, each started on the loopback."""
 
 from __future__ import annotations
 
@@ -12,19 +12,10 @@ from pathlib import Path
 
 from support.odd_s3 import OddS3
 from support.paths import ROOT
-from support.s3_server import ACCESS, SECRET, S3Server, free_ports
+from support.s3_server import ACCESS, SECRET, free_ports
 
 #: Where `make servers` installs those that are not among the requirements of the tests.
 _FOLDER = ROOT / ".venv-servers"
-
-
-@contextlib.contextmanager
-def seaweedfs(folder: Path) -> Iterator[str]:
-    """The server of most tests."""
-    server = S3Server(folder)
-    server.start()
-    yield server.endpoint
-    server.stop()
 
 
 @contextlib.contextmanager
@@ -83,7 +74,6 @@ def s3rver(folder: Path) -> contextlib.AbstractContextManager[str]:
 
 #: Gives the endpoint of a server that keeps its data in a folder.
 SERVERS: dict[str, Callable[[Path], contextlib.AbstractContextManager[str]]] = {
-    "SeaweedFS": seaweedfs,
     "moto": moto,
     "rclone": rclone,
     "nanio": nanio,

@@ -39,16 +39,21 @@ class Bucket:
     """What a server does, measured in a bucket of its own."""
 
     def __init__(self, endpoint: str, access: str, secret: str, bucket: str) -> None:
+        self._reached = endpoint, access, secret
+        self.client = self._connected()
+        self.name = bucket
+        with contextlib.suppress(ClientError):
+            self.client.create_bucket(Bucket=bucket)
+
+    def _connected(self):
+        endpoint, access, secret = self._reached
         session = botocore.session.get_session()
         session.set_credentials(access, secret)
         # Signed as a whole, without a checksum behind the body: two of the servers would store it as content.
         config = Config(
             s3={"addressing_style": "path"}, request_checksum_calculation="when_required", retries={"total_max_attempts": 1}
         )
-        self.client = session.create_client("s3", "us-east-1", endpoint_url=endpoint, config=config)
-        self.name = bucket
-        with contextlib.suppress(ClientError):
-            self.client.create_bucket(Bucket=bucket)
+        return session.create_client("s3", "us-east-1", endpoint_url=endpoint, config=config)
 
     def put(self, key: str, body: bytes = b"0123456789", **more) -> int:
         return status(self.client.put_object, Bucket=self.name, Key=key, Body=body, **more)
@@ -59,7 +64,7 @@ class Bucket:
     def keys(self, prefix: str) -> dict[str, str]:
         """The etags of the objects below a prefix."""
         found = self.client.list_objects_v2(Bucket=self.name, Prefix=prefix)
-        return {one["Key"]: one["ETag"] for one in found.get("Contents", ())}
+        return {one["Key"]: one["ETag"].strip('"') for one in found.get("Contents", ())}
 
     def facts(self) -> dict[str, str]:
         """The rows of the table."""
@@ -71,7 +76,7 @@ class Bucket:
             "GET If-Match": "kept" if self.get("there", IfMatch=_WRONG_ETAG) == 412 else "ignored",
             "etag of listing and GET": "equal" if self.same_etags() else "different",
             "a range": str(self.get("there", Range="bytes=2-4")),
-            "DeleteObjects": "yes" if self.deletes() else "no",
+            "DeleteObjects in a folder": self.deletes(),
             "key a//b": self.stored_as("odd/a//b", "odd/").removeprefix("odd/"),
             "key /a": self.stored_as("/leading", "").replace("leading", "a"),
         }
@@ -85,30 +90,36 @@ class Bucket:
             parts.append({"PartNumber": number, "ETag": done["ETag"]})
         upload = {"Bucket": self.name, "Key": "parts", "UploadId": begun, "MultipartUpload": {"Parts": parts}}
         self.client.complete_multipart_upload(**upload)
-        answers = {key: self.client.get_object(Bucket=self.name, Key=key)["ETag"] for key in ("there", "parts")}
+        answers = {key: self.client.get_object(Bucket=self.name, Key=key)["ETag"].strip('"') for key in ("there", "parts")}
         listed = self.keys("")
         return all(listed[key] == answers[key] for key in answers)
 
-    def deletes(self) -> bool:
-        """Whether several objects are removed with one request."""
+    def deletes(self) -> str:
+        """Whether several objects of a folder are removed with one request; the status of the answer if not."""
         for key in ("gone/1", "gone/2"):
             self.put(key)
-        objects = {"Objects": [{"Key": key} for key in ("gone/1", "gone/2")], "Quiet": True}
-        return status(self.client.delete_objects, Bucket=self.name, Delete=objects) == 200 and not self.keys("gone/")
+        objects = {"Objects": [{"Key": key} for key in ("gone/1", "gone/2")]}
+        code = status(self.client.delete_objects, Bucket=self.name, Delete=objects)
+        return "yes" if code == 200 and not self.keys("gone/") else str(code)
 
     def stored_as(self, key: str, prefix: str) -> str:
         """What becomes of a key."""
         before = self.keys(prefix).keys()
         if self.put(key) != 200:
+            self.client = self._connected()  # some servers take the body that they did not read for the next request
             return "refused"
         (found,) = self.keys(prefix).keys() - before
         return "kept" if found == key else found
 
 
-@pytest.mark.parametrize("server", SERVERS)
-def test_a_server_does_what_the_table_says(server, tmp_path):
+@pytest.mark.parametrize("server", ["SeaweedFS", *SERVERS])
+def test_a_server_does_what_the_table_says(server, tmp_path, request):
     if server not in _HERE and not os.environ.get("TLBATCH_SERVERS"):
         pytest.skip("`make servers` installs and starts it")
-    with SERVERS[server](tmp_path) as endpoint:
+    if server == "SeaweedFS":  # the server of most tests
+        reached = contextlib.nullcontext(request.getfixturevalue("s3_server").endpoint)
+    else:
+        reached = SERVERS[server](tmp_path)
+    with reached as endpoint:
         found = Bucket(endpoint, *_KEYS.get(server, (ACCESS, SECRET)), "facts").facts()
     assert found == documented(server)

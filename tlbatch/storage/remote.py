@@ -324,7 +324,7 @@ class RemoteLocation:
 
     def _delete_keys(self, keys: Sequence[str]) -> Sequence[str]:
         """Delete objects with one request, which not every server knows; returns those that have to be deleted one by one."""
-        objects = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        objects = {"Objects": [{"Key": key} for key in keys]}  # not every server knows `Quiet`
         try:
             with as_oserror(self.url):
                 answer = self._fs.call_s3("delete_objects", Bucket=self._bucket_and_key[0], Delete=objects)
