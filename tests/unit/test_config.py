@@ -18,6 +18,11 @@ def test_later_sources_win(tmp_path):
     assert found.include == ("*.jpg",)
 
 
+def test_the_name_of_a_way_to_find_credentials_is_no_secret():
+    options = load(RunConfig, NEEDED, None, ["storage_options={'gs://open': {token: anon}}"]).storage_options
+    assert options == {"gs://open": {"token": "anon"}}
+
+
 @pytest.mark.parametrize("options", ["{client_kwargs: {aws_secret_access_key: HUNTER2}}", "{token: HUNTER2}"])
 def test_a_secret_is_refused_at_any_depth_and_never_repeated(options):
     with pytest.raises(ConfigError) as caught:

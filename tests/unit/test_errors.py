@@ -16,7 +16,7 @@ def test_every_exception_is_in_the_one_tree_and_in_its_drawing():
     assert all(item.__name__ in errors.__doc__ for item in ours)
     # The others are storage errors for which Python has no OSError class.
     others = {item.__name__ for item in found if item not in ours}
-    assert others == {"ThrottledError", "RefusedError", "ChangedError", "CredentialsError", "ArchivedError"}
+    assert others == {"ThrottledError", "RefusedError", "NoRangesError", "ChangedError", "CredentialsError", "ArchivedError"}
     assert all(issubclass(item, OSError) for item in found if item not in ours)
 
 

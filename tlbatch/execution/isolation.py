@@ -51,7 +51,7 @@ class Quarantine:
         try:
             yield
         finally:
-            mark.delete()
+            mark.unlink()
 
 
 def _mark_prefix(row: int, index: int) -> str:

@@ -30,6 +30,7 @@ from tlbatch.errors import (
     CredentialsError,
     ErrorKind,
     Failure,
+    NoRangesError,
     StoreUnavailableError,
     ThrottledError,
     UsageError,
@@ -38,7 +39,7 @@ from tlbatch.images.members import read_members
 from tlbatch.images.shards import Member, ShardOptions, too_large
 from tlbatch.schema import ARCHIVED
 from tlbatch.storage.location import Location
-from tlbatch.storage.range_file import RangeFile
+from tlbatch.storage.range_file import RangeFile, range_end
 from tlbatch.storage.resolve import resolve
 from tlbatch.storage.retry import is_transient
 
@@ -204,22 +205,21 @@ class Reader:
         if row["format"] == ARCHIVED:
             yield Member(0, row["key"], Failure("read", ErrorKind.ARCHIVED, _IN_ARCHIVE, 0))
             return
-        location = self._location(row["uri"])
-        size = row["size"]
-        if isinstance(location, Failure):
-            size = location
-        elif size is None:
-            size = self._size_of(location)
-        if isinstance(location, Failure) or isinstance(size, Failure):
-            yield Member(0, row["key"], size)
+        shard = self._shard(row)
+        if isinstance(shard, Failure):
+            yield Member(0, row["key"], shard)
             return
-        etag = row["etag"] or None
+        location, size, etag = shard
 
         def fetch(start: int, end: int) -> bytes:
-            given = self._with_retries(lambda: location.fetch(start, end, etag), location)
+            last = range_end(start, end, size)
+            given = self._with_retries(lambda: location.fetch(start, last, etag), location)
             if isinstance(given, Failure):
                 raise _GaveUpError(given)
             if len(given[0]) > end - start:
+                if last is None:
+                    message = f"listed with {size} bytes, but {len(given[0])} bytes were read"
+                    raise _GaveUpError(Failure("read", ErrorKind.CHANGED, message, given[1]))
                 raise _GaveUpError(Failure("read", ErrorKind.UNSUPPORTED, "the server ignores range requests"))
             return given[0]
 
@@ -254,11 +254,17 @@ class Reader:
         skipped = Counter() if passed is None else passed
         return ShardOptions(row["key"], self._field, self._max_bytes, self._exclude, skipped)
 
-    def _size_of(self, location: Location) -> int | Failure:
+    def _shard(self, row: Mapping[str, Any]) -> tuple[Location, int, str | None] | Failure:
+        """Location, size and version of a shard; if a list gives no size, the present ones, so that no piece is of another."""
+        location = self._location(row["uri"])
+        if isinstance(location, Failure) or row["size"] is not None:
+            return location if isinstance(location, Failure) else (location, row["size"], row["etag"] or None)
         given = self._with_retries(location.info, location)
         if isinstance(given, Failure):
             return given
-        return given[0].size if given[0] is not None else Failure("read", ErrorKind.NOT_FOUND, f"{location.url} does not exist")
+        if given[0] is None:
+            return Failure("read", ErrorKind.NOT_FOUND, f"{location.url} does not exist")
+        return location, given[0].size, row["etag"] or given[0].etag or None
 
     def _with_retries(self, ask: Callable[[], T], location: Location) -> tuple[T, int] | Failure:
         """Call `ask`, a request for `location`, with retries: its result and the number of attempts, or a Failure."""
@@ -346,6 +352,7 @@ def _failure(error: OSError, attempts: int) -> Failure:
     kinds: tuple[tuple[type[OSError] | tuple[type[OSError], ...], ErrorKind], ...] = (
         ((FileNotFoundError, NotADirectoryError, IsADirectoryError), ErrorKind.NOT_FOUND),
         (ChangedError, ErrorKind.CHANGED),
+        (NoRangesError, ErrorKind.UNSUPPORTED),
         (ArchivedError, ErrorKind.ARCHIVED),
         (PermissionError, ErrorKind.ACCESS_DENIED),
         (ThrottledError, ErrorKind.THROTTLED),

@@ -393,7 +393,7 @@ def save_bundle(
     else:
         files |= {HEAD: saved(trained.head), **join_openvino(frozen.openvino, export_openvino(trained.head))}
     facts = _facts(frozen, trained, {name: sha256(data) for name, data in sorted(files.items())})
-    location.join(BUNDLE).delete()
+    location.join(BUNDLE).unlink()
     for name, data in files.items():
         location.join(*name.split("/")).write(data)
     data = json.dumps(facts, indent=1).encode()
@@ -413,7 +413,7 @@ def installed_versions(*packages: str) -> dict[str, str]:
 def copy_bundle(bundle: Bundle, location: Location) -> Bundle:
     """Copy a bundle's files to another location, `bundle.json` last; an existing bundle is replaced."""
     data = bundle.location.join(BUNDLE).read()
-    location.join(BUNDLE).delete()
+    location.join(BUNDLE).unlink()
     for name in bundle.facts["files"]:
         location.join(*name.split("/")).write((bundle.folder / name).read_bytes())
     location.join(BUNDLE).write(data)

@@ -231,7 +231,7 @@ def run_to_publication(
                     remove_staged(run)  # step 9: staged/ removed
                     mark_complete(run)  # step 10: _SUCCESS; the end of the block removes lease.json
                     if one.complete is not None:
-                        run.location.join(schema.KEPT_BACK).delete()
+                        run.location.join(schema.KEPT_BACK).unlink()
                 reports[number] = report
     if refused:
         raise NotPromotedError(" ".join(map(str, refused)))
@@ -267,7 +267,7 @@ def _open(target: Target, run_id: str, lease: Lease, began: float) -> _OpenRun |
     """Continue or begin a run. Returns the report if the output already is what the command wants."""
     state = read_output(target.output)
     if state.newest is not None:
-        state.newest.location.join(schema.KEPT_BACK).delete()  # left by a command that died after publishing the run
+        state.newest.location.join(schema.KEPT_BACK).unlink()  # left by a command that died after publishing the run
     run = run_to_continue(state, target.spec, clean=True)
     complete = None
     if run is None:

@@ -17,7 +17,7 @@ from tlbatch import schema
 from tlbatch.errors import CountsError, LeaseHeldError, OutputError
 from tlbatch.output.documents import PointerEntry, ReportDocument, RunDocument
 from tlbatch.schema import from_parquet, seal, sha256, to_parquet, unseal
-from tlbatch.storage.location import Location
+from tlbatch.storage.location import Location, is_leftover
 from tlbatch.storage.resolve import resolve
 
 #: Small objects (run documents, receipts, parts) that are read at once: a remote store is waited for, not this machine.
@@ -252,7 +252,8 @@ def require_runs(output: str, options: Mapping[str, Any] | None) -> Location:
 def require_output(state: OutputState, images: str) -> None:
     """Raises OutputError if the folder holds something else, or the table of another store."""
     own = {schema.RUNS, schema.LEASE, schema.BASE, schema.LATEST}
-    names = [name for name in state.output.names() if not name.startswith(".")]  # a killed write leaves a hidden file
+    # A killed write leaves a hidden file.
+    names = [name for name in state.output.names() if not (name.startswith(".") or is_leftover(name))]
     foreign = sorted(set(names) - own)
     if foreign and schema.RUNS not in names:
         raise OutputError(

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from tlbatch.errors import ArchivedError, ChangedError, CredentialsError, RefusedError, ThrottledError
+from botocore import exceptions as botocore_errors
 
-CONDITION_FAILED = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
+from tlbatch.errors import (
+    ArchivedError,
+    ChangedError,
+    ConfigError,
+    CredentialsError,
+    RefusedError,
+    ThrottledError,
+    UsageError,
+    closest,
+)
+
 _NO_CREDENTIALS = frozenset(
     {"ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"}
-    | {"TokenRefreshRequired", "RequestTimeTooSkewed", "NoCredentialsError", "UnauthenticatedError"}
+    | {"TokenRefreshRequired", "RequestTimeTooSkewed", "NoCredentialsError", "UnauthenticatedError", "DefaultCredentialsError"}
 )
+# 409 is in none of them: another request is at work on the same key, and the same request may succeed a moment later.
 _KINDS: tuple[tuple[frozenset[str], type[OSError]], ...] = (
     (_NO_CREDENTIALS, CredentialsError),
-    (CONDITION_FAILED, ChangedError),
+    # A range beyond the end: the object is shorter than it was listed.
+    (frozenset({"PreconditionFailed", "412", "InvalidRange", "416"}), ChangedError),
     (
         frozenset({"SlowDown", "ServiceUnavailable", "Throttling", "TooManyRequests", "RequestLimitExceeded", "503", "429"}),
         ThrottledError,
@@ -52,7 +64,43 @@ def _kind(error: Exception, code: str) -> type[OSError]:
     return TimeoutError if "timed out" in str(error) else OSError
 
 
-_OUR_ERRORS = (ThrottledError, ChangedError, ArchivedError, CredentialsError, RefusedError)
+_OUR_ERRORS = (ThrottledError, ChangedError, ArchivedError, CredentialsError, RefusedError, UsageError)
+
+
+@contextmanager
+def as_config_error(protocol: str, known: Iterable[str]) -> Iterator[None]:
+    """While a client is created: turn what storage options or the environment have wrong into a ConfigError.
+
+    Such an error would otherwise look like a store that does not answer, for which a command waits.
+
+    Args:
+        protocol: of the store.
+        known: the names of its options, for a suggestion.
+    """
+    try:
+        yield
+    except _NETWORK:
+        raise
+    except _MISTAKES as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown:
+            raise ConfigError(
+                f"storage_options: {protocol}:// has no option {unknown[1]!r}{closest(unknown[1], known)}."
+            ) from None
+        reason = _sentence(error, "").rstrip(".")
+        raise ConfigError(f"{protocol}:// does not work with these storage_options and this environment: {reason}.") from None
+
+
+_MISTAKES = (TypeError, ValueError, KeyError, AttributeError, ImportError, botocore_errors.BotoCoreError)
+#: Errors of looking credentials up over the network.
+_NETWORK = (
+    OSError,
+    botocore_errors.HTTPClientError,
+    botocore_errors.ConnectionError,
+    botocore_errors.CredentialRetrievalError,
+    botocore_errors.MetadataRetrievalError,
+    botocore_errors.TokenRetrievalError,
+)
 
 
 def error_code(error: BaseException | None) -> str:
@@ -75,12 +123,17 @@ def error_code(error: BaseException | None) -> str:
     return ""
 
 
-_ERROR_CLASS_NAMES = frozenset({"NoCredentialsError", "UnauthenticatedError", "ConnectTimeoutError", "ReadTimeoutError"})
+_ERROR_CLASS_NAMES = frozenset(
+    {"NoCredentialsError", "UnauthenticatedError", "DefaultCredentialsError", "ConnectTimeoutError", "ReadTimeoutError"}
+)
 
 
 def _sentence(error: Exception, code: str) -> str:
-    if code in ("NoCredentialsError", "UnauthenticatedError"):
-        return "there are no credentials; set them in the environment, or storage_options={anon: true} for a public bucket"
+    if code in ("NoCredentialsError", "UnauthenticatedError", "DefaultCredentialsError"):
+        return (
+            "there are no credentials; set them in the environment, or storage_options={anon: true} for a public bucket "
+            "({token: anon} on gs://)"
+        )
     text = str(error)
     message = re.search(r"<Message>(.*?)</Message>", text, re.DOTALL)
     if message:

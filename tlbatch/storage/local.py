@@ -183,6 +183,10 @@ class LocalLocation:
     def abort(self, upload: Upload) -> None:
         """Do nothing: a local disk has no uploads."""
 
+    def unlink(self) -> None:
+        """Remove this file."""
+        self.path.unlink(missing_ok=True)
+
     def delete(self) -> None:
         """Remove this file or tree."""
         if self.path.is_dir() and not self.path.is_symlink():

@@ -49,6 +49,8 @@ class Upload(NamedTuple):
 #: Why a walk passes over something: the folder's listing is refused; a link leads nowhere, or to a folder above it; a pipe, a
 #: socket or a device.
 UNREADABLE, BROKEN_LINK, NO_FILE = "folder that cannot be opened", "broken link", "no regular file"
+#: In a bucket: an object with content that is named like a folder.
+SLASH_AT_END = "name that ends with a slash"
 
 
 class WalkRules(NamedTuple):
@@ -124,6 +126,9 @@ class Location(Protocol):
     def abort(self, upload: Upload) -> None:
         """Abort an upload that `uploads` returned."""
 
+    def unlink(self) -> None:
+        """Remove this object; do nothing if it does not exist."""
+
     def delete(self) -> None:
         """Remove this object, or this folder with everything below it; do nothing if it does not exist."""
 
@@ -162,10 +167,12 @@ def _is_text(key: str) -> bool:
     return True
 
 
-TEMPORARY_SUFFIX, PROBE_INFIX = ".tmp", ".probe-"
+#: The object by which a command finds out what a bucket's server keeps, and a part of its name in earlier versions.
+PROBE, _EARLIER_PROBE = ".tlbatch-probe", ".probe-"
+TEMPORARY_SUFFIX = ".tmp"
 
 
 def is_leftover(key: str) -> bool:
     """Whether an object is the leftover of an interrupted write."""
     name = key.rsplit("/", 1)[-1]
-    return (name.startswith(".") and name.endswith(TEMPORARY_SUFFIX)) or PROBE_INFIX in name
+    return (name.startswith(".") and name.endswith(TEMPORARY_SUFFIX)) or name == PROBE or _EARLIER_PROBE in name

@@ -91,4 +91,9 @@ class RangeFile(io.RawIOBase):
 
 def open_range_file(location: Location, size: int, piece: int | None = None) -> RangeFile:
     """An object of `size` bytes as a seekable file; transient errors are retried for each piece."""
-    return RangeFile(lambda start, end: with_retries(lambda: location.fetch(start, end)), size, piece)
+    return RangeFile(lambda start, end: with_retries(lambda: location.fetch(start, range_end(start, end, size))), size, piece)
+
+
+def range_end(start: int, end: int, size: int) -> int | None:
+    """The end of a piece as `Location.fetch` takes it: None if it is the whole object, which every server can send."""
+    return None if start == 0 and end == size else end

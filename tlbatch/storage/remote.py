@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import logging
-import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
-from botocore.exceptions import ClientError
 
-from tlbatch.errors import RefusedError
 from tlbatch.storage import s3, s3_listing
-from tlbatch.storage.failures import CONDITION_FAILED, as_oserror, error_code
+from tlbatch.storage.conditions import Conditions, probe, put_if
+from tlbatch.storage.failures import as_config_error, as_oserror
 from tlbatch.storage.location import (
     EVERYTHING,
     LISTED,
     OBJECTS_PER_BATCH,
-    PROBE_INFIX,
+    PROBE,
+    SLASH_AT_END,
     ObjectInfo,
     Upload,
     WalkRules,
@@ -35,6 +37,9 @@ from tlbatch.storage.retry import with_retries
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+#: Most objects of one request that deletes several, and requests at once.
+_DELETED_AT_ONCE, _DELETERS = 1_000, 16
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,15 @@ class RemoteLocation:
 
     @cached_property
     def _fs(self) -> Any:
-        defaults = _s3_defaults(self.options) if self._is_s3 else {}
-        return fsspec.filesystem(self._protocol, **{"use_listings_cache": False, **defaults, **self.options})
+        """The file system of fsspec, connected; raises ConfigError if the options or the environment are wrong."""
+        known = inspect.signature(fsspec.get_filesystem_class(self._protocol).__init__).parameters
+        with as_config_error(self._protocol, known):
+            defaults = _s3_defaults(self.options) if self._is_s3 else {}
+            found = fsspec.filesystem(self._protocol, **{"use_listings_cache": False, **defaults, **self.options})
+            if self._is_s3:
+                found.connect()
+                _ = urlsplit(found.s3.meta.endpoint_url).port  # which botocore does not look at
+        return found
 
     @cached_property
     def _path(self) -> str:
@@ -67,7 +79,8 @@ class RemoteLocation:
 
     @property
     def _bucket_and_key(self) -> tuple[str, str]:
-        bucket, _, key = self._path.partition("/")
+        # fsspec takes a slash off the end, which belongs to a key of S3.
+        bucket, _, key = (self.url.partition("://")[2] if self._is_s3 else self._path).partition("/")
         return bucket, key
 
     @property
@@ -99,19 +112,14 @@ class RemoteLocation:
     def fetch(self, start: int = 0, end: int | None = None, etag: str | None = None) -> bytes:
         """The object or a part of it; only S3 checks `etag`."""
         with as_oserror(self.url):
-            _, key = self._bucket_and_key
+            if not self._is_s3:
+                return cast("bytes", self._fs.cat_file(self._path, start=start or None, end=end))
+            name, key = self._bucket_and_key
             bucket = self._obstore_bucket(key)
-            if bucket is not None:
-                return bucket.get(key, start, end, etag)
-            if self._is_s3 and etag:
-                return self._get_s3(start, end, etag)
-            return cast("bytes", self._fs.cat_file(self._path, start=start or None, end=end))
-
-    def _get_s3(self, start: int, end: int | None, etag: str) -> bytes:
-        bucket, key = self._bucket_and_key
-        part = {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if start or end is not None else {}
-        answer = self._fs.call_s3("get_object", Bucket=bucket, Key=key, IfMatch=f'"{etag}"', **part)
-        return cast("bytes", fsspec.asyn.sync(self._fs.loop, answer["Body"].read))
+            if bucket is not None and (bucket.marks_ranges or not (start or end is not None)):
+                with contextlib.suppress(s3.UnmarkedRangeError):
+                    return bucket.get(key, start, end, etag)
+            return s3.get_object(self._fs, name, key, start, end, etag)
 
     def info(self) -> ObjectInfo | None:
         """Size and version of this object."""
@@ -155,8 +163,8 @@ class RemoteLocation:
 
     def create(self, data: bytes) -> bool:
         """Write a whole object if it does not exist."""
-        if self._conditional:
-            return self._put_if({"IfNoneMatch": "*"}, data)
+        if self._conditions.create:
+            return self._put_if(data, IfNoneMatch="*")
         if self._ask(lambda: self._fs.exists(self._path)):
             return False
         self.write(data)
@@ -169,8 +177,8 @@ class RemoteLocation:
         found = self.info()
         if found is None or self.read() != old:
             return False
-        if self._conditional:
-            return self._put_if({"IfMatch": f'"{found.etag}"'}, data)
+        if self._conditions.replace:
+            return self._put_if(data, IfMatch=f'"{found.etag}"')
         self.write(data)
         return True
 
@@ -181,48 +189,29 @@ class RemoteLocation:
                 return False
         except FileNotFoundError:
             return False
-        self.delete()
+        self.unlink()
         return True
 
     @property
-    def _conditional(self) -> bool:
-        """Whether the store supports conditional PUTs; probed once per process and bucket, with a warning if it does not."""
-        store = (self._protocol, self._bucket_and_key[0], str(sorted(self.options.items())))
-        with _conditional_lock:
-            if store not in _conditional:
-                _conditional[store] = self._is_s3 and self._probe_conditional_put()
-                if not _conditional[store]:
-                    log.warning("%s ignores conditional writes. Make sure only one run at a time writes to it.", self.url)
-        return _conditional[store]
+    def _conditions(self) -> Conditions:
+        """The conditions that the store keeps; probed once per process and bucket, with a warning if some are missing."""
+        name, key = self._bucket_and_key
+        store = (self._protocol, name, str(sorted(self.options.items())))
+        with _conditions_lock:
+            if store not in _conditions:
+                folder = key.rpartition("/")[0]
+                found = probe(self._call, name, f"{folder}/{PROBE}" if folder else PROBE) if self._is_s3 else Conditions()
+                _conditions[store] = found
+                _warn(f"{self._protocol}://{name}", found, found.ignored() if self._is_s3 else "conditional writes")
+        return _conditions[store]
 
-    def _probe_conditional_put(self) -> bool:
-        """Create the same object twice with `If-None-Match`; a store that accepts the second PUT ignores the condition."""
-        probe = RemoteLocation(f"{self.url}{PROBE_INFIX}{secrets.token_hex(6)}", self.options)
-        try:
-            return probe._put_if({"IfNoneMatch": "*"}, b"1") and not probe._put_if({"IfNoneMatch": "*"}, b"2")
-        except RefusedError:
-            return False
-        finally:
-            probe.delete()
-
-    def _put_if(self, condition: dict[str, str], data: bytes) -> bool:
-        """Make one conditional PUT; False if the condition does not hold (412) or a concurrent conditional PUT wins (409).
+    def _put_if(self, data: bytes, **condition: str) -> bool:
+        """Make one conditional PUT; False if the condition does not hold.
 
         If the answer to a successful PUT is lost, the retry fails its condition because of the first attempt. Therefore the
         stored content decides: no other process writes these bytes.
         """
-        bucket, key = self._bucket_and_key
-
-        def put() -> bool:
-            try:
-                self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
-            except (OSError, ClientError) as error:
-                if error_code(error) not in CONDITION_FAILED:
-                    raise
-                return False
-            return True
-
-        if self._ask(put):
+        if put_if(self._call, *self._bucket_and_key, data, **condition):
             return True
         try:
             return self.read() == data
@@ -247,14 +236,14 @@ class RemoteLocation:
     def walk(self, rules: WalkRules = EVERYTHING) -> Iterator[pa.RecordBatch]:
         """Every object below this folder; on S3 page by page, several folders at once."""
         root = self._folder_key
-        bucket = self._obstore_bucket(root)
+        bucket = self._ask(lambda: self._obstore_bucket(root.removesuffix("/")))
         if bucket is not None:
             below = WalkRules(
                 lambda folder: rules.skips(folder.removeprefix(root)),
                 lambda folder, reason: rules.passed(folder.removeprefix(root), reason),
             )
             with as_oserror(self.url):
-                yield from (_below(page, root) for page in bucket.walk(root, self._ask, below))
+                yield from (_below(page, root, rules) for page in bucket.walk(root, self._ask, below))
             return
         found = self._ask(lambda: self._fs.find(self._path, detail=True))
         start = self._path.rstrip("/") + "/"
@@ -262,7 +251,7 @@ class RemoteLocation:
         while chunk := list(itertools.islice(below_here, OBJECTS_PER_BATCH)):
             batch = to_batch([(path, int(one.get("size") or 0), _remote_version(one)) for path, one in chunk])
             archived = pa.array([self._is_archived(path, one) for path, one in chunk], pa.bool_())
-            yield _below(batch.set_column(3, LISTED.field("archived"), archived), start)
+            yield _below(batch.set_column(3, LISTED.field("archived"), archived), start, rules)
 
     def _is_archived(self, path: str, found: Mapping[str, Any]) -> bool:
         """Whether a listed object of S3 must be restored before it can be read."""
@@ -288,7 +277,7 @@ class RemoteLocation:
         page: dict[str, Any] = {}
         while True:
             asked = {"Bucket": bucket, "Prefix": root, **page}
-            answer = self._ask(partial(self._fs.call_s3, "list_multipart_uploads", **asked))
+            answer = self._call("list_multipart_uploads", **asked)
             for one in answer.get("Uploads", ()):
                 if one["Key"].startswith(root):
                     yield Upload(one["Key"].removeprefix(root), _seconds(one["Initiated"]), one["UploadId"])
@@ -300,12 +289,53 @@ class RemoteLocation:
         """Abort a multipart upload, so that the store deletes its parts."""
         bucket, key = self._bucket_and_key[0], self._folder_key + upload.key
         with contextlib.suppress(FileNotFoundError):
-            self._ask(lambda: self._fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.number))
+            self._call("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.number)
+
+    def unlink(self) -> None:
+        """Remove this object, on S3 with one request."""
+        if self._is_s3:
+            self._delete_key(self._bucket_and_key[1])
+        else:
+            self.delete()
 
     def delete(self) -> None:
         """Remove this object, or everything below this folder."""
+        if not self._is_s3:
+            with contextlib.suppress(FileNotFoundError):
+                self._ask(lambda: self._fs.rm(self._path, recursive=True))
+            return
+        if self.info() is not None:
+            self.unlink()
+        keys = self._keys_below()
+        with ThreadPoolExecutor(_DELETERS, thread_name_prefix="tlbatch-delete") as pool:
+            at_once = (keys[start : start + _DELETED_AT_ONCE] for start in range(0, len(keys), _DELETED_AT_ONCE))
+            left = [key for some in pool.map(self._delete_keys, at_once) for key in some]
+            list(pool.map(self._delete_key, left))
+
+    def _keys_below(self) -> list[str]:
+        asked: dict[str, Any] = {"Bucket": self._bucket_and_key[0], "Prefix": self._folder_key}
+        keys = list[str]()
         with contextlib.suppress(FileNotFoundError):
-            self._ask(lambda: self._fs.rm(self._path, recursive=True))
+            while "ContinuationToken" not in asked or asked["ContinuationToken"]:
+                answer = self._call("list_objects_v2", **asked)
+                keys += [found["Key"] for found in answer.get("Contents", ())]
+                asked["ContinuationToken"] = answer.get("NextContinuationToken") if answer.get("IsTruncated") else None
+        return keys
+
+    def _delete_keys(self, keys: Sequence[str]) -> Sequence[str]:
+        """Delete objects with one request, which not every server knows; returns those that have to be deleted one by one."""
+        objects = {"Objects": [{"Key": key} for key in keys]}  # not every server knows `Quiet`
+        try:
+            with as_oserror(self.url):
+                answer = self._fs.call_s3("delete_objects", Bucket=self._bucket_and_key[0], Delete=objects)
+        except OSError as error:
+            log.info("several objects cannot be deleted with one request: %s", error)
+            return keys
+        return [found["Key"] for found in answer.get("Errors", ()) if "Key" in found]
+
+    def _delete_key(self, key: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._call("delete_object", Bucket=self._bucket_and_key[0], Key=key)
 
     def exists(self) -> bool:
         """Whether this object exists, or any object below this folder."""
@@ -324,6 +354,10 @@ class RemoteLocation:
         name, _ = self._bucket_and_key
         return None if not self._is_s3 or self._ask(lambda: self._fs.exists(name)) else name
 
+    def _call(self, operation: str, **asked: Any) -> Any:
+        """Make a request to S3 by the name of botocore's operation."""
+        return self._ask(lambda: self._fs.call_s3(operation, **asked))
+
     def _ask(self, question: Callable[[], T]) -> T:
         def once() -> T:
             with as_oserror(self.url):
@@ -332,8 +366,18 @@ class RemoteLocation:
         return with_retries(once)
 
 
-_conditional: dict[tuple[str, str, str], bool] = {}
-_conditional_lock = threading.RLock()
+_conditions: dict[tuple[str, str, str], Conditions] = {}
+_conditions_lock = threading.RLock()
+
+
+def _warn(store: str, found: Conditions, ignored: str) -> None:
+    """Warn of the conditions that a store does not keep."""
+    if all(found):
+        return
+    advice = "Make sure only one run at a time writes to it."
+    if found.create and found.replace:
+        advice = "The etag of each object that is read is compared instead."
+    log.warning("%s does not keep conditions: it ignores %s. %s", store, ignored, advice)
 
 
 def _s3_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -342,10 +386,12 @@ def _s3_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"config_kwargs": {**config, **options.get("config_kwargs", {})}}
 
 
-def _below(listed: pa.RecordBatch, root: str) -> pa.RecordBatch:
-    """A listing with keys relative to `root`, without folder markers."""
+def _below(listed: pa.RecordBatch, root: str, rules: WalkRules) -> pa.RecordBatch:
+    """A listing with keys relative to `root`, without folder markers and whatever else is named like a folder."""
     keys = pc.utf8_slice_codeunits(listed["key"], len(root)) if root else listed["key"]
     markers = pc.or_(pc.ends_with(keys, "/"), pc.equal(keys, ""))
+    for key in keys.filter(pc.and_(markers, pc.greater(listed["size"], 0))).to_pylist():
+        rules.passed(key, SLASH_AT_END)
     return listed.set_column(0, LISTED.field("key"), keys).filter(pc.invert(markers))
 
 

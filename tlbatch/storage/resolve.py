@@ -10,6 +10,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import fsspec
+from botocore.exceptions import ParamValidationError
+from botocore.handlers import validate_bucket_name
 
 from tlbatch.errors import ConfigError, StoreError
 from tlbatch.storage.local import LocalLocation
@@ -26,11 +28,14 @@ def resolve(url: str, options: Mapping[str, Any] | None = None) -> Location:
             not allowed; they come from the environment.
 
     Raises:
-        ConfigError: the protocol is unknown, or the URL contains a credential.
+        ConfigError: the protocol is unknown, the URL contains a credential, or has no bucket of a possible name.
     """
     if "://" not in url:
         return LocalLocation(Path(os.path.abspath(os.path.expanduser(url))))
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"{url} is not a URL: {error}.") from None
     if parts.scheme == "file":
         return LocalLocation(_path_of(url))
     if parts.password or (parts.username and parts.scheme in ("s3", "s3a", "gs", "az")):
@@ -41,7 +46,18 @@ def resolve(url: str, options: Mapping[str, Any] | None = None) -> Location:
         fsspec.get_filesystem_class(parts.scheme)
     except ImportError as error:
         raise ConfigError(f"{parts.scheme}:// needs an additional package: {error}.") from None
+    if parts.scheme in ("s3", "s3a"):
+        _require_bucket(url)
     return RemoteLocation(url.rstrip("/"), _options_for(url, options or {}))
+
+
+def _require_bucket(url: str) -> None:
+    """Raises ConfigError if the bucket of a URL has a name that no bucket of S3 can have."""
+    name = url.partition("://")[2].partition("/")[0]
+    try:
+        validate_bucket_name({"Bucket": name})
+    except ParamValidationError:
+        raise ConfigError(f"{url}: {name!r} cannot be the name of a bucket.") from None
 
 
 def _options_for(url: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,15 +8,18 @@ chain. Nothing here retries; `storage/retry.py` and `images/reader.py` do.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
+from http import HTTPStatus
 from typing import Any
 
 import pyarrow as pa
 from botocore.exceptions import NoCredentialsError
 from fsspec.asyn import sync
 
+from tlbatch.errors import ChangedError, NoRangesError
 from tlbatch.storage.location import WalkRules
 from tlbatch.storage.s3_listing import Ask, Endpoint, walk
 
@@ -28,19 +31,21 @@ _WHOLE_SECONDS = 1800.0
 _OPTIONS = frozenset({"anon", "endpoint_url", "profile", "client_kwargs"})
 _CLIENT_OPTIONS = frozenset({"endpoint_url", "region_name"})
 
+#: Bytes of an object that is not read for a part of it.
+_LARGE = (8 << 20) + 1
+
 #: How long obstore keeps credentials before it asks s3fs's chain again, which renews expiring credentials.
 _CREDENTIALS_SECONDS = 300
 
 
 def serves(options: Mapping[str, Any]) -> bool:
     """Whether obstore supports these options of s3fs."""
-    return options.keys() <= _OPTIONS and options.get("client_kwargs", {}).keys() <= _CLIENT_OPTIONS
+    return options.keys() <= _OPTIONS and set(options.get("client_kwargs", ())) <= _CLIENT_OPTIONS
 
 
 def can_name(key: str) -> bool:
-    """Whether obstore can represent this key: its keys are paths, S3's keys are strings."""
-    parts = key.removesuffix("/").split("/")
-    return key == "" or all(part not in ("", ".", "..") and part.isprintable() for part in parts)
+    """Whether obstore can represent this key: its keys are paths, S3's keys are strings. It takes off a slash at either end."""
+    return key == "" or all(part not in ("", ".", "..") and part.isprintable() for part in key.split("/"))
 
 
 @lru_cache(maxsize=64)
@@ -71,6 +76,8 @@ class Bucket:
         )
         settings: dict[str, Any] = {} if aws else {"endpoint": endpoint}
         settings |= {"skip_signature": True} if filesystem.anon else {"credential_provider": _credentials_of(filesystem)}
+        #: Whether ranges are marked as ranges; some servers answer with the status of a whole object.
+        self.marks_ranges = True
         # TLS detects bits that are flipped in transit.
         self._checksums = Checksums() if endpoint.startswith("http://") else None
         self._store = S3Store(
@@ -87,25 +94,96 @@ class Bucket:
         )
 
     def get(self, key: str, start: int = 0, end: int | None = None, etag: str | None = None) -> bytes:
-        """The bytes of an object, or its bytes from `start` to `end`; with `etag`, only of this version."""
+        """The bytes of an object, or its bytes from `start` to `end`; with `etag`, only of this version.
+
+        Raises:
+            UnmarkedRangeError: the server does not mark a range as one; `get_object` can read it.
+        """
         import obstore
 
         options: dict[str, Any] = {}
         if etag:
-            options["if_match"] = f'"{etag}"'
+            options["if_match"] = f'"{_plain(etag)}"'
         if end is not None:
             options["range"] = (start, end)
         elif start:
             options["range"] = {"offset": start}
-        answer = obstore.get(self._store, key, options=options)  # type: ignore[arg-type]
+        try:
+            answer = obstore.get(self._store, key, options=options)  # type: ignore[arg-type]
+        except obstore.exceptions.BaseError as error:
+            if "range" not in options or not _NOT_MARKED.search(str(error)):
+                raise
+            self.marks_ranges = False
+            raise UnmarkedRangeError from None
+        found = answer.meta["e_tag"] or ""
+        _require_version(key, found, etag)
         data = bytes(answer.bytes())
         if self._checksums is not None and not start and end is None:
-            self._checksums.require(key, data, (answer.meta["e_tag"] or "").strip('"'))
+            self._checksums.require(key, data, found.strip('"'))
         return data
 
     def walk(self, root: str, ask: Ask, rules: WalkRules) -> Iterator[pa.RecordBatch]:
         """Every object below a prefix, as `s3_listing.walk` gives them."""
         return walk(self._endpoint, root, ask, rules)
+
+
+def get_object(
+    filesystem: Any, bucket: str, key: str, start: int = 0, end: int | None = None, etag: str | None = None
+) -> bytes:
+    """The same as `Bucket.get` through s3fs, which knows every key, and from servers that send more than the range.
+
+    Raises:
+        NoRangesError: the server sends the whole object instead of a range, and the object is large.
+    """
+    asked = {"IfMatch": f'"{_plain(etag)}"'} if etag else {}
+    if start or end is not None:
+        asked["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+    answer = filesystem.call_s3("get_object", Bucket=bucket, Key=key, **asked)
+
+    async def body() -> bytes:
+        async with answer["Body"] as stream:
+            _require_version(key, answer.get("ETag") or "", etag)
+            too_much = "Range" in asked and not _is_range(answer, start, end)
+            if too_much and not _is_small_object(answer):
+                raise NoRangesError(f"{key}: this store does not answer ranges, and the object is too large to read at once")
+            data: bytes = await stream.read()
+            return data[start:end] if too_much else data
+
+    found: bytes = sync(filesystem.loop, body)
+    return found
+
+
+def _is_range(answer: Mapping[str, Any], start: int, end: int | None) -> bool:
+    """Whether an answer has the bytes from `start` and no more; the status does not say so on every server."""
+    begins = re.match(r"bytes (\d+)-", answer.get("ContentRange") or "")
+    status = answer["ResponseMetadata"]["HTTPStatusCode"]
+    right = int(begins[1]) == start if begins else status == HTTPStatus.PARTIAL_CONTENT
+    return right and (end is None or int(answer.get("ContentLength") or 0) <= end - start)
+
+
+def _is_small_object(answer: Mapping[str, Any]) -> bool:
+    """Whether an answer is a whole object that is small enough to be read for a part of it."""
+    is_whole = answer["ResponseMetadata"]["HTTPStatusCode"] == HTTPStatus.OK and not answer.get("ContentRange")
+    return is_whole and int(answer.get("ContentLength", _LARGE)) < _LARGE
+
+
+def _require_version(key: str, found: str, etag: str | None) -> None:
+    """Raises ChangedError if an answer is of another version than `etag`: many servers do not look at `If-Match` of a GET."""
+    if etag and found and _plain(found) != _plain(etag):
+        raise ChangedError(f"{key} was replaced after it was listed: its etag is {_plain(found)} and not {_plain(etag)}")
+
+
+def _plain(etag: str) -> str:
+    """An etag without the quotation marks that HTTP puts around it, and many lists as well."""
+    return etag.removeprefix("W/").strip('"')
+
+
+class UnmarkedRangeError(Exception):
+    """The answer to a range has the status of a whole object, or does not say which range it is."""
+
+
+#: What obstore says of such an answer.
+_NOT_MARKED = re.compile(r"non-partial response|Content-Range|Requested .*, got ")
 
 
 class Checksums:

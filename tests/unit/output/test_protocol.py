@@ -154,7 +154,7 @@ def _stepping(name: str):
     return step
 
 
-for _name in ("read", "write", "create", "swap", "remove", "delete", "names", "exists"):
+for _name in ("read", "write", "create", "swap", "remove", "unlink", "delete", "names", "exists"):
     setattr(Stepped, _name, _stepping(_name))
 
 

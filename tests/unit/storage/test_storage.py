@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import threading
 import tracemalloc
 from urllib.parse import quote
@@ -188,3 +189,40 @@ def test_options_may_belong_to_one_bucket():
     assert resolve("s3://open/images/1.jpg", given).options == {"endpoint_url": "http://all", "anon": True}
     assert resolve("s3://open", given).options == {"endpoint_url": "http://all", "anon": True}
     assert resolve("s3://opened/x", given).options == {"endpoint_url": "http://all"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"endpoint_ulr": "http://x"}, "s3:// has no option 'endpoint_ulr'; did you mean 'endpoint_url'?"),
+        ({"client_kwargs": {"endpoint": "http://x"}}, "s3:// has no option 'endpoint'"),
+        ({"endpoint_url": "minio:9000"}, "Invalid endpoint: minio:9000"),
+        ({"endpoint_url": "http://minio:port"}, "port"),
+        ({"profile": "nobody"}, "The config profile (nobody) could not be found"),
+        ({"client_kwargs": {"region_name": "not a region"}}, "not a region"),
+        ({"client_kwargs": "us-east-1"}, "does not work with these storage_options"),
+    ],
+)
+def test_a_mistake_in_the_options_is_said_at_once(options, said):
+    for ask in (lambda one: one.read(), lambda one: one.exists(), lambda one: one.create(b""), lambda one: list(one.walk())):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            ask(resolve("s3://bucket/x", options))
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///x", "s3://a bucket/x", "s3://[bucket/x", "s3://b?x/y"])
+def test_a_bucket_without_a_possible_name_is_a_mistake(url):
+    with pytest.raises(ConfigError, match=r"cannot be the name of a bucket|is not a URL"):
+        resolve(url)
+
+
+class Wrong(fsspec.AbstractFileSystem):
+    """A client that is not content with its environment, as adlfs with a malformed connection string."""
+
+    def __init__(self, **_):
+        raise ValueError("Connection string is either blank or malformed.")
+
+
+def test_a_malformed_connection_string_is_no_store_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr(fsspec, "filesystem", lambda *_, **options: Wrong(**options))
+    with pytest.raises(ConfigError, match="Connection string is either blank or malformed"):
+        resolve("memory://container/x").exists()
