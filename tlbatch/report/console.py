@@ -213,16 +213,26 @@ def _print_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
     for name in ("failed", "missing", "abstained"):
         if metrics.get(name):
             console.print(f"  {metrics[name]:,} {name}")
-    title = "Rows: true labels. Last columns: predicted labels." if metrics["confusion"] else None
-    table = Table("class", "precision", "recall", "F1", "images", title=title)
-    for label in metrics["labels"] if metrics["confusion"] else ():
-        table.add_column(label, justify="right")
+    table = _metrics_table(metrics, matrix=bool(metrics["confusion"]))
+    if metrics["confusion"] and console.measure(table, options=console.options.update(width=10_000)).maximum > console.width:
+        table = _metrics_table(metrics, matrix=False)
+    console.print(table)
+
+
+def _metrics_table(metrics: Mapping[str, Any], *, matrix: bool) -> Table:
+    """A row per class. Numbers are never cut, and a long name goes on in the next line."""
+    table = Table(title="Rows: true labels. Last columns: predicted labels." if matrix else None)
+    table.add_column("class", overflow="fold")
+    for name in ("precision", "recall", "F1", "images"):
+        table.add_column(name, no_wrap=True, min_width=len(name))
+    for label in metrics["labels"] if matrix else ():
+        table.add_column(label, justify="right", no_wrap=True)
     for number, label in enumerate(metrics["labels"]):
         facts = metrics["by_class"][label]
         numbers = [f"{facts[name]:.3f}" for name in ("precision", "recall", "f1")]
-        counts = metrics["confusion"][number] if metrics["confusion"] else ()
+        counts = metrics["confusion"][number] if matrix else ()
         table.add_row(label, *numbers, f"{facts['images']:,}", *(f"{count:,}" for count in counts))
-    console.print(table)
+    return table
 
 
 def show_status(result: Mapping[str, Any]) -> None:
