@@ -7,6 +7,7 @@ many failed images; 4 stopped early, run the same command again.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc as collector
 import inspect
 import json
@@ -25,9 +26,11 @@ from pydantic import BaseModel
 from tlbatch import config as configs
 from tlbatch.cli.options import parameters_of
 from tlbatch.errors import ConfigError, TlbatchError, UnfinishedError
-from tlbatch.stdio import reserve_stdout, results_stream, separate_python_stderr
+from tlbatch.stdio import open_closed_streams, reserve_stdout, results_stream, separate_python_stderr
 
 EXIT_DIFFERENT, EXIT_TOO_MANY_FAILED = 1, 3
+#: A result with one of these keys says what was written or started elsewhere.
+_WRITTEN = frozenset({"run_id", "bundle", "model", "job", "sheet", "report"})
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -169,7 +172,12 @@ def _submit(settings: configs.SubmitConfig, call: Call) -> Mapping[str, Any]:
 
     verb, inner = read_job(call.words)
     passed = [word for word in call.words if word in ("--json", "--verbose")]
-    say = partial(print, end="", flush=True, file=sys.stderr if call.as_json else results_stream())
+    stream = sys.stderr if call.as_json else results_stream()
+
+    def say(text: str) -> None:
+        with contextlib.suppress(OSError):  # the job goes on where nobody reads its log
+            print(text, end="", flush=True, file=stream)
+
     return submit(settings, verb, inner, passed, say)
 
 
@@ -394,15 +402,31 @@ def _carry_out(verb: Verb, given: Mapping[str, Any], words: Sequence[str]) -> No
     settings = _settings(verb, given)
     as_json = bool(given["as_json"])
     result = verb.run(settings, Call(as_json, words))
-    if as_json:
-        print(json.dumps(result), file=results_stream())
-    elif verb.show is not None:
-        _call(f"tlbatch.report.console.{verb.show}")(result)
+    _print_result(verb, result, as_json)
     code = _exit_code(settings, result)
     if code == EXIT_TOO_MANY_FAILED:
         print(_too_many_failed(settings, result), file=sys.stderr)
     if code:
         raise typer.Exit(code)
+
+
+def _print_result(verb: Verb, result: Mapping[str, Any], as_json: bool) -> None:
+    """Print a result. What is done stays done where nobody reads that, and where it cannot be written.
+
+    Raises:
+        OSError: the command does nothing but print, and the disk is full.
+    """
+    try:
+        if as_json:
+            print(json.dumps(result), file=results_stream())
+        elif verb.show is not None:
+            _call(f"tlbatch.report.console.{verb.show}")(result)
+    except BrokenPipeError:
+        pass  # whoever read it has read enough
+    except OSError as error:
+        if not _WRITTEN & result.keys():
+            raise
+        print(f"tlbatch: the result could not be printed: {error.strerror}.", file=sys.stderr)
 
 
 def _prepare(verbose: bool) -> None:
@@ -422,6 +446,7 @@ def _interrupt(_number: int, _frame: object) -> NoReturn:
 
 def main() -> None:
     """Run the command line; a `TlbatchError` becomes its sentence and its exit code."""
+    open_closed_streams()
     separate_python_stderr()
     atexit.register(collector.freeze)  # at its end Python would look through all objects for half a second
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,8 +21,14 @@ from tlbatch.storage.local import LocalLocation
 _MOST_KINDS, _MOST_FOLDERS = 6, 10
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let the caller decide; rich would end the process with 1."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def _console(*, quiet: bool = False) -> Console:
-    return Console(file=results_stream(), highlight=False, markup=False, quiet=quiet)
+    return _Console(file=results_stream(), highlight=False, markup=False, quiet=quiet)
 
 
 def show_run(result: Mapping[str, Any]) -> None:
