@@ -33,7 +33,7 @@ _READER = r"""
 import json, os, pandas, shlex, sys, traceback
 import tlbatch
 from tlbatch.execution.session import ray_session
-from tlbatch.cli import app
+from tlbatch.cli.main import app
 from tlbatch.errors import TlbatchError
 
 def run_of(word):

@@ -13,9 +13,8 @@ import inspect
 import json
 import logging
 import os
-import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
@@ -24,11 +23,13 @@ import typer
 from pydantic import BaseModel
 
 from tlbatch import config as configs
+from tlbatch import signals
 from tlbatch.cli.options import parameters_of
-from tlbatch.errors import ConfigError, TlbatchError, UnfinishedError
+from tlbatch.errors import ConfigError, InterruptedRunError, TlbatchError, UnfinishedError
 from tlbatch.stdio import open_closed_streams, reserve_stdout, results_stream, separate_python_stderr
 
 EXIT_DIFFERENT, EXIT_TOO_MANY_FAILED = 1, 3
+_INTERRUPTED = "interrupted; run the same command again."
 #: A result with one of these keys says what was written or started elsewhere.
 _WRITTEN = frozenset({"run_id", "bundle", "model", "job", "sheet", "report"})
 
@@ -116,22 +117,23 @@ def _watched(target: str, stage: str) -> Run:
     return run
 
 
-def _published(target: str, stage: str) -> Run:
+class _Published(NamedTuple):
     """A verb that publishes a run: its page is written, and the end of the command is posted to `notify`."""
 
-    def run(settings: Any, call: Call) -> Mapping[str, Any]:
+    target: str
+    stage: str
+
+    def __call__(self, settings: Any, call: Call) -> Mapping[str, Any]:
         from tlbatch.cli.notify import notifying
 
-        with notifying(settings.notify, stage, settings.output) as tell:
-            result = _watched(target, stage)(settings, call)
+        with notifying(settings.notify, self.stage, settings.output) as tell, _interrupts_as_sentences():
+            result = _watched(self.target, self.stage)(settings, call)
             if settings.report:
                 from tlbatch.report.run_report import write_report_after  # charts take half a second to import
 
                 result = write_report_after(result, settings.storage_options)
             tell(result, _exit_code(settings, result))
         return result
-
-    return run
 
 
 def _exit_code(settings: Any, result: Mapping[str, Any]) -> int:
@@ -232,7 +234,7 @@ VERBS: Mapping[str, Verb] = {
         RUN,
         configs.RunConfig,
         "Classify every image of a store and publish the table.",
-        _published("tlbatch.commands.classify.classify", "classifying"),
+        _Published("tlbatch.commands.classify.classify", "classifying"),
         "show_run",
         repeatable=("bundle",),
         verbose=True,
@@ -241,7 +243,7 @@ VERBS: Mapping[str, Verb] = {
         RUN,
         configs.ExtractConfig,
         "Write the features of every image of a store, of a bundle's base or of a named base.",
-        _published("tlbatch.commands.extract.extract", "extracting"),
+        _Published("tlbatch.commands.extract.extract", "extracting"),
         "show_run",
         verbose=True,
     ),
@@ -249,7 +251,7 @@ VERBS: Mapping[str, Verb] = {
         RUN,
         configs.RescoreConfig,
         "Give stored features the predictions of another head; no image is read.",
-        _published("tlbatch.commands.rescore.rescore", "rescoring"),
+        _Published("tlbatch.commands.rescore.rescore", "rescoring"),
         "show_run",
         verbose=True,
     ),
@@ -401,13 +403,32 @@ def _carry_out(verb: Verb, given: Mapping[str, Any], words: Sequence[str]) -> No
     _prepare(bool(given.get("verbose")))
     settings = _settings(verb, given)
     as_json = bool(given["as_json"])
-    result = verb.run(settings, Call(as_json, words))
+    # A verb that posts its outcome is interrupted only where it can do that.
+    with contextlib.nullcontext() if isinstance(verb.run, _Published) else _interrupts_as_sentences():
+        result = verb.run(settings, Call(as_json, words))
+        signals.finished()
     _print_result(verb, result, as_json)
     code = _exit_code(settings, result)
     if code == EXIT_TOO_MANY_FAILED:
         print(_too_many_failed(settings, result), file=sys.stderr)
     if code:
         raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _interrupts_as_sentences() -> Iterator[None]:
+    """Turn SIGTERM and Ctrl-C, and what a library makes of them, into the error that says how to continue."""
+    try:
+        signals.ready()
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedRunError(_INTERRUPTED) from None
+    except UnfinishedError:
+        raise
+    except Exception:
+        if signals.came():
+            raise InterruptedRunError(_INTERRUPTED) from None
+        raise
 
 
 def _print_result(verb: Verb, result: Mapping[str, Any], as_json: bool) -> None:
@@ -430,18 +451,14 @@ def _print_result(verb: Verb, result: Mapping[str, Any], as_json: bool) -> None:
 
 
 def _prepare(verbose: bool) -> None:
-    """Keep stdout for results, put the log on stderr, keep libraries quiet, and let SIGTERM end a run like Ctrl-C."""
+    """Keep stdout for results, put the log on stderr, keep libraries quiet, and take the signals if nobody has."""
     reserve_stdout()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("tlbatch").setLevel(logging.DEBUG if verbose else logging.WARNING)
     if not verbose:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ code writes to the terminal
-    signal.signal(signal.SIGTERM, _interrupt)
-
-
-def _interrupt(_number: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    signals.take()
 
 
 def main() -> None:
@@ -452,11 +469,21 @@ def main() -> None:
     try:
         app()
     except TlbatchError as error:
-        print(f"tlbatch: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
     except OSError as error:
-        print(f"tlbatch: {error}; fix this and run the same command again.", file=sys.stderr)
-        sys.exit(UnfinishedError.exit_code)
+        _end(f"{error}; fix this and run the same command again.", UnfinishedError.exit_code)
     except KeyboardInterrupt:
-        print("tlbatch: interrupted; run the same command again.", file=sys.stderr)
-        sys.exit(UnfinishedError.exit_code)
+        _end(_INTERRUPTED, UnfinishedError.exit_code)
+
+
+def _end(sentence: str, code: int) -> NoReturn:
+    """Say the sentence and exit.
+
+    An interrupted process ends without another step. While Ray still has work, its `shutdown` ends the process with exit code 1
+    and no word in one of ten cases; the processes of a Ray on this machine end with their parent.
+    """
+    signals.finished()
+    print(f"tlbatch: {sentence}", file=sys.stderr, flush=True)
+    if signals.came():
+        os._exit(code)
+    sys.exit(code)

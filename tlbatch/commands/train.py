@@ -28,7 +28,7 @@ from tlbatch.commands.training_set import (
     tell_of_labels,
 )
 from tlbatch.config import Pretrained, Resources, RunConfig, TrainConfig
-from tlbatch.errors import LabelsError, LeaseHeldError
+from tlbatch.errors import InterruptedRunError, LabelsError, LeaseHeldError
 from tlbatch.execution.session import ray_session
 from tlbatch.images.labels import ImageName, names_of
 from tlbatch.model import bundle as bundles
@@ -152,7 +152,7 @@ def _from_images(config: TrainConfig, how: HeadTraining, location: Location, wat
     """
     weights = read_weights(config)
     labelled = find_labelled(config, watch)
-    with ThreadPoolExecutor(1, thread_name_prefix="tlbatch-keras") as keras_thread:
+    with _keras_thread() as keras_thread:
         building = keras_thread.submit(freeze_named, config, weights)
         with ray_session(config.address) as start_ray:
             start_ray()
@@ -163,6 +163,20 @@ def _from_images(config: TrainConfig, how: HeadTraining, location: Location, wat
         head, history = fitting.result()
     left_out = labelled.unlabelled, labelled.listing.skipped_by_kind
     return _Made(frozen, features, parts, split, head, history, *left_out)
+
+
+@contextlib.contextmanager
+def _keras_thread() -> Iterator[ThreadPoolExecutor]:
+    """A thread for Keras. Ctrl-C does not wait for what it is doing."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="tlbatch-keras")
+    wait = True
+    try:
+        yield pool
+    except (KeyboardInterrupt, InterruptedRunError):
+        wait = False
+        raise
+    finally:
+        pool.shutdown(wait=wait, cancel_futures=not wait)
 
 
 def _from_features(config: TrainConfig, how: HeadTraining) -> _Made:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tlbatch import signals
 from tlbatch.execution.ray_errors import connection_error, require_address, require_answer
 from tlbatch.execution.resources import cluster_address, configure_ray_data
 from tlbatch.stdio import native_stderr_captured
@@ -51,7 +52,9 @@ def ray_session(address: str | None = None) -> Iterator[Callable[[], None]]:
         yield start
     finally:
         _starts.remove(start)
-        ray.shutdown()
+        if not signals.came():  # else the command ends at once, see `cli/main.py`, and Ray's processes with it
+            with signals.held_back():
+                ray.shutdown()
 
 
 def start_ray_for_process() -> None:
@@ -72,7 +75,8 @@ def _start(where: str) -> None:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": log.isEnabledFor(logging.INFO)}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     refused = None
-    with native_stderr_captured():
+    # Half a start cannot be ended: processes of Ray would stay, or its threads would end this process with a dump.
+    with signals.held_back(), native_stderr_captured():
         if where:
             refused = connection_error(where, lambda: ray.init(address=where, **options))
         else:
