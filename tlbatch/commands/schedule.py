@@ -36,7 +36,7 @@ _MOST_SECONDS_TO_START = 1800
 _RETRY_LOOP = (
     "dir=$(mktemp -d); for try in 1 2 3 4; do { COMMAND 2>&1; echo $? > $dir/code; } | tee $dir/said; code=$(cat $dir/code); "
     "[ $code -eq 4 ] || exit $code; if grep -q -e 'working on this' -e 'lease of this' $dir/said; "
-    "then [ -z \"$held\" ] || exit $code; held=1; sleep 90; else sleep 300; fi; done; exit $code"
+    'then [ -z "$held" ] || exit $code; held=1; sleep 90; else sleep 300; fi; done; exit $code'
 )
 
 

@@ -78,7 +78,8 @@ def test_units_pass_systemds_own_check(tmp_path):
         name, _, body = part.partition("\n")
         (tmp_path / name).write_text(body)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert [re.sub(r"-[0-9a-f]{6}\b", "", name) for name in names] == ["tlbatch-classify-out.service", "tlbatch-classify-out.timer"]
+    plain = [re.sub(r"-[0-9a-f]{6}\b", "", name) for name in names]
+    assert plain == ["tlbatch-classify-out.service", "tlbatch-classify-out.timer"]
     done = subprocess.run(
         ["systemd-analyze", "verify", *(str(tmp_path / name) for name in names)], capture_output=True, text=True, check=False
     )
@@ -235,8 +236,8 @@ def test_outputs_that_end_alike_have_different_names(tmp_path, monkeypatch):
 
     def name(output: str, target: str = "cron") -> str:
         settings = load(RunConfig, {"images": "i", "bundle": "b", "output": output})
-        text = schedule(load(ScheduleConfig, {"target": target, "at": "0 2 * * *", "image": "i"}), ["classify"], "classify", settings)
-        return re.search(r"tlbatch-classify-[a-z0-9-]+", text)[0]
+        config = load(ScheduleConfig, {"target": target, "at": "0 2 * * *", "image": "i"})
+        return re.search(r"tlbatch-classify-[a-z0-9-]+", schedule(config, ["classify"], "classify", settings))[0]
 
     monkeypatch.chdir(tmp_path)
     names = {name(f"s3://b/{team}/out") for team in "abc"} | {name("out"), name("x/out"), name("/out"), name("s3://b/c/Out")}
