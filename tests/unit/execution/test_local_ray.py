@@ -77,7 +77,7 @@ def test_without_a_home_folder_the_token_is_the_processs_own(home, monkeypatch, 
 
 def test_a_token_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, without_token):
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
-    with pytest.raises(ConfigError, match="RAY_AUTH_TOKEN_PATH is .*No such file"):
+    with pytest.raises(ConfigError, match=r"RAY_AUTH_TOKEN_PATH is .*No such file"):
         local_ray._keep_token_private()
     (tmp_path / "token").write_text("\n")
     with pytest.raises(ConfigError, match="which is empty"):
