@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT at seeded moments, from the first instruction to the last: the exit code, the sentence, the notice, the output.
+"""SIGTERM and SIGINT at seeded moments, from the first instruction to the last: exit code, sentence, notice, output.
 
 `make test` takes one moment, `make long` all.
 """

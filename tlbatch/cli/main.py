@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
@@ -117,7 +118,8 @@ def _watched(target: str, stage: str) -> Run:
     return run
 
 
-class _Published(NamedTuple):
+@dataclass(frozen=True)
+class _Published:
     """A verb that publishes a run: its page is written, and the end of the command is posted to `notify`."""
 
     target: str
