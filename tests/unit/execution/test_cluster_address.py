@@ -1,7 +1,9 @@
 """RAY_ADDRESS as people have it: one sentence, and no wait for many minutes."""
 
+import contextlib
 import os
 import socket
+import threading
 
 import pytest
 
@@ -30,6 +32,45 @@ def test_a_cluster_that_is_gone_may_come_back(monkeypatch):
         held.bind(("127.0.0.1", 0))  # it does not listen
         with pytest.raises(UnfinishedError, match=r"RAY_ADDRESS.*does not answer: Connection refused"):
             require_answer(f"127.0.0.1:{held.getsockname()[1]}")
+
+
+@pytest.fixture
+def answering():
+    """A server that says one thing and nothing more: its address."""
+    servers = []
+
+    def serve(says: bytes | None) -> str:
+        server = socket.create_server(("127.0.0.1", 0))
+
+        def answer():
+            with contextlib.ExitStack() as kept, contextlib.suppress(OSError):
+                while True:
+                    connection = kept.enter_context(server.accept()[0])
+                    if says is None:
+                        connection.close()
+                    else:
+                        connection.sendall(says)
+
+        servers.append((server, threading.Thread(target=answer)))
+        servers[-1][1].start()
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+    yield serve
+    for server, thread in servers:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        thread.join()
+
+
+def test_what_is_not_ray_is_known_by_its_first_answer(answering, monkeypatch):
+    monkeypatch.setattr(ray_errors, "_PATIENCE", 0.2)
+    require_answer(answering(bytes((0, 0, 6, 4, 0, 0, 0, 0, 0))))
+    with pytest.raises(ClusterError, match="is not the head of a Ray cluster"):
+        require_answer(answering(b"HTTP/1.1 400 Bad Request"))
+    with pytest.raises(UnfinishedError, match="does not answer: timed out"):
+        require_answer(answering(b""))
+    with pytest.raises(UnfinishedError, match="does not answer"):
+        require_answer(answering(None))
 
 
 @pytest.mark.parametrize(
