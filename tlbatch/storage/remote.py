@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from tlbatch.storage import s3, s3_listing
 from tlbatch.storage.conditions import Conditions, probe, put_if
-from tlbatch.storage.failures import as_config_error, as_oserror
+from tlbatch.storage.failures import as_config_error, as_oserror, require_spelled
 from tlbatch.storage.location import (
     EVERYTHING,
     LISTED,
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: Protocols of Google and Azure.
+_CLOUDS = ("gs", "gcs", "az", "abfs")
 #: Most objects of one request that deletes several, and requests at once.
 _DELETED_AT_ONCE, _DELETERS = 1_000, 16
 
@@ -65,6 +67,8 @@ class RemoteLocation:
     def _fs(self) -> Any:
         """The file system of fsspec, connected; raises ConfigError if the options or the environment are wrong."""
         known = inspect.signature(fsspec.get_filesystem_class(self._protocol).__init__).parameters
+        if self._protocol in _CLOUDS:
+            require_spelled(self._protocol, self.options, known)
         with as_config_error(self._protocol, known):
             defaults = _s3_defaults(self.options) if self._is_s3 else {}
             found = fsspec.filesystem(self._protocol, **{"use_listings_cache": False, **defaults, **self.options})
@@ -156,7 +160,7 @@ class RemoteLocation:
         self._ask(lambda: self._put(data))
 
     def _put(self, data: bytes) -> None:
-        if not self._is_s3 and self._protocol not in ("gs", "gcs", "az", "abfs"):
+        if not self._is_s3 and self._protocol not in _CLOUDS:
             # Only protocols with real folders (sftp, memory) need this; a bucket must not be created as a side effect.
             self._fs.makedirs(self._path.rsplit("/", 1)[0], exist_ok=True)
         self._fs.pipe_file(self._path, data)
