@@ -66,7 +66,8 @@ class RemoteLocation:
     @cached_property
     def _fs(self) -> Any:
         """The file system of fsspec, connected; raises ConfigError if the options or the environment are wrong."""
-        known = inspect.signature(fsspec.get_filesystem_class(self._protocol).__init__).parameters
+        classes = fsspec.get_filesystem_class(self._protocol).__mro__
+        known = {name for one in classes for name in inspect.signature(one.__init__).parameters}
         if self._protocol in _CLOUDS:
             require_spelled(self._protocol, self.options, known)
         with as_config_error(self._protocol, known):
