@@ -18,6 +18,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tlbatch.errors import RefusedError
 from tlbatch.storage import s3, s3_listing
 from tlbatch.storage.conditions import Conditions, probe, put_if
 from tlbatch.storage.failures import as_config_error, as_oserror, require_spelled
@@ -275,14 +276,18 @@ class RemoteLocation:
                 yield ObjectInfo(f"{self.url}/{key}", key, size, _remote_version(found), _written(found))
 
     def uploads(self) -> Iterator[Upload]:
-        """Unfinished multipart uploads that S3 lists below this folder; none for other protocols."""
+        """Unfinished multipart uploads that S3 lists below this folder; none for other protocols and simple servers."""
         if not self._is_s3:
             return
         bucket, root = self._bucket_and_key[0], self._folder_key
         page: dict[str, Any] = {}
         while True:
             asked = {"Bucket": bucket, "Prefix": root, **page}
-            answer = self._call("list_multipart_uploads", **asked)
+            try:
+                answer = self._call("list_multipart_uploads", **asked)
+            except (RefusedError, FileNotFoundError) as error:  # half of the servers tried do not list them
+                log.info("unfinished uploads are not listed: %s", error)
+                return
             for one in answer.get("Uploads", ()):
                 if one["Key"].startswith(root):
                     yield Upload(one["Key"].removeprefix(root), _seconds(one["Initiated"]), one["UploadId"])
