@@ -6,7 +6,7 @@ ray job submit --working-dir . -- python jobs/classify.py --images s3://bucket/i
 
 import sys
 
-from tlbatch.cli.main import main
+from tlbatch.cli import main
 
 sys.argv.insert(1, "classify")
 main()

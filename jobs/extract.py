@@ -6,7 +6,7 @@ ray job submit --working-dir . -- python jobs/extract.py --images s3://bucket/im
 
 import sys
 
-from tlbatch.cli.main import main
+from tlbatch.cli import main
 
 sys.argv.insert(1, "extract")
 main()

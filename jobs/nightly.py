@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/nightly.py --config jobs/nightly.y
 
 import sys
 
-from tlbatch.cli.main import main
+from tlbatch.cli import main
 
 sys.argv[1:1] = ["classify", "--incremental"]
 main()

@@ -6,7 +6,7 @@ ray job submit --working-dir . -- python jobs/rescore.py --features s3://bucket/
 
 import sys
 
-from tlbatch.cli.main import main
+from tlbatch.cli import main
 
 sys.argv.insert(1, "rescore")
 main()

@@ -1,6 +1,6 @@
 """`python -m tlbatch`, for where the command is not on the path."""
 
-from tlbatch.cli.main import main
+from tlbatch.cli import main
 
 if __name__ == "__main__":
     main()

@@ -1,8 +1,13 @@
-"""Start-up messages of C++ libraries on stderr -> a temporary file; shown only if the start fails or the log level is INFO."""
+"""Standard streams: results on stdout, messages on stderr, and neither ends a command because nobody reads it.
+
+Start-up messages of C++ libraries on stderr -> a temporary file; shown only if the start fails or the log level is INFO.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import logging
 import os
 import sys
@@ -11,7 +16,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import IO, TextIO
+from typing import IO, TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +46,8 @@ class _StderrCapture:
         with self._lock:
             if failed and self._captured is not None:
                 self._captured.seek(0)
-                os.write(self._original, self._captured.read())
+                with contextlib.suppress(OSError):  # nobody reads it
+                    os.write(self._original, self._captured.read())
             self._blocks -= 1
             if self._blocks == 0 and self._captured is not None:
                 os.dup2(self._original, 2)
@@ -69,9 +78,33 @@ def native_stderr_captured() -> Iterator[None]:
         _stderr_capture.stop(failed)
 
 
+class _Unfailing(io.FileIO):
+    """What cannot be written, because nobody reads it or the disk is full, is dropped."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        written: int | None = None
+        with contextlib.suppress(OSError):
+            written = super().write(data)
+        return memoryview(data).nbytes if written is None else written
+
+
 def separate_python_stderr() -> None:
-    """Give Python's `sys.stderr` its own file descriptor, so that tlbatch's messages are never captured."""
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
+    """Give Python's `sys.stderr` its own file descriptor, so that tlbatch's messages are never captured.
+
+    A log that cannot be written does not end a run.
+    """
+    raw = io.BufferedWriter(_Unfailing(os.dup(2), "w"))
+    sys.stderr = io.TextIOWrapper(raw, encoding=sys.stderr.encoding, errors="backslashreplace", line_buffering=True)
+
+
+def open_closed_streams() -> None:
+    """Lead standard streams that the caller has closed nowhere; else the next file that is opened becomes one of them."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def reserve_stdout() -> None:

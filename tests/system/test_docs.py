@@ -33,7 +33,7 @@ _READER = r"""
 import json, os, pandas, shlex, sys, traceback
 import tlbatch
 from tlbatch.execution.session import ray_session
-from tlbatch.cli import app
+from tlbatch.cli.main import app
 from tlbatch.errors import TlbatchError
 
 def run_of(word):
@@ -73,7 +73,8 @@ with ray_session():
 _CLUSTER = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_metrics_report_interval_ms": "500"}
 
 
-_TOKEN = {name: value for name, value in _CLUSTER.items() if "AUTH" in name}
+#: Who submits needs the token alone.
+_TOKEN = {"RAY_AUTH_TOKEN": _CLUSTER["RAY_AUTH_TOKEN"]}
 
 
 class Head(NamedTuple):

@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 #: The floors, the lowest first. A room imports only from floors below its own.
 FLOORS = [
-    {"errors", "schema", "stdio"},
+    {"errors", "schema", "signals", "stdio"},
     {"config", "storage"},
     {"images", "model", "output"},
     {"execution"},

@@ -1,5 +1,5 @@
 """The command line."""
 
-from tlbatch.cli.main import app, main
+from tlbatch.cli.entry import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

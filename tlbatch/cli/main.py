@@ -7,14 +7,15 @@ many failed images; 4 stopped early, run the same command again.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc as collector
 import inspect
 import json
 import logging
 import os
-import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
@@ -23,11 +24,15 @@ import typer
 from pydantic import BaseModel
 
 from tlbatch import config as configs
+from tlbatch import signals
 from tlbatch.cli.options import parameters_of
-from tlbatch.errors import ConfigError, TlbatchError, UnfinishedError
-from tlbatch.stdio import reserve_stdout, results_stream, separate_python_stderr
+from tlbatch.errors import ConfigError, InterruptedRunError, TlbatchError, UnfinishedError
+from tlbatch.stdio import open_closed_streams, reserve_stdout, results_stream, separate_python_stderr
 
 EXIT_DIFFERENT, EXIT_TOO_MANY_FAILED = 1, 3
+_INTERRUPTED = "interrupted; run the same command again."
+#: A result with one of these keys says what was written or started elsewhere.
+_WRITTEN = frozenset({"run_id", "bundle", "model", "job", "sheet", "report"})
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -113,22 +118,24 @@ def _watched(target: str, stage: str) -> Run:
     return run
 
 
-def _published(target: str, stage: str) -> Run:
+@dataclass(frozen=True)
+class _Published:
     """A verb that publishes a run: its page is written, and the end of the command is posted to `notify`."""
 
-    def run(settings: Any, call: Call) -> Mapping[str, Any]:
+    target: str
+    stage: str
+
+    def __call__(self, settings: Any, call: Call) -> Mapping[str, Any]:
         from tlbatch.cli.notify import notifying
 
-        with notifying(settings.notify, stage, settings.output) as tell:
-            result = _watched(target, stage)(settings, call)
+        with notifying(settings.notify, self.stage, settings.output) as tell, _interrupts_as_sentences():
+            result = _watched(self.target, self.stage)(settings, call)
             if settings.report:
                 from tlbatch.report.run_report import write_report_after  # charts take half a second to import
 
                 result = write_report_after(result, settings.storage_options)
             tell(result, _exit_code(settings, result))
         return result
-
-    return run
 
 
 def _exit_code(settings: Any, result: Mapping[str, Any]) -> int:
@@ -169,7 +176,12 @@ def _submit(settings: configs.SubmitConfig, call: Call) -> Mapping[str, Any]:
 
     verb, inner = read_job(call.words)
     passed = [word for word in call.words if word in ("--json", "--verbose")]
-    say = partial(print, end="", flush=True, file=sys.stderr if call.as_json else results_stream())
+    stream = sys.stderr if call.as_json else results_stream()
+
+    def say(text: str) -> None:
+        with contextlib.suppress(OSError):  # the job goes on where nobody reads its log
+            print(text, end="", flush=True, file=stream)
+
     return submit(settings, verb, inner, passed, say)
 
 
@@ -224,7 +236,7 @@ VERBS: Mapping[str, Verb] = {
         RUN,
         configs.RunConfig,
         "Classify every image of a store and publish the table.",
-        _published("tlbatch.commands.classify.classify", "classifying"),
+        _Published("tlbatch.commands.classify.classify", "classifying"),
         "show_run",
         repeatable=("bundle",),
         verbose=True,
@@ -233,7 +245,7 @@ VERBS: Mapping[str, Verb] = {
         RUN,
         configs.ExtractConfig,
         "Write the features of every image of a store, of a bundle's base or of a named base.",
-        _published("tlbatch.commands.extract.extract", "extracting"),
+        _Published("tlbatch.commands.extract.extract", "extracting"),
         "show_run",
         verbose=True,
     ),
@@ -241,7 +253,7 @@ VERBS: Mapping[str, Verb] = {
         RUN,
         configs.RescoreConfig,
         "Give stored features the predictions of another head; no image is read.",
-        _published("tlbatch.commands.rescore.rescore", "rescoring"),
+        _Published("tlbatch.commands.rescore.rescore", "rescoring"),
         "show_run",
         verbose=True,
     ),
@@ -393,11 +405,11 @@ def _carry_out(verb: Verb, given: Mapping[str, Any], words: Sequence[str]) -> No
     _prepare(bool(given.get("verbose")))
     settings = _settings(verb, given)
     as_json = bool(given["as_json"])
-    result = verb.run(settings, Call(as_json, words))
-    if as_json:
-        print(json.dumps(result), file=results_stream())
-    elif verb.show is not None:
-        _call(f"tlbatch.report.console.{verb.show}")(result)
+    # A verb that posts its outcome is interrupted only where it can do that.
+    with contextlib.nullcontext() if isinstance(verb.run, _Published) else _interrupts_as_sentences():
+        result = verb.run(settings, Call(as_json, words))
+        signals.finished()
+    _print_result(verb, result, as_json)
     code = _exit_code(settings, result)
     if code == EXIT_TOO_MANY_FAILED:
         print(_too_many_failed(settings, result), file=sys.stderr)
@@ -405,33 +417,75 @@ def _carry_out(verb: Verb, given: Mapping[str, Any], words: Sequence[str]) -> No
         raise typer.Exit(code)
 
 
+@contextlib.contextmanager
+def _interrupts_as_sentences() -> Iterator[None]:
+    """Turn SIGTERM and Ctrl-C, and what a library makes of them, into the error that says how to continue."""
+    try:
+        signals.ready()
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedRunError(_INTERRUPTED) from None
+    except UnfinishedError:
+        raise
+    except Exception:
+        if signals.came():
+            raise InterruptedRunError(_INTERRUPTED) from None
+        raise
+
+
+def _print_result(verb: Verb, result: Mapping[str, Any], as_json: bool) -> None:
+    """Print a result. What is done stays done where nobody reads that, and where it cannot be written.
+
+    Raises:
+        OSError: the command does nothing but print, and the disk is full.
+    """
+    try:
+        if as_json:
+            print(json.dumps(result), file=results_stream())
+        elif verb.show is not None:
+            _call(f"tlbatch.report.console.{verb.show}")(result)
+    except BrokenPipeError:
+        pass  # whoever read it has read enough
+    except OSError as error:
+        if not _WRITTEN & result.keys():
+            raise
+        print(f"tlbatch: the result could not be printed: {error.strerror}.", file=sys.stderr)
+
+
 def _prepare(verbose: bool) -> None:
-    """Keep stdout for results, put the log on stderr, keep libraries quiet, and let SIGTERM end a run like Ctrl-C."""
+    """Keep stdout for results, put the log on stderr, keep libraries quiet, and take the signals if nobody has."""
     reserve_stdout()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("tlbatch").setLevel(logging.DEBUG if verbose else logging.WARNING)
     if not verbose:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ code writes to the terminal
-    signal.signal(signal.SIGTERM, _interrupt)
-
-
-def _interrupt(_number: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    signals.take()
 
 
 def main() -> None:
     """Run the command line; a `TlbatchError` becomes its sentence and its exit code."""
+    open_closed_streams()
     separate_python_stderr()
     atexit.register(collector.freeze)  # at its end Python would look through all objects for half a second
     try:
         app()
     except TlbatchError as error:
-        print(f"tlbatch: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
     except OSError as error:
-        print(f"tlbatch: {error}; fix this and run the same command again.", file=sys.stderr)
-        sys.exit(UnfinishedError.exit_code)
+        _end(f"{error}; fix this and run the same command again.", UnfinishedError.exit_code)
     except KeyboardInterrupt:
-        print("tlbatch: interrupted; run the same command again.", file=sys.stderr)
-        sys.exit(UnfinishedError.exit_code)
+        _end(_INTERRUPTED, UnfinishedError.exit_code)
+
+
+def _end(sentence: str, code: int) -> NoReturn:
+    """Say the sentence and exit.
+
+    An interrupted process ends without another step. While Ray still has work, its `shutdown` ends the process with exit code 1
+    and no word in one of ten cases; the processes of a Ray on this machine end with their parent.
+    """
+    signals.finished()
+    print(f"tlbatch: {sentence}", file=sys.stderr, flush=True)
+    if signals.came():
+        os._exit(code)
+    sys.exit(code)

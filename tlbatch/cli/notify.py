@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from tlbatch import signals
 from tlbatch.errors import ConfigError, TlbatchError, UnfinishedError
 
 log = logging.getLogger(__name__)
@@ -46,9 +47,13 @@ def notifying(url: str | None, verb: str, output: str) -> Iterator[Tell]:
         ConfigError: the URL does not start with http:// or https://, or names a variable that is not set.
     """
     address = _address(url)
-    message: dict[str, Any] = {}
+    interrupted = {"text": f"tlbatch {verb} of {output} was interrupted.", "exit_code": UnfinishedError.exit_code}
+    message: dict[str, Any] = {"verb": verb, "output": output, "host": socket.gethostname(), **interrupted}
+    if address:
+        signals.before_a_forced_end(lambda: _post(address, message))
 
     def tell(report: Mapping[str, Any], exit_code: int) -> None:
+        signals.finished()
         message.update(_fields(report), exit_code=exit_code)
 
     try:
@@ -60,12 +65,10 @@ def notifying(url: str | None, verb: str, output: str) -> Iterator[Tell]:
     except Exception as error:
         message.update(text=f"tlbatch {verb} of {output} failed: {type(error).__name__}", exit_code=TlbatchError.exit_code)
         raise
-    except KeyboardInterrupt:
-        message.update(text=f"tlbatch {verb} of {output} was interrupted.", exit_code=UnfinishedError.exit_code)
-        raise
     finally:
-        if address and message:
-            _post(address, {"verb": verb, "output": output, "host": socket.gethostname(), **message})
+        signals.finished()
+        if address:
+            _post(address, message)
 
 
 def _address(url: str | None) -> str | None:

@@ -6,6 +6,8 @@ and, with `notify`, by its message.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import shlex
 import sys
@@ -27,8 +29,15 @@ _RAY = "2.60.0"
 _WORKER_CPUS = 4
 #: Commands that can run as a job, because their configuration contains everything they need.
 JOBS = ("train", "classify", "extract", "rescore")
-#: Runs the command up to four times, five minutes apart, as long as it exits with 4 (the same command continues).
-_RETRY_LOOP = "for try in 1 2 3 4; do {command}; code=$?; [ $code -eq 4 ] || exit $code; sleep 300; done; exit $code"
+#: Seconds in which the cluster of a job must be there; else the job fails and its cluster is removed.
+_MOST_SECONDS_TO_START = 1800
+#: Runs COMMAND up to four times, five minutes apart, as long as it exits with 4 (the same command continues). If another run
+#: holds the lease, it is tried once more, when the lease of a dead run has expired.
+_RETRY_LOOP = (
+    "dir=$(mktemp -d); for try in 1 2 3 4; do { COMMAND 2>&1; echo $? > $dir/code; } | tee $dir/said; code=$(cat $dir/code); "
+    "[ $code -eq 4 ] || exit $code; if grep -q -e 'working on this' -e 'lease of this' $dir/said; "
+    'then [ -z "$held" ] || exit $code; held=1; sleep 90; else sleep 300; fi; done; exit $code'
+)
 
 
 def schedule(config: ScheduleConfig, words: Sequence[str], verb: str, settings: BaseModel) -> str:
@@ -55,8 +64,11 @@ def schedule(config: ScheduleConfig, words: Sequence[str], verb: str, settings: 
 
 
 def _name(verb: str, settings: BaseModel) -> str:
-    folder = str(getattr(settings, "output", None) or getattr(settings, "bundle", "")).rstrip("/").rsplit("/", 1)[-1]
-    return re.sub(r"[^a-z0-9]+", "-", f"tlbatch {verb} {folder}".lower()).strip("-")[:52]
+    """A name that says what is done where, and differs for folders of one name in different places."""
+    address = str(getattr(settings, "output", None) or getattr(settings, "bundle", "")).rstrip("/")
+    whole = address if "://" in address else os.path.abspath(address)
+    readable = re.sub(r"[^a-z0-9]+", "-", f"tlbatch {verb} {address.rsplit('/', 1)[-1]}".lower())
+    return f"{readable[:45].strip('-')}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
 
 
 def parse_cron(at: str) -> list[str]:
@@ -182,8 +194,10 @@ def _kuberay(config: ScheduleConfig, name: str, words: Sequence[str], settings: 
         "metadata": {"name": name},
         "data": {"job.yaml": yaml.safe_dump(given, sort_keys=False)},
     }
-    job = _ray_job(config, name, _RETRY_LOOP.format(command=f"tlbatch {words[0]} --config /etc/tlbatch/job.yaml"))
-    kind, spec = ("RayJob", job) if config.at == "now" else ("RayCronJob", {"schedule": config.at, "jobTemplate": job})
+    job = _ray_job(config, name, _RETRY_LOOP.replace("COMMAND", f"tlbatch {words[0]} --config /etc/tlbatch/job.yaml"))
+    kind, spec, times = "RayJob", job, ""
+    if config.at != "now":
+        kind, spec, times = "RayCronJob", {"schedule": config.at, "timeZone": "Etc/UTC", "jobTemplate": job}, _TIMES
     resource = {"apiVersion": "ray.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec}
     body = yaml.dump_all([files, resource], Dumper=_Readable, sort_keys=False)
     return f"""\
@@ -191,8 +205,16 @@ def _kuberay(config: ScheduleConfig, name: str, words: Sequence[str], settings: 
 # To remove: kubectl delete -f THIS_FILE
 # The job starts its own cluster, which is removed after the job: only this cluster costs money. The image must contain tlbatch,
 # Ray {_RAY} and the other dependencies of tlbatch. The service account `tlbatch` must be allowed to read the images and the
-# bundle, and to write the output. Times are UTC.
-{body}"""
+# bundle, and to write the output.
+{times}{body}"""
+
+
+#: What a person should know about a RayCronJob.
+_TIMES = """\
+# Times are UTC. KubeRay 1.6 does not know timeZone: remove the line there, and times are those of the operator's machine.
+# To pause, delete it and apply it again later: after `suspend`, every night that was missed runs at once, each with a cluster
+# of its own.
+"""
 
 
 class _Readable(yaml.SafeDumper):
@@ -219,6 +241,7 @@ def _ray_job(config: ScheduleConfig, name: str, entrypoint: str) -> dict[str, An
         "backoffLimit": 0,
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": 600,
+        "preRunningDeadlineSeconds": _MOST_SECONDS_TO_START,
         "rayClusterSpec": {
             "rayVersion": _RAY,
             "authOptions": {"mode": "token"},

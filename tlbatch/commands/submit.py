@@ -50,7 +50,8 @@ def submit(config: SubmitConfig, verb: str, settings: BaseModel, flags: Sequence
     words = ["python", "-m", "tlbatch", verb, "--config", JOB_FILE, *flags]
     with tempfile.TemporaryDirectory() as folder:
         _pack(Path(folder), settings, installed=config.installed)
-        return run_job(config.address, words, Path(folder), say if config.follow else None)
+        follow = say if config.follow else None
+        return run_job(config.address, words, Path(folder), follow, trusted=not config.insecure_cluster)
 
 
 def require_locked(address: str) -> None:

@@ -28,7 +28,7 @@ from tlbatch.commands.training_set import (
     tell_of_labels,
 )
 from tlbatch.config import Pretrained, Resources, RunConfig, TrainConfig
-from tlbatch.errors import LabelsError
+from tlbatch.errors import InterruptedRunError, LabelsError, LeaseHeldError
 from tlbatch.execution.session import ray_session
 from tlbatch.images.labels import ImageName, names_of
 from tlbatch.model import bundle as bundles
@@ -36,10 +36,12 @@ from tlbatch.model.bases import find_base
 from tlbatch.model.bundle import Frozen, Trained, frozen_base_of, load_bundle, require_bundle_place, save_bundle
 from tlbatch.model.head import Calibration, DataSplit, HeadTraining, calibrate, scores_of, train_head
 from tlbatch.output.features import FeatureTable, find_features, look_up
+from tlbatch.output.lease import Lease
 from tlbatch.output.progress import Watcher
 from tlbatch.output.table import read_errors, read_run_table
 from tlbatch.report.evaluate import measure, measure_many
 from tlbatch.report.model_card import make_model_card
+from tlbatch.storage.local import LocalLocation
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import resolve
 
@@ -66,6 +68,7 @@ def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
 
     Raises:
         UsageError: base, weights, labels, images or features cannot be used; nothing was written.
+        LeaseHeldError: another training into the same bundle is at work.
         UnfinishedError: the command was interrupted; the same command starts again from the beginning.
     """
     began = time.monotonic()
@@ -79,6 +82,12 @@ def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
         seed=config.seed,
         class_weight=config.class_weight,
     )
+    with _alone(location):
+        return _train(config, how, location, watch, began)
+
+
+def _train(config: TrainConfig, how: HeadTraining, location: Location, watch: Watcher | None, began: float) -> dict[str, Any]:
+    """As `train`, once nobody else trains into the bundle."""
     made = _from_features(config, how) if config.features else _from_images(config, how, location, watch)
     features, parts = made.features, made.parts
     calibration = calibrate(made.head, parts["validation"], parts["test"], config.precision)
@@ -143,7 +152,7 @@ def _from_images(config: TrainConfig, how: HeadTraining, location: Location, wat
     """
     weights = read_weights(config)
     labelled = find_labelled(config, watch)
-    with ThreadPoolExecutor(1, thread_name_prefix="tlbatch-keras") as keras_thread:
+    with _keras_thread() as keras_thread:
         building = keras_thread.submit(freeze_named, config, weights)
         with ray_session(config.address) as start_ray:
             start_ray()
@@ -154,6 +163,20 @@ def _from_images(config: TrainConfig, how: HeadTraining, location: Location, wat
         head, history = fitting.result()
     left_out = labelled.unlabelled, labelled.listing.skipped_by_kind
     return _Made(frozen, features, parts, split, head, history, *left_out)
+
+
+@contextlib.contextmanager
+def _keras_thread() -> Iterator[ThreadPoolExecutor]:
+    """A thread for Keras. Ctrl-C does not wait for what it is doing."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="tlbatch-keras")
+    wait = True
+    try:
+        yield pool
+    except (KeyboardInterrupt, InterruptedRunError):
+        wait = False
+        raise
+    finally:
+        pool.shutdown(wait=wait, cancel_futures=not wait)
 
 
 def _from_features(config: TrainConfig, how: HeadTraining) -> _Made:
@@ -226,16 +249,44 @@ def _looked_up(config: TrainConfig, source: FeatureTable, base: bundles.Bundle) 
 
 
 @contextlib.contextmanager
-def _work_folder(location: Location) -> Iterator[Location]:
-    """A folder that all workers can read, deleted afterwards. If the bundle's folder is empty then, it is deleted too."""
+def _alone(location: Location) -> Iterator[None]:
+    """The right to train into this bundle. A training that fails leaves no folder behind.
+
+    Raises:
+        LeaseHeldError: another training has it.
+    """
     work = location.join(_WORK)
-    work.delete()
+    made = []
+    if isinstance(work, LocalLocation):  # a bucket has no folders
+        made = [work.path, *(folder for folder in work.path.parents if not folder.exists())]
+    try:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(Lease(work, time.strftime("training-%Y%m%dT%H%M%SZ", time.gmtime())))
+            except LeaseHeldError as error:
+                raise LeaseHeldError(f"{location.url}: {str(error).replace('this output', 'this bundle')}") from None
+            yield
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def _work_folder(location: Location) -> Iterator[Location]:
+    """A folder that all workers can read, emptied before and afterwards but for the lease."""
+    work = location.join(_WORK)
+    _clear(work)
     try:
         yield work
     finally:
-        work.delete()
-        if not location.names():
-            location.delete()
+        _clear(work)
+
+
+def _clear(work: Location) -> None:
+    for name in work.names():
+        if schema.LEASE not in name:  # its heartbeat writes files beside it
+            work.join(name).delete()
 
 
 def _report_failed(output: Location, labelled: LabelledStore, config: TrainConfig) -> list[ImageName]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlbatch.errors import ClusterError, InterruptedRunError, UnfinishedError
+from tlbatch.execution.resources import send_token
 from tlbatch.stdio import native_stderr_captured
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _PAUSE, _PATIENCE = 2.0, 300.0
 Say = Callable[[str], None]
 
 
-def run_job(address: str, words: Sequence[str], folder: Path, say: Say | None) -> dict[str, Any]:
+def run_job(address: str, words: Sequence[str], folder: Path, say: Say | None, *, trusted: bool = True) -> dict[str, Any]:
     """Submit a command with a folder of files, and follow it if `say` is given.
 
     Args:
@@ -37,6 +38,7 @@ def run_job(address: str, words: Sequence[str], folder: Path, say: Say | None) -
         words: the command.
         folder: its working directory.
         say: takes the job's log.
+        trusted: whether the cluster gets the token that this user has, if there is one.
 
     Returns:
         `job`, its name; `address`; and, if it was followed, `status` and `exit_code`.
@@ -44,6 +46,8 @@ def run_job(address: str, words: Sequence[str], folder: Path, say: Say | None) -
     Raises:
         ClusterError: the cluster cannot be reached, or refuses the job.
     """
+    if trusted:
+        send_token()
     with _cluster_errors(address):
         client = _client(address)
         with native_stderr_captured():  # the client's log lists what it uploads
@@ -112,10 +116,16 @@ def _exit_code(status: str, code: int | None) -> int:
 
 @contextlib.contextmanager
 def _cluster_errors(address: str) -> Iterator[None]:
-    from ray.exceptions import RayError
+    from ray.exceptions import AuthenticationError, RayError
 
     try:
         yield
+    except AuthenticationError as error:
+        first = str(error).strip().splitlines()[0]
+        raise ClusterError(
+            f"The cluster at {address} did not take the job: {first}. Put the token that the cluster was started with into "
+            "RAY_AUTH_TOKEN, or its file into RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token."
+        ) from None
     except (RuntimeError, ConnectionError, socket.gaierror, RayError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ClusterError(f"The cluster at {address} did not take the job: {first}") from None

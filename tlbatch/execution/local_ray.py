@@ -22,6 +22,8 @@ from typing import Any
 
 import ray
 
+from tlbatch.errors import ConfigError
+
 log = logging.getLogger(__name__)
 
 _SYSTEM = {
@@ -115,20 +117,44 @@ def _reduced_node(node: Any, reads_logs: bool) -> Any:
 
 
 def _keep_token_private() -> None:
-    """Create Ray's token file so that only its owner can read it.
+    """Create Ray's token file so that only its owner can read it; without a home folder, a token for this process alone.
 
     A user with the token can run code as this user, and a token file that Ray creates is readable by all users of the machine.
+
+    Raises:
+        ConfigError: the user names a file of a token that cannot be read.
     """
-    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or os.environ.get("RAY_AUTH_MODE", "token") != "token":
+    if "RAY_AUTH_TOKEN" in os.environ or os.environ.get("RAY_AUTH_MODE", "token") != "token":
         return
-    # If the home directory does not exist or cannot be written, Ray reports it.
-    with contextlib.suppress(OSError, RuntimeError):
-        path = Path.home() / ".ray" / "auth_token"
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not path.exists():
-            with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:  # only its owner can read it
-                file.write(secrets.token_hex(32))
-                file.flush()
-                with contextlib.suppress(FileExistsError):  # another command was faster
-                    os.link(file.name, path)
+    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if given is not None:
+        _require_token(Path(given))
+        return
+    try:
+        token = Path.home() / ".ray" / "auth_token"
+        _create_token(token)
+        token.read_bytes()
+    except (OSError, RuntimeError):  # no home folder, as for a user of a container whom no list of users knows
+        # Ray's processes inherit the variable, and only this user can read their environment.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _require_token(path: Path) -> None:
+    try:
+        found = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"RAY_AUTH_TOKEN_PATH is {path}: {error.strerror}. Name a file with a token, or unset it.") from None
+    if not found:
+        raise ConfigError(f"RAY_AUTH_TOKEN_PATH is {path}, which is empty. Name a file with a token, or unset it.")
+
+
+def _create_token(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:  # only its owner can read it
+            file.write(secrets.token_hex(32))
+            file.flush()
+            with contextlib.suppress(FileExistsError):  # another command was faster
+                os.link(file.name, path)
+    with contextlib.suppress(PermissionError):  # it is somebody else's, for instance mounted
         path.chmod(0o600)

@@ -68,6 +68,18 @@ def read_cluster() -> ClusterResources:
     return ClusterResources(machines, grows)
 
 
+def send_token() -> None:
+    """Let Ray's clients in this process send a token if one is at hand; without RAY_AUTH_MODE they send none.
+
+    Without the private name, they send one only if the user sets RAY_AUTH_MODE=token.
+    """
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it says that a token is used
+    with contextlib.suppress(ImportError, AttributeError, TypeError):
+        from ray._private.authentication import authentication_token_setup
+
+        authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
 def io_pool(blocks: int, cpus: int, concurrency: int | None) -> ActorPool:
     """Actors for work that mostly reads: as many as fit or, if an autoscaler starts machines, one for each block."""
     found = read_cluster()

@@ -9,6 +9,8 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tlbatch import signals
+from tlbatch.execution.ray_errors import connection_error, require_address, require_answer
 from tlbatch.execution.resources import cluster_address, configure_ray_data
 from tlbatch.stdio import native_stderr_captured
 
@@ -27,6 +29,10 @@ def ray_session(address: str | None = None) -> Iterator[Callable[[], None]]:
 
     Args:
         address: the cluster, as in `ray.init`. The default is `RAY_ADDRESS`, which Ray Jobs sets, or this machine (`local`).
+
+    Raises:
+        ClusterError: the address is none, or what is there refuses this process.
+        UnfinishedError: nothing answers there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent
     import ray
@@ -34,7 +40,7 @@ def ray_session(address: str | None = None) -> Iterator[Callable[[], None]]:
     if _starts or ray.is_initialized():
         yield _starts[-1] if _starts else configure_ray_data
         return
-    where = cluster_address(address)
+    where = require_address(cluster_address(address))
 
     def start() -> None:
         if not ray.is_initialized():
@@ -46,7 +52,9 @@ def ray_session(address: str | None = None) -> Iterator[Callable[[], None]]:
         yield start
     finally:
         _starts.remove(start)
-        ray.shutdown()
+        if not signals.came():  # else the command ends at once, see `cli/main.py`, and Ray's processes with it
+            with signals.held_back():
+                ray.shutdown()
 
 
 def start_ray_for_process() -> None:
@@ -55,21 +63,27 @@ def start_ray_for_process() -> None:
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
-        _start(cluster_address(None))
+        _start(require_address(cluster_address(None)))
         configure_ray_data()
 
 
 def _start(where: str) -> None:
     import ray
 
+    if where:
+        require_answer(where)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": log.isEnabledFor(logging.INFO)}
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    with native_stderr_captured():
+    refused = None
+    # Half a start cannot be ended: processes of Ray would stay, or its threads would end this process with a dump.
+    with signals.held_back(), native_stderr_captured():
         if where:
-            ray.init(address=where, **options)
+            refused = connection_error(where, lambda: ray.init(address=where, **options))
         else:
             from tlbatch.execution.local_ray import start_local_ray
 
             start_local_ray(**options)
     with contextlib.suppress(ValueError):  # only the main thread may set a handler
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler would end the process with a stack dump
+    if refused is not None:
+        raise refused

@@ -127,7 +127,7 @@ def list_store(
     Args:
         store: a folder with images or shards at any depth, a single image or shard, or a file that lists addresses.
         selection: which objects are taken; the others are counted as skipped.
-        avoid: a folder that is not listed: the output, if it is inside the store.
+        avoid: a folder that is not listed: the output, if it is inside the store, by whatever links.
         max_images: take only this many objects, the first by key, for a trial.
         progress: called once per batch with the number of objects listed so far.
         folder: whether the address ends with a slash: then it means a folder, though an object may have the same name.
@@ -203,11 +203,12 @@ class _Walk:
         self.unreadable: list[str] = []
         self._store, self._selection = store, selection
         self._avoid = avoid.url.removeprefix(f"{store.url}/") + "/" if avoid and avoid.url.startswith(f"{store.url}/") else None
+        self._closed = avoid.url if isinstance(avoid, LocalLocation) else ""
         self._runs: list[str] = []
 
     def objects(self) -> _Objects:
         """Every object of the store, but for those below folders that are not opened."""
-        for batch in self._store.walk(WalkRules(self._skips, self._passed)):
+        for batch in self._store.walk(WalkRules(self._skips, self._passed, self._closed)):
             found = batch
             if self._avoid is not None:
                 found = batch.filter(pc.invert(pc.fill_null(pc.starts_with(batch["key"], self._avoid), False)))

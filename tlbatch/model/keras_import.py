@@ -124,7 +124,7 @@ def _shrinks(layer: Any) -> bool:
         return bool(np.max(np.abs(layer.scale)) <= 1 / _OF_BYTES)
     if kind == "Normalization":
         return bool(np.max(np.abs(np.asarray(layer.mean))) >= _OF_BYTES)
-    constants = [np.abs(np.asarray(one, float)).max() for one in _constants(layer)]
+    constants = [float(np.abs(one).max()) for one in _constants(layer)] if hasattr(layer, "_inbound_nodes") else []
     if kind in ("TrueDivide", "Divide", "Subtract", "Add"):
         return any(one >= _OF_BYTES for one in constants)
     return kind == "Multiply" and any(0 < one <= 1 / _OF_BYTES for one in constants)
@@ -132,9 +132,11 @@ def _shrinks(layer: Any) -> bool:
 
 def _constants(operation: Any) -> list[Any]:
     """The numbers and arrays among the arguments of an operation of a graph."""
-    nodes = getattr(operation, "_inbound_nodes", ())
-    given = [one for node in nodes for one in node.arguments.args]
-    return [one for one in given if not hasattr(one, "_keras_history") and np.asarray(one).dtype.kind in "iuf" and np.size(one)]
+    import keras
+
+    given = [one for node in operation._inbound_nodes for one in keras.tree.flatten(node.arguments.args)]
+    numbers = [np.asarray(one) for one in given if one is not None and not isinstance(one, keras.KerasTensor)]
+    return [one for one in numbers if one.dtype.kind in "iuf" and one.size]
 
 
 @with_own_keras

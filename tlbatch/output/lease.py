@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import secrets
-import signal
 import socket
 import threading
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tlbatch import schema
+from tlbatch import schema, signals
 from tlbatch.errors import LeaseHeldError
 from tlbatch.storage.location import Location
 from tlbatch.storage.retry import no_retries
@@ -142,7 +141,7 @@ class Lease:
             if not renewed:
                 self._lost.set()
                 if self._in_main_thread:
-                    _interrupt_main()  # its results would never be published
+                    signals.interrupt_main()  # its results would never be published
                 return
 
     def _renew(self) -> bool:
@@ -155,13 +154,6 @@ class Lease:
             return False
         self._held = stored  # an earlier heartbeat wrote it, but its response was lost
         return True
-
-
-def _interrupt_main() -> None:
-    """Interrupt the main thread with a signal that this process handles: a background process may ignore SIGINT."""
-    handled = [number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number))]
-    if handled:
-        signal.pthread_kill(threading.main_thread().ident or 0, handled[0])
 
 
 def require_free(output: Location) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,8 +21,14 @@ from tlbatch.storage.local import LocalLocation
 _MOST_KINDS, _MOST_FOLDERS = 6, 10
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let the caller decide; rich would end the process with 1."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def _console(*, quiet: bool = False) -> Console:
-    return Console(file=results_stream(), highlight=False, markup=False, quiet=quiet)
+    return _Console(file=results_stream(), highlight=False, markup=False, quiet=quiet)
 
 
 def show_run(result: Mapping[str, Any]) -> None:
@@ -213,16 +221,26 @@ def _print_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
     for name in ("failed", "missing", "abstained"):
         if metrics.get(name):
             console.print(f"  {metrics[name]:,} {name}")
-    title = "Rows: true labels. Last columns: predicted labels." if metrics["confusion"] else None
-    table = Table("class", "precision", "recall", "F1", "images", title=title)
-    for label in metrics["labels"] if metrics["confusion"] else ():
-        table.add_column(label, justify="right")
+    table = _metrics_table(metrics, matrix=bool(metrics["confusion"]))
+    if metrics["confusion"] and console.measure(table, options=console.options.update(width=10_000)).maximum > console.width:
+        table = _metrics_table(metrics, matrix=False)
+    console.print(table)
+
+
+def _metrics_table(metrics: Mapping[str, Any], *, matrix: bool) -> Table:
+    """A row per class. Numbers are never cut, and a long name goes on in the next line."""
+    table = Table(title="Rows: true labels. Last columns: predicted labels." if matrix else None)
+    table.add_column("class", overflow="fold")
+    for name in ("precision", "recall", "F1", "images"):
+        table.add_column(name, no_wrap=True, min_width=len(name))
+    for label in metrics["labels"] if matrix else ():
+        table.add_column(label, justify="right", no_wrap=True)
     for number, label in enumerate(metrics["labels"]):
         facts = metrics["by_class"][label]
         numbers = [f"{facts[name]:.3f}" for name in ("precision", "recall", "f1")]
-        counts = metrics["confusion"][number] if metrics["confusion"] else ()
+        counts = metrics["confusion"][number] if matrix else ()
         table.add_row(label, *numbers, f"{facts['images']:,}", *(f"{count:,}" for count in counts))
-    console.print(table)
+    return table
 
 
 def show_status(result: Mapping[str, Any]) -> None:

@@ -140,10 +140,17 @@ class LocalLocation:
 
     def walk(self, rules: WalkRules = EVERYTHING) -> Iterator[pa.RecordBatch]:
         """Every file below this folder; links are followed, and a loop of links is followed once."""
-        return in_batches(self._walk(self.path, "", (), rules))
+        closed = _Closed(rules.closed) if rules.closed else None
+        if closed is not None and closed.holds(os.path.realpath(self.path)):
+            closed = None  # the walk begins in there
+        return in_batches(self._walk(self.path, "", (), rules, closed))
 
-    def _walk(self, folder: Path, prefix: str, above: tuple[str, ...], rules: WalkRules) -> Iterator[Listed]:
+    def _walk(
+        self, folder: Path, prefix: str, above: tuple[str, ...], rules: WalkRules, closed: _Closed | None
+    ) -> Iterator[Listed]:
         real = os.path.realpath(folder)
+        if closed is not None and closed.holds(real):
+            return
         if real in above:
             rules.passed(prefix, BROKEN_LINK)
             return
@@ -163,8 +170,8 @@ class LocalLocation:
                 yield prefix + name, found.st_size, _version(found)
             elif not stat.S_ISDIR(found.st_mode):
                 rules.passed(prefix + name, NO_FILE)
-            elif not rules.skips(f"{prefix}{name}/"):
-                yield from self._walk(Path(path), f"{prefix}{name}/", (*above, real), rules)
+            elif not (rules.skips(f"{prefix}{name}/") or (closed is not None and closed.is_same(found))):
+                yield from self._walk(Path(path), f"{prefix}{name}/", (*above, real), rules, closed)
 
     def contents(self) -> Iterator[ObjectInfo]:
         """Every file below this folder; links are not followed."""
@@ -197,6 +204,25 @@ class LocalLocation:
     def exists(self) -> bool:
         """Whether the path exists."""
         return self.path.exists()
+
+
+class _Closed:
+    """A folder that a walk does not enter: by its real path, as links lead to it, and by its inode, as mounts do."""
+
+    def __init__(self, path: str) -> None:
+        self._real = os.path.realpath(path)
+        try:
+            self._found: os.stat_result | None = os.stat(path)
+        except OSError:
+            self._found = None  # it does not exist yet
+
+    def holds(self, real: str) -> bool:
+        """Whether a real path is this folder or is below it."""
+        return real == self._real or real.startswith(f"{self._real}/")
+
+    def is_same(self, found: os.stat_result) -> bool:
+        """Whether this is the folder."""
+        return self._found is not None and os.path.samestat(self._found, found)
 
 
 def _names_in(folder: Path, prefix: str, rules: WalkRules) -> list[str]:

@@ -59,10 +59,12 @@ class WalkRules(NamedTuple):
     Attributes:
         skips: whether a folder, a key that ends with a slash, is not opened.
         passed: called with a key below the walk's folder, and the reason why it is passed over.
+        closed: a folder on a disk that is not entered, through whatever links or mounts; empty: none.
     """
 
     skips: Callable[[str], bool] = lambda _: False
     passed: Callable[[str, str], None] = lambda *_: None
+    closed: str = ""
 
 
 #: No folder is skipped, and nothing is told.

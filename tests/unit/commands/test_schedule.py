@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,7 +18,9 @@ from support.paths import ROOT, TLBATCH
 
 from tlbatch.commands.schedule import on_calendar, parse_cron, schedule
 from tlbatch.config import RunConfig, ScheduleConfig, load
-from tlbatch.errors import ConfigError
+from tlbatch.errors import ConfigError, LeaseHeldError
+from tlbatch.output.lease import Lease
+from tlbatch.storage.resolve import resolve
 
 CLASSIFY = ["classify", "--images", "s3://b/100%", "--bundle", "s3://b/model", "--output", "s3://b/out", "--incremental"]
 
@@ -74,7 +78,8 @@ def test_units_pass_systemds_own_check(tmp_path):
         name, _, body = part.partition("\n")
         (tmp_path / name).write_text(body)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["tlbatch-classify-out.service", "tlbatch-classify-out.timer"]
+    plain = [re.sub(r"-[0-9a-f]{6}\b", "", name) for name in names]
+    assert plain == ["tlbatch-classify-out.service", "tlbatch-classify-out.timer"]
     done = subprocess.run(
         ["systemd-analyze", "verify", *(str(tmp_path / name) for name in names)], capture_output=True, text=True, check=False
     )
@@ -90,7 +95,7 @@ def test_the_line_of_cron_runs_as_cron_would_run_it(tmp_path):
     line = made("cron", words=["status", str(tmp_path / "100%")]).splitlines()[-1]
     assert line.startswith("0 2 * * * cd ")
     command = line.split(" ", 5)[5].replace("\\%", "%")
-    log = ROOT / "tlbatch-status-out.log"
+    log = ROOT / re.search(r">> (tlbatch-status-out-[0-9a-f]{6}\.log)", line)[1]
     try:
         env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
         done = subprocess.run(["/bin/sh", "-c", command], env=env, cwd=tmp_path, check=False)
@@ -164,6 +169,7 @@ JOB = an_object(
     backoffLimit=a("integer"),
     shutdownAfterJobFinishes=a("boolean"),
     ttlSecondsAfterFinished=a("integer"),
+    preRunningDeadlineSeconds=a("integer", minimum=1),
     rayClusterSpec=an_object(
         rayVersion=a("string"),
         authOptions=an_object(mode=a("string", enum=["disabled", "token"])),
@@ -183,16 +189,17 @@ JOB = an_object(
         ),
     ),
 )
-SPECS = {"RayJob": JOB, "RayCronJob": an_object(schedule_=a("string"), jobTemplate_=JOB)}
+SPECS = {"RayJob": JOB, "RayCronJob": an_object(schedule_=a("string"), timeZone=a("string"), jobTemplate_=JOB)}
 
 
-def tried(entrypoint: str, codes: tuple[int, ...], folder) -> tuple[int, int]:
+def tried(entrypoint: str, codes: tuple[int, ...], folder, says: str = "") -> tuple[int, int]:
     """The exit code of a shell's line whose command `fake` ends with these codes, and how often it was called."""
     log = folder / "calls"
     log.write_text("")
-    fake = f"fake() {{ echo x >> {log}; set -- {' '.join(map(str, codes))}; shift $(( $(wc -l < {log}) - 1 )); return $1; }}"
+    said = f"echo {shlex.quote(says)} >&2; echo x >> {log}"
+    fake = f"fake() {{ {said}; set -- {' '.join(map(str, codes))}; shift $(( $(wc -l < {log}) - 1 )); return $1; }}"
     line = f"{fake}; sleep() {{ :; }}; {entrypoint}"
-    done = subprocess.run(["/bin/sh", "-c", line], check=False)
+    done = subprocess.run(["/bin/sh", "-c", line], check=False, env={**os.environ, "TMPDIR": str(folder)})
     return done.returncode, len(log.read_text().split())
 
 
@@ -212,6 +219,33 @@ def test_manifests_are_those_of_kuberays_schema(kind, at, tmp_path):
     assert given["num_cpus"] == 4, "a head without CPUs tells nothing of the workers"
     for codes, tries in (((0,), 1), ((3,), 1), ((4, 4, 0), 3), ((4, 4, 4, 4), 4)):
         assert tried(inner["entrypoint"].replace(command, "fake"), codes, tmp_path) == (codes[-1], tries)
+    with Lease(resolve(str(tmp_path)), "r"), pytest.raises(LeaseHeldError) as held, Lease(resolve(str(tmp_path)), "s"):
+        pass
+    assert tried(inner["entrypoint"].replace(command, "fake"), (4, 4, 4, 4), tmp_path, f"tlbatch: {held.value}") == (4, 2)
+    assert inner["preRunningDeadlineSeconds"] == 1800
+    assert job["spec"].get("timeZone", "Etc/UTC") == "Etc/UTC"
+
+
+def test_a_manifest_says_what_suspending_does():
+    assert "every night that was missed runs at once" in made("kuberay", image="i")
+    assert "suspend" not in made("kuberay", "now", image="i")
+
+
+def test_outputs_that_end_alike_have_different_names(tmp_path, monkeypatch):
+    """Units and crontab lines of one name would replace each other."""
+
+    def name(output: str, target: str = "cron") -> str:
+        settings = load(RunConfig, {"images": "i", "bundle": "b", "output": output})
+        config = load(ScheduleConfig, {"target": target, "at": "0 2 * * *", "image": "i"})
+        return re.search(r"tlbatch-classify-[a-z0-9-]+", schedule(config, ["classify"], "classify", settings))[0]
+
+    monkeypatch.chdir(tmp_path)
+    names = {name(f"s3://b/{team}/out") for team in "abc"} | {name("out"), name("x/out"), name("/out"), name("s3://b/c/Out")}
+    assert len(names) == 7
+    assert all(one.startswith("tlbatch-classify-out-") for one in names)
+    assert name("out") == name(str(tmp_path / "out")) == name("./out/")
+    assert name("s3://b/out") == name("s3://b/out/")
+    assert len(name("s3://b/" + "x" * 90, "kuberay")) == 52
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "kuberay").glob("*.yaml")), ids=lambda path: path.name)

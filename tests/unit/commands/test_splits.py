@@ -6,6 +6,8 @@ import pytest
 from tlbatch.commands.splits import complete_parts, find_copies, separate_copies, split_classes, split_pictures
 from tlbatch.commands.training_set import TrainingSet, find_labelled, split_set
 from tlbatch.config import TrainConfig
+from tlbatch.errors import LabelsError
+from tlbatch.images.labels import names_of
 
 
 @pytest.fixture
@@ -70,12 +72,14 @@ def test_folders_of_parts_give_parts_and_copies_stay_in_one(tmp_path, folders, c
         (tmp_path / "s" / key).write_bytes(b"x")
     config = TrainConfig(images=str(tmp_path / "s"), bundle=str(tmp_path / "b"))
     found = find_labelled(config, None)
-    assert set(found.labels_of.values()) == {("cat",), ("dog",)}
+    names = names_of(found.listing.manifest)
+    labelled = found.labels.of_images(names)
+    assert set(labelled.labels.values()) == {("cat",), ("dog",)}
     values = np.arange(len(keys) * 2, dtype=np.float32).reshape(-1, 2)
     listed = found.listing.manifest["key"].to_pylist()
     values[listed.index("train/cat/0.jpg")] = values[listed.index("test/cat/3.jpg")]  # a copy under another name
     classes = np.array([int("dog" in key) for key in listed])
-    features = TrainingSet(tuple(listed), values, classes, ("cat", "dog"), found.split_of, 0, len(listed), values)
+    features = TrainingSet(tuple(names), values, classes, ("cat", "dog"), labelled.splits, 0, len(listed), values)
     parts, table = split_set(features, config)
     rows = dict(line.split(",")[::2] for line in table.decode().splitlines()[1:])
     assert rows["test/cat/3.jpg"] == rows["train/cat/0.jpg"] == "test"
@@ -85,3 +89,11 @@ def test_folders_of_parts_give_parts_and_copies_stay_in_one(tmp_path, folders, c
         "1 labelled images are copies of pictures in another part (the first: train/cat/0.jpg, of test/cat/3.jpg)"
         in caplog.text
     )
+
+
+def test_folders_of_parts_without_one_for_training_are_a_sentence(tmp_path):
+    for key in (f"{folder}/{label}/{number}.jpg" for folder in ("val", "test") for label in "ab" for number in range(3)):
+        (tmp_path / "s" / key).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "s" / key).write_bytes(b"x")
+    with pytest.raises(LabelsError, match="are parts of a data set, and none of them is for training"):
+        find_labelled(TrainConfig(images=str(tmp_path / "s"), bundle=str(tmp_path / "b")), None)

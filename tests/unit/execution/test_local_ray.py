@@ -1,11 +1,13 @@
 """The private names of Ray are replaced while Ray starts; without one of them, Ray starts as it is. No Ray is started here."""
 
 import logging
+import os
 
 import pytest
 import ray
 from ray._private import node, ray_constants, utils
 
+from tlbatch.errors import ConfigError
 from tlbatch.execution import local_ray
 
 PRIVATE = [(ray_constants, "ENABLE_RAY_CLUSTER"), (node, "Node"), (utils, "get_dashboard_dependency_error")]
@@ -56,3 +58,30 @@ def test_a_node_that_is_not_a_class_is_not_replaced(started, monkeypatch, caplog
     local_ray.start_local_ray(num_cpus=1)
     assert [options for options, _ in started] == [PLAIN]
     assert len(caplog.records) == 1
+
+
+@pytest.fixture
+def without_token(monkeypatch):
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("home", ["/proc", "/proc/nothing"])
+def test_without_a_home_folder_the_token_is_the_processs_own(home, monkeypatch, without_token):
+    """A container that is run as any user; `docker run --user 12345` has no home folder that can be written."""
+    monkeypatch.setenv("HOME", home)
+    local_ray._keep_token_private()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
+def test_a_token_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, without_token):
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    with pytest.raises(ConfigError, match=r"RAY_AUTH_TOKEN_PATH is .*No such file"):
+        local_ray._keep_token_private()
+    (tmp_path / "token").write_text("\n")
+    with pytest.raises(ConfigError, match="which is empty"):
+        local_ray._keep_token_private()
+    (tmp_path / "token").write_text("0" * 64)
+    local_ray._keep_token_private()
+    assert "RAY_AUTH_TOKEN" not in os.environ

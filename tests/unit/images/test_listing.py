@@ -72,6 +72,30 @@ def test_an_output_inside_the_store_is_not_listed(folder):
     assert not any(key.startswith("out/") for key in keys)
 
 
+@pytest.mark.parametrize("link", ["store", "output", "run in the output", "above the output"])
+def test_an_output_that_links_lead_to_is_not_listed(tmp_path, link):
+    (tmp_path / "data" / "out" / "runs" / "r").mkdir(parents=True)
+    (tmp_path / "data" / "out" / "runs" / "r" / "part.jpg").write_bytes(b"x")
+    store = tmp_path / ("data" if link == "store" else "images")
+    store.mkdir(exist_ok=True)
+    (store / "a.jpg").write_bytes(b"x")
+    if link == "store":
+        (tmp_path / "current").symlink_to(store)
+        store = tmp_path / "current"
+    else:
+        targets = {"output": "out", "run in the output": "out/runs/r", "above the output": ""}
+        (store / "link").symlink_to(tmp_path / "data" / targets[link])
+    listing = list_store(resolve(str(store)), Selection(), avoid=resolve(str(tmp_path / "data" / "out")))
+    assert listing.manifest["key"].to_pylist() == ["a.jpg"]
+
+
+def test_a_store_inside_the_output_is_listed(tmp_path):
+    (tmp_path / "out" / "images").mkdir(parents=True)
+    (tmp_path / "out" / "images" / "a.jpg").write_bytes(b"x")
+    listing = list_store(resolve(str(tmp_path / "out" / "images")), Selection(), avoid=resolve(str(tmp_path / "out")))
+    assert listing.manifest["key"].to_pylist() == ["a.jpg"]
+
+
 def test_one_image_is_a_store(folder):
     assert list_store(folder.join("c.webp"), Selection()).manifest["key"].to_pylist() == ["c.webp"]
 

@@ -1,0 +1,95 @@
+"""SIGTERM and SIGINT at seeded moments, from the first instruction to the last: exit code, sentence, notice, output.
+
+`make test` takes one moment, `make long` all.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.paths import TLBATCH
+from support.pictures import write_store
+
+from tlbatch.model.bundle import load_bundle
+from tlbatch.output.verify import verify
+
+#: Seconds that the commands take on two busy CPUs.
+SECONDS = {"classify": 15.0, "train": 30.0, "rescore": 12.0}
+MOMENTS = [
+    (verb, (signal.SIGTERM, signal.SIGINT)[seed % 2], random.Random(f"{verb} {seed}").uniform(0, SECONDS[verb]))
+    for verb in SECONDS
+    for seed in range(20)
+]
+#: Whoever runs the tests in the background has SIGINT ignored, and so have all their children.
+HEEDING = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory, store, bundle_url) -> Path:
+    """An output with features, for `rescore`."""
+    import tlbatch
+
+    output = tmp_path_factory.mktemp("features") / "out"
+    tlbatch.extract(images=str(store), bundle=bundle_url, output=str(output))
+    return output
+
+
+def command(verb: str, request, folder: Path, address: str) -> list[str]:
+    """A whole command; its output is `out` in the folder."""
+    if verb == "train":
+        images = write_store(folder / "images", 6)
+        base = ["--base", "MobileNetV2", "--weights", "random", "--set", "size=32", "--set", "epochs=2"]
+        return ["train", "--images", str(images), *base, "--bundle", str(folder / "out")]
+    flags = ["--output", str(folder / "out"), "--notify", address, "--bundle", request.getfixturevalue("bundle_url")]
+    if verb == "rescore":
+        return ["rescore", "--features", str(request.getfixturevalue("features")), *flags]
+    return ["classify", "--images", str(request.getfixturevalue("store")), *flags]
+
+
+def taken(process: subprocess.Popen[str]) -> bool:
+    """Whether a process has begun with its own instructions: before that, while Python starts, SIGTERM ends it."""
+    blocked = int(Path(f"/proc/{process.pid}/status").read_text().split("SigBlk:")[1].split()[0], 16)
+    return bool(blocked >> (signal.SIGTERM - 1) & 1) or process.poll() is not None
+
+
+def require_sound(verb: str, output: Path) -> None:
+    if verb == "train":
+        load_bundle(str(output), {}).require_whole()
+        assert not (output / ".training").exists()
+    else:
+        assert verify(str(output))["ok"]
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize(("verb", "number", "seconds"), MOMENTS)
+def test_a_signal_at_any_moment(verb, number, seconds, request, receiver, tmp_path):
+    address, posted = receiver
+    words = [TLBATCH, *command(verb, request, tmp_path, address)]
+    env = {**os.environ, "RAY_ADDRESS": "local"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEEDING, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    )
+    while not taken(process):
+        time.sleep(0.001)
+    try:
+        _, said = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(number)
+        began = time.monotonic()
+        _, said = process.communicate(timeout=60)
+        print(f"{verb}, {number.name} after {seconds:.2f} s: exit {process.returncode} {time.monotonic() - began:.1f} s later")
+    assert process.returncode in (0, 4), said
+    assert ("interrupted" in said) == (process.returncode == 4), said
+    assert "Traceback" not in said
+    assert len([line for line in said.splitlines() if line.strip()]) <= 1, said
+    assert [message["exit_code"] for message in posted] == ([process.returncode] if verb != "train" else [])
+    if process.returncode == 4:
+        assert not (tmp_path / "out" / "lease.json").exists()
+        again = subprocess.run(words, capture_output=True, text=True, check=False, env=env, timeout=200)
+        assert again.returncode == 0, again.stderr
+    require_sound(verb, tmp_path / "out")
