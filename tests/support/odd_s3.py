@@ -21,6 +21,7 @@ class OddS3:
         ignored: headers that it does not look at, each after its method: `PUT If-Match`.
         ranges: how it answers a range: "kept", "unmarked" (with status 200), or "whole" (with the whole object).
         bulk: the error with which it answers DeleteObjects, as status and code; "nothing" answers that none was deleted.
+        uploads: the error with which it answers ListMultipartUploads, as status and code.
         conflicts: ends of keys; the next conditional PUT of each is answered with 409. One named "always" is for every PUT.
         denied: methods that are answered with 403.
         asked: method, path and query of each request.
@@ -29,6 +30,7 @@ class OddS3:
     ignored: set[str] = field(default_factory=set)
     ranges: str = "kept"
     bulk: str = ""
+    uploads: str = ""
     conflicts: list[str] = field(default_factory=list)
     denied: set[str] = field(default_factory=set)
     asked: list[tuple[str, str, str]] = field(default_factory=list)
@@ -36,21 +38,21 @@ class OddS3:
 
     def reset(self) -> None:
         """Answer like moto again."""
-        self.ignored, self.ranges, self.bulk, self.conflicts, self.denied, self.asked = set(), "kept", "", [], set(), []
+        self.ignored, self.ranges, self.bulk, self.uploads = set(), "kept", "", ""
+        self.conflicts, self.denied, self.asked = [], set(), []
 
     def __call__(self, environ, start):
         """One request."""
         method, path, query = environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("QUERY_STRING", "")
         self.asked.append((method, path, query))
         is_bulk = method == "POST" and query.split("=")[0] == "delete"
-        if method in self.denied:
-            return _refuse(environ, start, "403 Forbidden", "AccessDenied")
-        if self._is_conflict(environ, path):
-            return _refuse(environ, start, "409 Conflict", "ConditionalRequestConflict")
         if is_bulk and self.bulk == "nothing":
             return _answer(environ, start, "200 OK", _nothing_deleted(environ))
-        if is_bulk and self.bulk:
-            return _refuse(environ, start, self.bulk, self.bulk.split(" ", 1)[1])
+        refusal = "409 ConditionalRequestConflict" if self._is_conflict(environ, path) else ""
+        refusal = refusal or ("403 AccessDenied" if method in self.denied else "") or (self.bulk if is_bulk else "")
+        refusal = refusal or (self.uploads if method == "GET" and query.startswith("uploads") else "")
+        if refusal:
+            return _refuse(environ, start, refusal)
         for name in ("If-Match", "If-None-Match"):
             if f"{method} {name}" in self.ignored:
                 environ.pop(f"HTTP_{name.upper().replace('-', '_')}", None)
@@ -96,7 +98,8 @@ def _nothing_deleted(environ) -> str:
     return f"<DeleteResult>{''.join(errors)}</DeleteResult>"
 
 
-def _refuse(environ, start, status: str, code: str):
+def _refuse(environ, start, status: str):
+    code = status.split(" ", 1)[1]
     return _answer(environ, start, status, f"<Error><Code>{code}</Code><Message>this server does not do it</Message></Error>")
 
 

@@ -155,6 +155,13 @@ def test_a_folder_is_removed_object_by_object_where_deleteobjects_is_not_known(o
     bucket.join("a").delete()
 
 
+@pytest.mark.parametrize("uploads", ["501 NotImplemented", "404 NoSuchUpload"])
+def test_a_server_that_does_not_list_uploads_has_none(odd, bucket, uploads):
+    odd.uploads = uploads
+    bucket.join("out", "a").write(b"x")
+    assert list(bucket.join("out").uploads()) == []
+
+
 def test_a_known_object_is_removed_with_one_request(odd, bucket):
     one = bucket.join("lease.json")
     one.write(b"1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 from botocore import exceptions as botocore_errors
@@ -22,6 +22,7 @@ from tlbatch.errors import (
 _NO_CREDENTIALS = frozenset(
     {"ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"}
     | {"TokenRefreshRequired", "RequestTimeTooSkewed", "NoCredentialsError", "UnauthenticatedError", "DefaultCredentialsError"}
+    | {"AzureSigningError", "ClientAuthenticationError"}
 )
 # 409 is in none of them: another request is at work on the same key, and the same request may succeed a moment later.
 _KINDS: tuple[tuple[frozenset[str], type[OSError]], ...] = (
@@ -91,6 +92,14 @@ def as_config_error(protocol: str, known: Iterable[str]) -> Iterator[None]:
         raise ConfigError(f"{protocol}:// does not work with these storage_options and this environment: {reason}.") from None
 
 
+def require_spelled(protocol: str, options: Iterable[str], known: Collection[str]) -> None:
+    """Raise ConfigError if an option is nearly one that a client knows: some clients take any option and ignore it."""
+    for name in options:
+        meant = "" if name in known else closest(name, known)
+        if meant:
+            raise ConfigError(f"storage_options: {protocol}:// has no option {name!r}{meant}.")
+
+
 _MISTAKES = (TypeError, ValueError, KeyError, AttributeError, ImportError, botocore_errors.BotoCoreError)
 #: Errors of looking credentials up over the network.
 _NETWORK = (
@@ -125,6 +134,7 @@ def error_code(error: BaseException | None) -> str:
 
 _ERROR_CLASS_NAMES = frozenset(
     {"NoCredentialsError", "UnauthenticatedError", "DefaultCredentialsError", "ConnectTimeoutError", "ReadTimeoutError"}
+    | {"AzureSigningError", "ClientAuthenticationError"}
 )
 
 

@@ -18,9 +18,10 @@ import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tlbatch.errors import RefusedError
 from tlbatch.storage import s3, s3_listing
 from tlbatch.storage.conditions import Conditions, probe, put_if
-from tlbatch.storage.failures import as_config_error, as_oserror
+from tlbatch.storage.failures import as_config_error, as_oserror, require_spelled
 from tlbatch.storage.location import (
     EVERYTHING,
     LISTED,
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: Protocols of Google and Azure.
+_CLOUDS = ("gs", "gcs", "az", "abfs")
 #: Most objects of one request that deletes several, and requests at once.
 _DELETED_AT_ONCE, _DELETERS = 1_000, 16
 
@@ -64,7 +67,10 @@ class RemoteLocation:
     @cached_property
     def _fs(self) -> Any:
         """The file system of fsspec, connected; raises ConfigError if the options or the environment are wrong."""
-        known = inspect.signature(fsspec.get_filesystem_class(self._protocol).__init__).parameters
+        classes = fsspec.get_filesystem_class(self._protocol).__mro__
+        known = {name for one in classes for name in inspect.signature(one.__init__).parameters}
+        if self._protocol in _CLOUDS:
+            require_spelled(self._protocol, self.options, known)
         with as_config_error(self._protocol, known):
             defaults = _s3_defaults(self.options) if self._is_s3 else {}
             found = fsspec.filesystem(self._protocol, **{"use_listings_cache": False, **defaults, **self.options})
@@ -156,7 +162,7 @@ class RemoteLocation:
         self._ask(lambda: self._put(data))
 
     def _put(self, data: bytes) -> None:
-        if not self._is_s3 and self._protocol not in ("gs", "gcs", "az", "abfs"):
+        if not self._is_s3 and self._protocol not in _CLOUDS:
             # Only protocols with real folders (sftp, memory) need this; a bucket must not be created as a side effect.
             self._fs.makedirs(self._path.rsplit("/", 1)[0], exist_ok=True)
         self._fs.pipe_file(self._path, data)
@@ -270,14 +276,18 @@ class RemoteLocation:
                 yield ObjectInfo(f"{self.url}/{key}", key, size, _remote_version(found), _written(found))
 
     def uploads(self) -> Iterator[Upload]:
-        """Unfinished multipart uploads that S3 lists below this folder; none for other protocols."""
+        """Unfinished multipart uploads that S3 lists below this folder; none for other protocols and simple servers."""
         if not self._is_s3:
             return
         bucket, root = self._bucket_and_key[0], self._folder_key
         page: dict[str, Any] = {}
         while True:
             asked = {"Bucket": bucket, "Prefix": root, **page}
-            answer = self._call("list_multipart_uploads", **asked)
+            try:
+                answer = self._call("list_multipart_uploads", **asked)
+            except (RefusedError, FileNotFoundError) as error:  # half of the servers tried do not list them
+                log.info("unfinished uploads are not listed: %s", error)
+                return
             for one in answer.get("Uploads", ()):
                 if one["Key"].startswith(root):
                     yield Upload(one["Key"].removeprefix(root), _seconds(one["Initiated"]), one["UploadId"])

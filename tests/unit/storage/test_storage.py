@@ -11,6 +11,7 @@ import fsspec
 import pytest
 
 from tlbatch.errors import ConfigError
+from tlbatch.storage.failures import require_spelled
 from tlbatch.storage.resolve import resolve
 
 REMOTE = "memory://tests"
@@ -226,3 +227,9 @@ def test_a_malformed_connection_string_is_no_store_that_does_not_answer(monkeypa
     monkeypatch.setattr(fsspec, "filesystem", lambda *_, **options: Wrong(**options))
     with pytest.raises(ConfigError, match="Connection string is either blank or malformed"):
         resolve("memory://container/x").exists()
+
+
+def test_an_option_that_a_client_ignores_is_refused_where_it_is_nearly_one_of_its_own():
+    require_spelled("gs", ["token", "use_listings_cache"], ["token", "project"])
+    with pytest.raises(ConfigError, match=r"gs:// has no option 'tokn'; did you mean 'token'\?"):
+        require_spelled("gs", ["tokn"], ["token", "project"])
