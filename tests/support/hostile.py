@@ -230,6 +230,7 @@ def _others() -> Iterator[Odd]:
         "quite.qoi": b"qoif" + bytes(12),
         "texture.dds": b"DDS " + bytes(124),
         "ico.ico": b"\0\0\x01\0\x01\0" + bytes(40),
+        "tga.tga": bytes(2) + b"\x02" + bytes(9) + struct.pack("<HH", 4, 4) + b"\x18\0" + bytes(48),
     }
     for name, data in unsupported.items():
         yield Odd(name, data, {ErrorKind.UNSUPPORTED})
@@ -261,7 +262,6 @@ def _others() -> Iterator[Odd]:
         "fli.flc": struct.pack("<IHHHHH", 200, 0xAF12, 1, 320, 200, 8) + bytes(180),
         "pcx.pcx": b"\x0a\x05\x01\x08" + bytes(124),
         "xbm.xbm": b"#define a_width 8\n#define a_height 8\nstatic char a_bits[] = {0};",
-        "tga.tga": bytes(2) + b"\x02" + bytes(9) + struct.pack("<HH", 4, 4) + b"\x18\0" + bytes(48),
     }.items():
         yield Odd(name, data, {ErrorKind.NOT_AN_IMAGE})
     yield Odd("nothing.jpg", b"", {ErrorKind.EMPTY})

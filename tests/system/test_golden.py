@@ -28,7 +28,7 @@ VARIES = {
     "latest.json": {"updated", "schema_version"},
 }
 #: What versions since the golden one have added: keys of documents, and columns of tables by folder.
-ADDED = {"skipped_by_kind", "skipped_in_shards", "white_levels"}
+ADDED = {"skipped_by_kind", "skipped_in_shards", "white_levels", "pixel_rules"}
 ADDED_COLUMNS = {"predictions": ["index"], "errors": ["index"], "features": ["index"]}
 
 

@@ -91,8 +91,8 @@ def read_tar(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
 
 
 def has_image_names(file: IO[bytes], field: str | None) -> bool:
-    """Whether a tar has a member that is named like an image, or is too long or too damaged to tell."""
-    wanted = ShardOptions("", field, 0)
+    """Whether a tar has a member that is named like an image, or is empty, or too long or too damaged to tell."""
+    wanted, empty = ShardOptions("", field, 0), True
     with (
         decompressed(file) as plain,
         damage_as_torn_shard(),
@@ -100,9 +100,10 @@ def has_image_names(file: IO[bytes], field: str | None) -> bool:
     ):
         for member in archive:
             archive.members = []  # type: ignore[attr-defined]
+            empty = False
             if archive.offset > _MOST_LOOKED_INTO or (member.isreg() and wanted.takes(_text(member.name))):
                 return True
-        return not isinstance(getattr(archive, "ended_by", None), _ZerosError)
+        return empty or not isinstance(getattr(archive, "ended_by", None), _ZerosError)
 
 
 def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, wanted: ShardOptions) -> bytes | Failure:

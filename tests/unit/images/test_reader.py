@@ -169,10 +169,10 @@ def test_probes_come_from_all_over_a_store():
 
 
 def test_one_open_folder_of_many_is_found(tmp_path):
-    """Whose objects are the last to be asked for: the others, all refused, come first."""
-    (tmp_path / "299").mkdir()
+    """Whose objects are not the first to be asked for: others, all refused, come before."""
+    (tmp_path / "151").mkdir()
     for number in range(10):
-        (tmp_path / f"299/{number}.jpg").write_bytes(b"x")
+        (tmp_path / f"151/{number}.jpg").write_bytes(b"x")
     keys = [f"{tmp_path}/{folder:03d}/{number}.jpg" for folder in range(300) for number in range(10)]
     one = Reader({}, probes=choose_probes(table_of(keys)))
     for _ in range(100):
