@@ -32,6 +32,7 @@ def process(folder: Path, *command: str) -> Iterator[str]:
     (port,) = free_ports(1)
     words = [word.replace("PORT", str(port)).replace("DATA", str(folder)) for word in command]
     env = {**os.environ, "NANIO_ACCESS_KEY": ACCESS, "NANIO_SECRET_KEY": SECRET}
+    env["NODE_OPTIONS"] = "--openssl-legacy-provider"  # s3rver encrypts the tokens of its listings with DES
     running = subprocess.Popen([_FOLDER / words[0], *words[1:]], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 30

@@ -77,6 +77,7 @@ class Bucket:
             "etag of listing and GET": "equal" if self.same_etags() else "different",
             "a range": str(self.get("there", Range="bytes=2-4")),
             "DeleteObjects in a folder": self.deletes(),
+            "folder that holds only folders": self.folder_of_folders(),
             "key a//b": self.stored_as("odd/a//b", "odd/").removeprefix("odd/"),
             "key /a": self.stored_as("/leading", "").replace("leading", "a"),
         }
@@ -101,6 +102,12 @@ class Bucket:
         objects = {"Objects": [{"Key": key} for key in ("gone/1", "gone/2")]}
         code = status(self.client.delete_objects, Bucket=self.name, Delete=objects)
         return "yes" if code == 200 and not self.keys("gone/") else str(code)
+
+    def folder_of_folders(self) -> str:
+        """Whether a listing of one level has a folder without objects of its own."""
+        self.put("deep/a/b/1")
+        found = self.client.list_objects_v2(Bucket=self.name, Prefix="deep/", Delimiter="/")
+        return "listed" if found.get("CommonPrefixes") else "left out"
 
     def stored_as(self, key: str, prefix: str) -> str:
         """What becomes of a key."""
