@@ -55,7 +55,7 @@ def _read_rows(location: Location, *, many: bool) -> tuple[LabelRow, ...]:
         raise LabelsError(f"The labels file {location.url} has no row with a label.")
     nameless = sum(row.label is not None and row.uri is None and row.key is None for row in rows)
     if nameless:
-        raise LabelsError(f"The labels file {location.url} has {nameless} rows with a label and without the name of an image.")
+        log.warning("%d rows of %s have a label and no name of an image, and are left out", nameless, location.url)
     rows = tuple(row for row in rows if row.uri is not None or row.key is not None)
     if many:
         return rows
