@@ -122,7 +122,7 @@ def test_a_persons_mistake_gets_one_sentence_exit_code_2_and_writes_nothing(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious.txt").write_text("x")
     (tmp_path / "typo.yaml").write_text("imagse: /data\n")
-    (tmp_path / "column.csv").write_text("key,class\nred/0000.jpg,x\n")
+    (tmp_path / "column.csv").write_text("key,kind\nred/0000.jpg,x\n")
     (tmp_path / "other.csv").write_text("key,label\nnope.jpg,x\n")
     rows = [f"{color}/{number:04d}.jpg,{color}" for color in ("red", "green") for number in range(4)]
     (tmp_path / "one.csv").write_text("\n".join(["key,label", *rows, "blue/0000.jpg,blue"]))
