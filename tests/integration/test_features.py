@@ -220,7 +220,8 @@ def test_features_in_many_files_are_rescored_file_by_file(extracted, bundle_url,
     found = stored.find_features(str(tmp_path / "many"))
     (run,) = found.runs
     assert len(run.ranges()) > 5
-    few = stored.look_up(found, "key", pa.array(["blue/0000.jpg", "red/0019.jpg", "in-tar/3.jpg", "nowhere.jpg"]))
+    keys = pa.array(["blue/0000.jpg", "red/0019.jpg", "in-tar/3.jpg", "nowhere.jpg"])
+    few = stored.look_up(found, pa.array([], pa.string()), keys)
     assert few["key"].to_pylist() == ["blue/0000.jpg", "in-tar/3.jpg", "red/0019.jpg"]
     read = list(run.vectors(np.array([0, 1])))
     assert [table.num_rows for table in read] == [7]
