@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tlbatch import signals
+from tlbatch.errors import TlbatchError, UnfinishedError
 from tlbatch.execution.ray_errors import connection_error, require_address, require_answer
 from tlbatch.execution.resources import cluster_address, configure_ray_data
 from tlbatch.stdio import native_stderr_captured
@@ -67,22 +68,37 @@ def start_ray_for_process() -> None:
         configure_ray_data()
 
 
-def _start(where: str) -> None:
+def _cluster_error(where: str, options: dict[str, Any]) -> TlbatchError | None:
     import ray
 
+    return connection_error(where, lambda: ray.init(address=where, **options))
+
+
+def _local_start_error(options: dict[str, Any]) -> UnfinishedError | None:
+    """Start Ray on this machine; returns why that failed, so that the caller can drop what Ray printed meanwhile."""
+    from tlbatch.execution.local_ray import start_local_ray
+
+    try:
+        start_local_ray(**options)
+    except TlbatchError:
+        raise
+    except Exception as error:  # Ray raises plain `Exception` if its processes do not come up
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        return UnfinishedError(
+            f"Ray did not start on this machine: {reason}. Its logs are in RAY_TMPDIR, or else /tmp/ray, below "
+            "session_latest/logs; run the same command again when the cause is gone."
+        )
+    return None
+
+
+def _start(where: str) -> None:
     if where:
         require_answer(where)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": log.isEnabledFor(logging.INFO)}
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    refused = None
     # Half a start cannot be ended: processes of Ray would stay, or its threads would end this process with a dump.
     with signals.held_back(), native_stderr_captured():
-        if where:
-            refused = connection_error(where, lambda: ray.init(address=where, **options))
-        else:
-            from tlbatch.execution.local_ray import start_local_ray
-
-            start_local_ray(**options)
+        refused = _cluster_error(where, options) if where else _local_start_error(options)
     with contextlib.suppress(ValueError):  # only the main thread may set a handler
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler would end the process with a stack dump
     if refused is not None:

@@ -7,7 +7,7 @@ import pytest
 import ray
 from ray._private import node, ray_constants, utils
 
-from tlbatch.errors import ConfigError
+from tlbatch.errors import ConfigError, UnfinishedError
 from tlbatch.execution import local_ray
 
 PRIVATE = [(ray_constants, "ENABLE_RAY_CLUSTER"), (node, "Node"), (utils, "get_dashboard_dependency_error")]
@@ -85,3 +85,14 @@ def test_a_token_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, withou
     (tmp_path / "token").write_text("0" * 64)
     local_ray._keep_token_private()
     assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_a_ray_that_does_not_come_up_is_a_sentence(monkeypatch):
+    from tlbatch.execution import local_ray, session
+
+    def fail(**_options):
+        raise Exception("The current node timed out during startup. This could happen because\nmore")  # as Ray does
+
+    monkeypatch.setattr(local_ray, "start_local_ray", fail)
+    with pytest.raises(UnfinishedError, match=r"Ray did not start on this machine: The current node timed out"):
+        session._start("")
