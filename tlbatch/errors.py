@@ -8,7 +8,7 @@
     │   ├── WeightsError            weights that do not fit their base, or are not available
     │   ├── BundleError             a folder that is not a bundle, or whose files do not match its digests
     │   ├── OutputError             an output folder that belongs to something else
-    │   └── ClusterError            a cluster that cannot be reached, or that accepts jobs from anyone
+    │   └── ClusterError            a cluster that does not take the job, or that accepts jobs from anyone
     ├── CountsError                 a run whose counts do not reconcile; `BooksError` is an alias
     ├── NotPromotedError            a run that fails its `promote_if` condition; it is kept, and the table is unchanged
     └── UnfinishedError             exit code 4: run the same command again to continue

@@ -79,8 +79,8 @@ def _list_of(value: pa.DataType) -> pa.DataType:
 
 
 #: The objects that a run classifies, one row for each object, sorted by key. An image is identified within the run by the
-#: number of its manifest row and its index in the shard. `format` is image, tar, parquet, tfrecord or archived. `size` and
-#: `etag` are null if a list of addresses does not give them.
+#: number of its manifest row and its index in the shard. `format` is image, tar, zip, parquet, tfrecord or archived. `size`
+#: and `etag` are null if a list of addresses does not give them.
 MANIFEST_SCHEMA = _versioned(
     [
         ("uri", pa.string()),
@@ -187,7 +187,7 @@ CLASSIFIED: list[tuple[str, pa.DataType]] = [
 #: The number of images in this image's object, from which the writer knows whether it has all of them. Never published.
 IMAGES = "images"
 
-#: What was passed over in the shard, as JSON from kind to number, in the row of the shard's first image. Never published.
+#: What was skipped in the shard, as JSON from kind to number, in the row of the shard's first image. Never published.
 PASSED = "passed"
 
 #: The table that a row belongs to, if one pass over the images fills several tables. Never published.

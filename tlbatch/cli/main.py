@@ -434,7 +434,7 @@ def _interrupts_as_sentences() -> Iterator[None]:
 
 
 def _print_result(verb: Verb, result: Mapping[str, Any], as_json: bool) -> None:
-    """Print a result. What is done stays done where nobody reads that, and where it cannot be written.
+    """Print a result. If standard output is closed or full, the exit code stays that of the work, which is done.
 
     Raises:
         OSError: the command does nothing but print, and the disk is full.

@@ -8,12 +8,11 @@ listing -> manifest -> actors (reader -> decode -> model) -> parts and receipts 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Any, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -266,25 +265,30 @@ def _list_store(config: RunConfig, store: ListedStore, state: OutputState, start
 
 
 def _merge_reports(first: ReportDocument, second: ReportDocument) -> ReportDocument:
-    """The report of a command that finished one run and did another: counts are sums."""
+    """The report of a command that finished one run and did another: counts and seconds are sums."""
     if second.get("already_done"):
         return first
-    kinds = dict(Counter(first["failed_by_kind"]) + Counter(second["failed_by_kind"]))
-    merged = second.copy()
+    one, other, merged = (cast("dict[str, Any]", report) for report in (first, second, second.copy()))
+    for name in ("failed_by_kind", "labels", "white_levels", "skipped_in_shards", "stage_seconds"):
+        if name in one or name in other:
+            before, after = one.get(name) or {}, other.get(name) or {}
+            merged[name] = {key: before.get(key, 0) + after.get(key, 0) for key in {**before, **after}}
+    seconds = first["seconds"] + second["seconds"]
     table = second.get("table") or first.get("table")
     if table:
         merged["table"] = table
         merged["failed_new"] = first.get("failed_new", first["failed"]) + second.get("failed_new", second["failed"])
-    return {
-        **merged,
+    sums = {
+        "seconds": round(seconds, 3),
+        "images_per_second": round((first["listed"] + second["listed"]) / seconds, 1) if seconds else 0.0,
         "objects": first["objects"] + second["objects"],
         "listed": first["listed"] + second["listed"],
         "predicted": first["predicted"] + second["predicted"],
         "failed": first["failed"] + second["failed"],
         "failed_transient": first["failed_transient"] + second["failed_transient"],
-        "failed_by_kind": kinds,
         "continued": first["run_id"],
     }
+    return cast("ReportDocument", {**merged, **sums})
 
 
 def diff_with_store(table: OutputTable, whole: RunInput, state: OutputState) -> RunInput:

@@ -107,7 +107,7 @@ def _tell_of_unused(store: Location, manifest: pa.Table, labels: Labels) -> None
         folder = store.join(*above)
         empty = [name for name in folder.folders() if (*above, name) not in used and not is_litter(name)]
         if empty:
-            log.warning("%d folders of %s have no image and are no classes: %s", len(empty), folder.url, in_short(empty))
+            log.warning("%d folders of %s have no image and do not become classes: %s", len(empty), folder.url, in_short(empty))
 
 
 def require_some(labelled: Labelled, labels: Labels, where: str, manifest: pa.Table) -> None:

@@ -66,7 +66,9 @@ Options = Annotated[StorageOptions, Field(description="fsspec's options for all 
 Engine = Annotated[Literal["auto", "openvino", "jax", "tensorflow"], Field(description="What executes the model.")]
 Output = Annotated[str, Field(description="Folder or URL of the output.")]
 TopK = Annotated[Count, Field(description="How many labels top_labels holds.")]
-MaxFailed = Annotated[Share, Field(description="Exit with code 3 if more than this share of the images failed.")]
+MaxFailed = Annotated[
+    Share, Field(description="Exit with code 3 if more than this share of the table's images failed, and some newly.")
+]
 RunId = Annotated[str | None, Field(pattern=_RUN_ID, description="Name of the run; by default the time.")]
 Notify = Annotated[str | None, Field(description="URL that gets a JSON POST when the command ends; may contain ${NAME}.")]
 WriteReport = Annotated[bool, Field(description="Write report.html into the run's folder after it is published.")]

@@ -230,7 +230,7 @@ def warn_of_spelling(labels: Iterable[str], source: str) -> None:
         alike[unicodedata.normalize("NFC", label).strip().casefold()].append(label)
     for names in [names for names in alike.values() if len(names) > 1][:_NAMED]:
         log.warning(
-            "%s has the classes %s, which differ only in case, spaces or accents; each is a class of its own",
+            "%s has the classes %s, which differ only in case, spaces or Unicode form; each is a class of its own",
             *(source, " and ".join(f"{name!r} ({counts[name]} images)" for name in names)),
         )
 

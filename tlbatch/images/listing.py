@@ -46,7 +46,7 @@ class Listing:
 
     Attributes:
         manifest: the objects to classify.
-        skipped: the number of objects that were passed over; a folder that is not opened counts as one.
+        skipped: the number of objects that were skipped; a folder that is not opened counts as one.
         seconds: the duration.
         skipped_by_kind: the same by kind: a suffix, a kind of litter, a layout of other software.
         unreadable: keys of folders that could not be opened, each with a slash at its end.
@@ -196,7 +196,7 @@ def _named(location: Location, info: ObjectInfo) -> _Objects:
 
 
 class _Walk:
-    """One pass over a store: what is taken, and what is passed over for which reason."""
+    """One pass over a store: what is taken, and what is skipped for which reason."""
 
     def __init__(self, store: Location, selection: Selection, avoid: Location | None) -> None:
         self.skipped: Counter[str] = Counter()
