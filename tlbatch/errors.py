@@ -175,7 +175,7 @@ class ErrorKind(StrEnum):
 
 
 _ADVICE = {
-    ErrorKind.NOT_FOUND: "These files were listed but no longer exist. The next listing will not include them.",
+    ErrorKind.NOT_FOUND: "These files were listed, but were not there when they were read. The next run looks for them again.",
     ErrorKind.ACCESS_DENIED: "The store denied access. Let this role read these files, and run the same command again.",
     ErrorKind.THROTTLED: "The store throttled requests for a whole minute. Run the same command again later.",
     ErrorKind.TIMEOUT: "The store did not answer in time. Run the same command again.",

@@ -226,14 +226,16 @@ def from_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
     return pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False)
 
 
-#: The etag of a local file: modification time, size, and since version 3 of the tables the time of status change, in hex.
-_LOCAL_ETAG = "^([0-9a-f]+-[0-9a-f]+)-[0-9a-f]+$"
+#: The etag of a local file, in hex: modification time and size; in newer tables also the time of status change and the inode.
+_LOCAL_ETAG = "^(([0-9a-f]+-[0-9a-f]+)-[0-9a-f]+)-[0-9a-f]+$"
 
 
 def same_version(stored: pa.ChunkedArray, listed: pa.ChunkedArray) -> pa.ChunkedArray:
     """Whether etags of a table are those of a listing; null if either is null. Older tables have shorter etags of files."""
-    shorter = pc.replace_substring_regex(listed, _LOCAL_ETAG, r"\1")
-    return pc.or_(pc.equal(stored, listed), pc.equal(stored, shorter))
+    found = pc.equal(stored, listed)
+    for shorter in (r"\1", r"\2"):
+        found = pc.or_(found, pc.equal(stored, pc.replace_substring_regex(listed, _LOCAL_ETAG, shorter)))
+    return found
 
 
 def seal(body: Mapping[str, Any]) -> bytes:

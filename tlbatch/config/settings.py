@@ -159,7 +159,7 @@ class RunConfig(Spec, Resources):
     )
     max_deleted_ratio: Share = Field(
         default=0.1,
-        description="With incremental, stop if more than this share of the table, and more than 20 objects, left the store.",
+        description="With incremental, stop if more than this share of the table's rows, and more than 20, would leave it.",
     )
     allow_deletes: bool = Field(default=False, description="Remove from the table what has left the store, however much it is.")
     stale: Literal["keep", "redo", "rescore"] = Field(
@@ -288,6 +288,7 @@ class TrainConfig(Pretrained, Images, Resources):
         default=0.2, description="Share of each class used only to measure accuracy."
     )
     seed: int = Field(default=0, description="Seed of the split, the head's first weights and the shuffling.")
+    notify: Notify = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

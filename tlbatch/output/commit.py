@@ -63,6 +63,8 @@ class RunInput:
         skipped_by_kind: the skipped objects by kind.
         unreadable: folders of the store that could not be opened, each with a slash at its end.
         left: how many objects of the table have left the store, by the folder they were in; only the largest folders.
+        away: links of the store that lead nowhere: what the table has of them is not deleted.
+        rows: of an incremental run, how many rows of the table leave with objects, and how many the table has.
     """
 
     manifest: pa.Table
@@ -74,6 +76,8 @@ class RunInput:
     skipped_by_kind: Mapping[str, int] = field(default_factory=dict)
     unreadable: Sequence[str] = ()
     left: Mapping[str, int] = field(default_factory=dict)
+    away: Sequence[str] = ()
+    rows: tuple[int, int] = (0, 0)
 
     @property
     def skipped_facts(self) -> dict[str, Any]:

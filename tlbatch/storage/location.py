@@ -60,11 +60,13 @@ class WalkRules(NamedTuple):
         skips: whether a folder, a key that ends with a slash, is not opened.
         passed: called with a key below the walk's folder, and the reason why it is skipped.
         closed: a folder on a disk that is not entered, through whatever links or mounts; empty: none.
+        away: called with the key of a link that leads nowhere.
     """
 
     skips: Callable[[str], bool] = lambda _: False
     passed: Callable[[str, str], None] = lambda *_: None
     closed: str = ""
+    away: Callable[[str], None] = lambda _: None
 
 
 #: No folder is skipped, and nothing is told.
