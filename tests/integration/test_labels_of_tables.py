@@ -141,7 +141,7 @@ def test_what_training_does_not_use_is_said(tmp_path, caplog):
     assert (result["labels"], result["unlabelled"], result["skipped_by_kind"]) == (["blue", "green", "red"], 2, {".txt": 1})
     assert "2 images or shards of" in caplog.text
     assert "1 folders of" in caplog.text
-    assert "have no image and are no classes: sheep" in caplog.text
+    assert "have no image and do not become classes: sheep" in caplog.text
 
 
 def test_a_setting_of_images_does_nothing_with_features(tmp_path):

@@ -55,7 +55,8 @@ def test_pixels_in_extensions_of_others_are_named(extension):
     pixels = pa.array([b"pickled"] * 3, pa.large_binary()) if ray else pa.array([[1, 2]] * 3, pa.list_(pa.uint8(), 2))
     field = pa.field("image", pixels.type, metadata={"ARROW:extension:name": extension})
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays([pixels, pa.array(NAMES)], pa.schema([field, ("file_name", pa.string())])), buffer)
+    schema = pa.schema([field, pa.field("file_name", pa.string())])
+    pq.write_table(pa.Table.from_arrays([pixels, pa.array(NAMES)], schema=schema), buffer)
     found = list(read_members(PARQUET, buffer, ShardOptions("s/t", None, 1 << 20)))
     assert [one.key for one in found] == NAMES
     assert all(f"holds decoded pixels ({extension})" in one.data.message for one in found)

@@ -49,7 +49,8 @@ def increment(output, listed: pa.Table, rule=BUNDLE, stale="redo") -> RunInput:
 
 def test_each_object_is_one_of_six_things(tmp_path):
     output = resolve(str(tmp_path))
-    publish_table(output, "n0", manifest(a="1", b="1", c="1", d="1", e="1"), failed=[("c", True), ("d", False)])
+    rows = manifest(a="1", b="1", c="1", d="1", e="1")
+    publish_table(output, "n0", rows, failed=[("c", True), ("d", False)], kind="truncated")
     found = increment(output, manifest(a="1", b="2", c="1", d="1", f="1"))
     assert found.counts == {"new": 1, "changed": 1, "retry": 1, "stale": 0, "unchanged": 2, "deleted": 1}
     assert found.manifest["key"].to_pylist() == ["b", "c", "f"]
@@ -193,8 +194,10 @@ def test_what_lies_in_a_closed_folder_is_not_deleted(tmp_path):
 
 
 def test_etags_of_older_tables_are_compared_by_what_they_hold(tmp_path):
-    """Files had two numbers in their etag; S3's etags of uploads in parts look alike and are compared whole."""
+    """Files had two or three numbers in their etag; S3's etags of uploads in parts look alike and are compared whole."""
     output = resolve(str(tmp_path))
-    publish_table(output, "n0", manifest(a="17a-5", b="17a-5", c="17a-5-9", d="9b2f-3", e="17a-5"))
-    found = increment(output, manifest(a="17a-5-9", b="17b-5-9", c="17a-5-a", d="9b2f-4", e="17a-55-9"))
-    assert found.manifest["key"].to_pylist() == ["b", "c", "d", "e"]
+    before = {"a": "17a-5", "b": "17a-5", "c": "17a-5-9", "d": "9b2f-3", "e": "17a-5", "f": "17a-5-9-1", "g": "17a-5-9"}
+    after = {"a": "17a-5-9-1", "b": "17b-5-9-1", "c": "17a-5-a-1", "d": "9b2f-4", "e": "17a-55-9-1", "f": "17a-5-9-2"}
+    publish_table(output, "n0", manifest(**before))
+    found = increment(output, manifest(**after, g="17a-5-9-7"))
+    assert found.manifest["key"].to_pylist() == ["b", "c", "d", "e", "f"]

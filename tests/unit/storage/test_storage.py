@@ -10,6 +10,7 @@ from urllib.parse import quote
 import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import known_implementations
 
 from tlbatch.errors import ConfigError
 from tlbatch.storage.failures import require_spelled
@@ -253,8 +254,9 @@ class Disk(LocalFileSystem):
         return super().ls(path, detail=detail, **kwargs)
 
 
-def test_a_folder_of_any_protocol_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path):
+def test_a_folder_of_any_protocol_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
     """fsspec's own walk would take it for one, and an incremental run would remove its images from the table."""
+    monkeypatch.setitem(known_implementations, "disk", {})
     fsspec.register_implementation("disk", Disk, clobber=True)
     for name in ("a/1.jpg", "b/c/2.jpg", "closed/3.jpg", "gone/4.jpg", "skipped/5.jpg", "6.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
