@@ -25,6 +25,7 @@ def test_without_a_home_and_with_a_full_standard_output_a_run_is_published(store
     assert len(tlbatch.read_predictions(str(tmp_path / "out"))) == 60
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("address", "code", "sentence"),
     [
