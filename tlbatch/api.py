@@ -33,6 +33,14 @@ if TYPE_CHECKING:
     from tlbatch.output.documents import ReportDocument
     from tlbatch.report.notebook import Report
 
+    class _Run(RunConfig):
+        """`RunConfig` as a caller writes it: a list of bundles becomes `bundle` and `other_bundles`."""
+
+        bundle: str | Sequence[str]  # type: ignore[assignment]
+
+else:
+    _Run = RunConfig
+
 P = ParamSpec("P")
 C = TypeVar("C", bound=BaseModel)
 R = TypeVar("R")
@@ -95,7 +103,7 @@ def _documented(work: Callable[..., Any], kind: type[BaseModel]) -> str:
     return "\n\n".join([summary, "\n".join(["Args:", *settings]), *([rest] if rest else [])])
 
 
-@_settings_of(RunConfig)
+@_settings_of(_Run)
 def classify(config: RunConfig) -> ReportDocument:
     """Classify every image of a store and publish the table.
 

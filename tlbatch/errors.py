@@ -8,7 +8,7 @@
     │   ├── WeightsError            weights that do not fit their base, or are not available
     │   ├── BundleError             a folder that is not a bundle, or whose files do not match its digests
     │   ├── OutputError             an output folder that belongs to something else
-    │   └── ClusterError            a cluster that cannot be reached, or that accepts jobs from anyone
+    │   └── ClusterError            a cluster that does not take the job, or that accepts jobs from anyone
     ├── CountsError                 a run whose counts do not reconcile; `BooksError` is an alias
     ├── NotPromotedError            a run that fails its `promote_if` condition; it is kept, and the table is unchanged
     └── UnfinishedError             exit code 4: run the same command again to continue
@@ -175,7 +175,7 @@ class ErrorKind(StrEnum):
 
 
 _ADVICE = {
-    ErrorKind.NOT_FOUND: "These files were listed but no longer exist. The next listing will not include them.",
+    ErrorKind.NOT_FOUND: "These files were listed, but were not there when they were read. The next run looks for them again.",
     ErrorKind.ACCESS_DENIED: "The store denied access. Let this role read these files, and run the same command again.",
     ErrorKind.THROTTLED: "The store throttled requests for a whole minute. Run the same command again later.",
     ErrorKind.TIMEOUT: "The store did not answer in time. Run the same command again.",

@@ -85,8 +85,8 @@ def _list_of(value: pa.DataType) -> pa.DataType:
 
 
 #: The objects that a run classifies, one row for each object, sorted by key. An image is identified within the run by the
-#: number of its manifest row and its index in the shard. `format` is image, tar, parquet, tfrecord or archived. `size` and
-#: `etag` are null if a list of addresses does not give them.
+#: number of its manifest row and its index in the shard. `format` is image, tar, zip, parquet, tfrecord or archived. `size`
+#: and `etag` are null if a list of addresses does not give them.
 MANIFEST_SCHEMA = _versioned(
     [
         ("uri", pa.string()),
@@ -193,7 +193,7 @@ CLASSIFIED: list[tuple[str, pa.DataType]] = [
 #: The number of images in this image's object, from which the writer knows whether it has all of them. Never published.
 IMAGES = "images"
 
-#: What was passed over in the shard, as JSON from kind to number, in the row of the shard's first image. Never published.
+#: What was skipped in the shard, as JSON from kind to number, in the row of the shard's first image. Never published.
 PASSED = "passed"
 
 #: The table that a row belongs to, if one pass over the images fills several tables. Never published.
@@ -232,14 +232,16 @@ def from_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
     return pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False)
 
 
-#: The etag of a local file: modification time, size, and since version 3 of the tables the time of status change, in hex.
-_LOCAL_ETAG = "^([0-9a-f]+-[0-9a-f]+)-[0-9a-f]+$"
+#: The etag of a local file, in hex: modification time and size; in newer tables also the time of status change and the inode.
+_LOCAL_ETAG = "^(([0-9a-f]+-[0-9a-f]+)-[0-9a-f]+)-[0-9a-f]+$"
 
 
 def same_version(stored: pa.ChunkedArray, listed: pa.ChunkedArray) -> pa.ChunkedArray:
     """Whether etags of a table are those of a listing; null if either is null. Older tables have shorter etags of files."""
-    shorter = pc.replace_substring_regex(listed, _LOCAL_ETAG, r"\1")
-    return pc.or_(pc.equal(stored, listed), pc.equal(stored, shorter))
+    found = pc.equal(stored, listed)
+    for shorter in (r"\1", r"\2"):
+        found = pc.or_(found, pc.equal(stored, pc.replace_substring_regex(listed, _LOCAL_ETAG, shorter)))
+    return found
 
 
 def seal(body: Mapping[str, Any]) -> bytes:

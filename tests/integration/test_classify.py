@@ -18,7 +18,6 @@ import tlbatch
 from tlbatch import schema
 from tlbatch.commands.classify import ClassifyWork
 from tlbatch.errors import (
-    BundleError,
     ConfigError,
     CountsError,
     Failure,
@@ -326,13 +325,6 @@ def test_a_write_that_was_killed_leaves_the_output_usable(store, bundle_url, tmp
     assert classify(store, bundle_url, tmp_path / "out", max_images=2)["predicted"] == 2
 
 
-def test_extract_writes_nothing_into_a_folder_of_somebody_elses(store, weights, tmp_path):
-    (tmp_path / "mine.jpg").write_bytes(b"x")
-    with pytest.raises(OutputError, match="holds no tlbatch runs"):
-        tlbatch.extract(images=str(store), base="MobileNetV2", size=64, weights=weights, output=str(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.jpg"]
-
-
 def test_verify_names_a_file_that_nobody_published(reference, tmp_path):
     output = shutil.copytree(reference, tmp_path / "out")
     part = next(output.rglob("predictions/part-00000.parquet"))
@@ -444,33 +436,6 @@ def test_nothing_is_published_when_the_books_do_not_balance(staged, store, bundl
     with pytest.raises(CountsError, match="was listed and is in no part; nothing is published"):
         classify(store, bundle_url, staged)
     assert not (staged / "latest.json").exists()
-
-
-def test_features_are_those_of_the_base(store, bundle_url, keras_model, tmp_path):
-    report = classify(store, bundle_url, tmp_path / "out", features=True, features_dtype="float32", max_images=10)
-    table = pq.read_table(next((tmp_path / "out").rglob("features/*.parquet")))
-    assert table.schema.equals(schema.features_schema(1280, "float32"), check_metadata=True)
-    pixels = np.stack([decode(Path(uri).read_bytes(), (96, 96)).array for uri in table["uri"].to_pylist()])
-    values = np.stack(table["features"].to_numpy(zero_copy_only=False))
-    assert values == pytest.approx(np.asarray(keras_model(pixels)["features"]), abs=1e-3)
-    assert report["listed"] == 10
-    assert set(table["base"].to_pylist()) == {load_bundle(bundle_url).base_digest}
-
-
-@pytest.mark.sampled(2)
-def test_extract_of_a_named_base_writes_features_only_and_continues(store, weights, tmp_path):
-    settings = {"images": str(store), "base": "MobileNetV2", "size": 64, "weights": weights, "output": str(tmp_path / "out")}
-    report = tlbatch.extract(**settings, max_images=8)
-    assert report["predicted"] == 8
-    assert not list((tmp_path / "out").rglob("predictions"))
-    assert pq.read_table(next((tmp_path / "out").rglob("features/*.parquet"))).num_rows == 8
-    checked = tlbatch.verify(str(tmp_path / "out"))
-    assert (checked["ok"], checked["listed"], checked["predicted"]) == (True, 8, 8)
-    assert tlbatch.extract(**settings, max_images=8)["already_done"]
-    with pytest.raises(OutputError, match="was begun with MobileNetV2 at 64 pixels"):
-        tlbatch.extract(**{**settings, "size": 96}, max_images=8)
-    with pytest.raises(BundleError, match="has no head"):
-        classify(store, tmp_path / "out" / "base", tmp_path / "elsewhere")
 
 
 def test_a_bundle_trained_on_one_machine_works_from_another_place(bundle_url, store, reference, tmp_path):

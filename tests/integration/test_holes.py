@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.pictures import encoded, noisy
+from support.shards import tar_of
 
 import tlbatch
 from tlbatch.commands.classify import classify
@@ -22,8 +23,8 @@ def night(tmp_path, tiny_url, ray_here):
     """Runs one incremental command over `store`; settings may be added."""
 
     def run(**more):
-        settings = {"images": str(tmp_path / "store"), "bundle": tiny_url, "output": str(tmp_path / "out"), **more}
-        return tlbatch.classify(**settings, incremental=True, max_failed_ratio=1.0)
+        settings = {"images": str(tmp_path / "store"), "bundle": tiny_url, "output": str(tmp_path / "out")}
+        return tlbatch.classify(**{**settings, "incremental": True, "max_failed_ratio": 1.0, **more})
 
     return run
 
@@ -103,11 +104,75 @@ def test_what_was_listed_and_not_found_is_tried_again(tmp_path, night, tiny_url)
     assert rows(tmp_path) == 6
 
 
-def test_a_name_on_a_list_that_never_existed_is_not_tried_every_night(tmp_path, night):
+def test_what_a_list_names_is_looked_for_until_it_is_there(tmp_path, night):
+    """Not by a command that does everything again: a list may name what never existed."""
     fill(tmp_path / "store", 2)
-    (tmp_path / "list.txt").write_text("store/000.png\nstore/001.png\nstore/999.png\n")
-    assert night(images=str(tmp_path / "list.txt"))["failed_by_kind"] == {"not_found": 1}
-    assert night(images=str(tmp_path / "list.txt"))["already_done"]
+    (tmp_path / "list.txt").write_text("store/000.png\nstore/001.png\nstore/002.png\n")
+    images = str(tmp_path / "list.txt")
+    assert night(images=images)["failed_by_kind"] == {"not_found": 1}
+    assert night(images=images, incremental=False)["already_done"]
+    fill(tmp_path / "store", 1, first=2)
+    assert night(images=images)["counts"]["retry"] == 1
+    assert rows(tmp_path) == 3
+
+
+def test_a_shard_counts_as_its_images(tmp_path, night):
+    for shard in range(4):
+        images = {f"{shard}/{number}.png": encoded(noisy((200, 30, 30), number, (40, 30)), "PNG") for number in range(10)}
+        (tmp_path / "store").mkdir(exist_ok=True)
+        (tmp_path / f"store/{shard}.tar").write_bytes(tar_of(images))
+    night()
+    for shard in (0, 1):
+        (tmp_path / f"store/{shard}.tar").unlink()
+    assert night()["counts"]["deleted"] == 2, "20 rows may always leave"
+    fill(tmp_path / "store", 30)
+    night()
+    for shard in (2, 3):
+        (tmp_path / f"store/{shard}.tar").unlink()
+    (tmp_path / "store/000.png").unlink()
+    with pytest.raises(ManyDeletedError, match="3 objects with 21 of the table's 50 rows are no longer in the store"):
+        night()
+    assert rows(tmp_path) == 50
+
+
+@pytest.mark.parametrize("name", ["line2", "2026.11.27"])
+def test_a_folder_that_a_link_no_longer_reaches_is_not_deleted(tmp_path, night, name):
+    fill(tmp_path / "store", 3)
+    fill(tmp_path / "disk", 15, first=3)
+    (tmp_path / "store" / name).symlink_to(tmp_path / "disk")
+    night()
+    shutil.move(tmp_path / "disk", tmp_path / "elsewhere")
+    night(max_failed_ratio=1.0)
+    assert rows(tmp_path) == 18
+    shutil.move(tmp_path / "elsewhere", tmp_path / "disk")
+    night()
+    assert rows(tmp_path) == 18
+
+
+def test_what_a_whole_run_no_longer_has_is_said(tmp_path, night, caplog):
+    fill(tmp_path / "store/line1", 4)
+    fill(tmp_path / "store/line2", 26, first=10)
+    night(incremental=False)
+    shutil.rmtree(tmp_path / "store/line2")
+    report = night(incremental=False)
+    assert (report["left"], rows(tmp_path)) == ({"line2/": 26}, 4)
+    assert "26 objects of the table are not in this listing, and leave the table: in line2/ (26)" in caplog.text
+
+
+def test_files_of_folders_that_exchange_their_names_are_changed(tmp_path, night):
+    """Equal in size and in both times: only the inodes tell."""
+    fill(tmp_path / "store/a", 1)
+    (tmp_path / "store/b").mkdir()
+    red, blue = tmp_path / "store/a/000.png", tmp_path / "store/b/000.png"
+    blue.write_bytes(red.read_bytes())
+    for path in (red, blue):
+        os.utime(path, ns=(10**18, 10**18))
+    night()
+    exchanged = tmp_path / "x"
+    (tmp_path / "store/a").rename(exchanged)
+    (tmp_path / "store/b").rename(tmp_path / "store/a")
+    exchanged.rename(tmp_path / "store/b")
+    assert night()["counts"]["changed"] == 2
 
 
 def test_a_link_that_leads_nowhere_has_a_row_and_is_no_deletion(tmp_path, night):

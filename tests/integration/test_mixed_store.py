@@ -23,7 +23,7 @@ from tlbatch.images.names import IMAGE_SUFFIXES
 from tlbatch.schema import from_parquet
 
 GOOD = 200
-#: Beside each other in folders, a tar and a zip: what is passed over, by the kind under which it is counted.
+#: Beside each other in folders, a tar and a zip: what is skipped, by the kind under which it is counted.
 LITTER = {
     "@eaDir/good-001.jpg/SYNOPHOTO_THUMB_M.jpg": "@eaDir",
     "#recycle/old.jpg": "recycle bin",

@@ -28,7 +28,7 @@ from tlbatch.storage.resolve import resolve
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
-EVIL = "<img src=x onerror=alert(1)>.jpg"
+MARKUP = "<b title=x>bold.jpg"
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def classified(bundle_url, tmp_path_factory) -> tuple[Path, Path, Path]:
     """Two nights of a store with a shard, images that fail, a hostile name; and a labels file that is wrong about some."""
     folder = tmp_path_factory.mktemp("report")
     store = write_store(folder / "store", 20)
-    (store / "red" / EVIL).write_bytes(encoded(noisy(COLORS["red"], 500)))
-    (store / "red" / f"broken{EVIL}").write_bytes(b"<script>alert(3)</script>")
+    (store / "red" / MARKUP).write_bytes(encoded(noisy(COLORS["red"], 500)))
+    (store / "red" / f"broken{MARKUP}").write_bytes(b"<script>3</script>")
     (store / "red" / "cut.jpg").write_bytes(encoded(noisy(COLORS["red"], 501))[:300])
     with tarfile.open(store / "more.tar", "w") as tar:
         for number in range(5):
@@ -116,15 +116,15 @@ def test_pictures_are_of_the_images_also_out_of_a_shard_and_gone_ones_are_missin
 
 def test_names_and_messages_of_a_store_are_text(page_file):
     page = page_file.read_text()
-    assert "<img src=x" not in page
-    assert "<script>alert" not in page
-    assert "&lt;img src=x onerror=alert(1)&gt;.jpg" in page
+    assert "<b title=x" not in page
+    assert "<script>3" not in page
+    assert "&lt;b title=x&gt;bold.jpg" in page
     assert page.count("<script>") == 1
 
 
 def test_a_label_is_text_in_a_chart_and_no_formula():
-    svg = labels_chart({EVIL: 3, "$x^2$": 2, "</svg><script>alert(1)</script>": 1}, None)
-    assert "<img" not in svg
+    svg = labels_chart({MARKUP: 3, "$x^2$": 2, "</svg><script>1</script>": 1}, None)
+    assert "<b title" not in svg
     assert "<script" not in svg
     assert "$x^2$" in svg
 
@@ -217,6 +217,7 @@ def test_on_paper_it_is_whole_and_has_no_buttons_to_press(page_file, browser):
     page.close()
 
 
+@pytest.mark.sampled(1)
 def test_the_command_writes_it_and_says_where(bundle_url, store, tmp_path):
     command = ["classify", "--images", store, "--bundle", bundle_url, "--output", tmp_path / "out", "--json"]
     done = run_cli(*command, "--set", "report=true")
@@ -342,6 +343,7 @@ def test_labels_of_any_script_and_of_any_first_character_have_a_bar_and_a_curve(
     assert "_background" in curves_chart([one, one._replace(label="猫")])
 
 
+@pytest.mark.sampled(1)
 def test_where_an_image_has_several_labels_each_is_counted_and_the_truth_is_a_table(store, weights, tmp_path):
     keys = sorted(str(path.relative_to(store)) for path in store.rglob("*.jpg"))
     rows = [(key, label) for key in keys for label in (key.split("/")[0], "any")]

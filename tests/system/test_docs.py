@@ -299,6 +299,12 @@ def test_every_target_of_make_that_is_named_is_one():
             assert piece.kind != "make" or piece.text.split()[0] in targets, (page, piece)
 
 
+def test_the_first_page_is_short():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) < 250
+    assert [line for line in lines if len(line) > 100 and not line.startswith("|")] == []
+
+
 def test_every_verb_is_told_of():
     from tlbatch.cli.main import app
 
@@ -320,6 +326,7 @@ def test_every_page_is_found_from_the_first_one():
     assert {page for page in PAGES if page not in reached} == set()
 
 
+@pytest.mark.sampled(1)
 def test_the_dashboard_asks_for_counters_that_a_cluster_gives(head, bucket, kitchen, s3_server):
     """A job on the cluster, then what Prometheus would read there."""
     board = (ROOT / "docs" / "grafana.json").read_text()

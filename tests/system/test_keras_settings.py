@@ -27,7 +27,7 @@ print("whole")
 """
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("environment", "config"),
     [

@@ -153,6 +153,7 @@ def _a_killed_night(nights, second_bundle, size):
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["continued"], "the killed night is finished first, then the store is looked at again"
+    assert sum(report["labels"].values()) == report["predicted"]
     assert report["counts"]["new"] == 2
     assert report["listed"] == 102, "the books are those of both"
     same(nights.table(), nights.whole("5", second_bundle), within=2e-3)

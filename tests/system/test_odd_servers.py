@@ -229,7 +229,7 @@ def test_slashes_at_either_end_of_a_key(odd, bucket, client, way, tmp_path):
         assert reader.image(row) == picture(SLASHES[row["uri"].removeprefix(f"{bucket.url}/")]), row["uri"]
 
 
-def test_what_a_killed_probe_leaves_is_passed_over_and_removed_by_the_next_command(odd, bucket, bundle_url, ray_here):
+def test_what_a_killed_probe_leaves_is_skipped_and_removed_by_the_next_command(odd, bucket, bundle_url, ray_here):
     """And the whole of a run on a server without DeleteObjects, with a conflict at each conditional write."""
     odd.bulk, odd.conflicts = "501 NotImplemented", [PROBE, "/lease.json", "/plan", "/latest.json"]
     for label in COLORS:

@@ -13,6 +13,7 @@ def test_a_type_checker_knows_every_setting_and_what_comes_back(tmp_path):
         "import tlbatch\n"
         'tlbatch.classify(images="a", bundle="b", output="c", top_k=3, include="*.jpg")\n'
         'tlbatch.train(images="a", bundle="b", labels=["one.csv", "two.csv"])\n'
+        'tlbatch.classify(images="a", bundle=["b", "c"], output="d")\n'
         'tlbatch.classify(images="a", bundle="b", output="c", topk=3)\n'
         'tlbatch.rescore(features="a", bundle="b")\n'
         'tlbatch.train(images="a", bundle="b", epochs="many")\n'
@@ -23,6 +24,6 @@ def test_a_type_checker_knows_every_setting_and_what_comes_back(tmp_path):
     told = [
         line.split(": error: ") for line in done.stdout.splitlines() if line.startswith(str(script)) and ": error: " in line
     ]
-    assert [int(where.rsplit(":", 1)[-1]) for where, _ in told] == [4, 5, 6, 7], done.stdout
+    assert [int(where.rsplit(":", 1)[-1]) for where, _ in told] == [5, 6, 7, 8], done.stdout
     assert "did you mean" in told[0][1]
     assert '"output"' in told[1][1]

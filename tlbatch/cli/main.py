@@ -120,17 +120,20 @@ def _watched(target: str, stage: str) -> Run:
 
 @dataclass(frozen=True)
 class _Published:
-    """A verb that publishes a run: its page is written, and the end of the command is posted to `notify`."""
+    """A verb that publishes a run or a bundle: a run's page is written, and the command's end is posted to `notify`."""
 
     target: str
     stage: str
+    work: str
+    place: str = "output"
 
     def __call__(self, settings: Any, call: Call) -> Mapping[str, Any]:
         from tlbatch.cli.notify import notifying
 
-        with notifying(settings.notify, self.stage, settings.output) as tell, _interrupts_as_sentences():
+        where = getattr(settings, self.place)
+        with notifying(settings.notify, self.work, where) as tell, _interrupts_as_sentences():
             result = _watched(self.target, self.stage)(settings, call)
-            if settings.report:
+            if getattr(settings, "report", False):
                 from tlbatch.report.run_report import write_report_after  # charts take half a second to import
 
                 result = write_report_after(result, settings.storage_options)
@@ -205,7 +208,7 @@ VERBS: Mapping[str, Verb] = {
         TRAIN,
         configs.TrainConfig,
         "Train a head on a frozen, pretrained base, and save both as a bundle.",
-        _watched("tlbatch.commands.train.train", "extracting"),
+        _Published("tlbatch.commands.train.train", "extracting", "training", "bundle"),
         "show_training",
         verbose=True,
     ),
@@ -236,7 +239,7 @@ VERBS: Mapping[str, Verb] = {
         RUN,
         configs.RunConfig,
         "Classify every image of a store and publish the table.",
-        _Published("tlbatch.commands.classify.classify", "classifying"),
+        _Published("tlbatch.commands.classify.classify", "classifying", "classifying"),
         "show_run",
         repeatable=("bundle",),
         verbose=True,
@@ -245,7 +248,7 @@ VERBS: Mapping[str, Verb] = {
         RUN,
         configs.ExtractConfig,
         "Write the features of every image of a store, of a bundle's base or of a named base.",
-        _Published("tlbatch.commands.extract.extract", "extracting"),
+        _Published("tlbatch.commands.extract.extract", "extracting", "extracting"),
         "show_run",
         verbose=True,
     ),
@@ -253,7 +256,7 @@ VERBS: Mapping[str, Verb] = {
         RUN,
         configs.RescoreConfig,
         "Give stored features the predictions of another head; no image is read.",
-        _Published("tlbatch.commands.rescore.rescore", "rescoring"),
+        _Published("tlbatch.commands.rescore.rescore", "rescoring", "rescoring"),
         "show_run",
         verbose=True,
     ),
@@ -434,7 +437,7 @@ def _interrupts_as_sentences() -> Iterator[None]:
 
 
 def _print_result(verb: Verb, result: Mapping[str, Any], as_json: bool) -> None:
-    """Print a result. What is done stays done where nobody reads that, and where it cannot be written.
+    """Print a result. If standard output is closed or full, the exit code stays that of the work, which is done.
 
     Raises:
         OSError: the command does nothing but print, and the disk is full.

@@ -31,9 +31,9 @@ Tell = Callable[[Mapping[str, Any], int], None]
 def notifying(url: str | None, verb: str, output: str) -> Iterator[Tell]:
     """Post the outcome of the block: the report that it passes on, or the error that it raises.
 
-    The message has `text` (a sentence, which chat services such as Slack show), `verb`, `output`, `host`, `exit_code` and, if
-    there is a report, its counts. A killed process sends no message. Configure your monitoring to alert when the message is
-    missing.
+    The message has `text` (a sentence, which chat services such as Slack show), `verb`, `output` (of a training the bundle),
+    `host`, `exit_code` and, if there is a report, its counts. A killed process sends no message. Configure your monitoring to
+    alert when the message is missing.
 
     Args:
         url: where to post; None posts nothing. `${NAME}` is read from the environment, so that a secret need not be in a file.
@@ -81,6 +81,10 @@ def _address(url: str | None) -> str | None:
 
 
 def _fields(report: Mapping[str, Any]) -> dict[str, Any]:
+    if "listed" not in report:  # a training
+        images = report["images"]["train"]
+        text = f"tlbatch: {report['bundle']}: trained on {images:,} images, accuracy {report['accuracy']:.1%}."
+        return {"text": text, **{name: report[name] for name in ("images", "accuracy", "failed", "seconds")}}
     counts = f"{report['listed']:,} listed, {report['predicted']:,} predicted, {report['failed']:,} failed"
     text = f"tlbatch: {report['output']}: {'nothing to do' if report.get('already_done') else counts}."
     return {"text": text, **{name: report[name] for name in _NAMES if name in report}}

@@ -8,12 +8,11 @@ listing -> manifest -> actors (reader -> decode -> model) -> parts and receipts 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Any, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +32,7 @@ from tlbatch.images.reader import choose_probes
 from tlbatch.model.bundle import Bundle, installed_versions, load_bundle
 from tlbatch.model.engines import choose, engine_on_gpu
 from tlbatch.output.commit import Promotion, RunInput, RunSpec, Target, WorkStats, run_to_continue, run_to_publication
-from tlbatch.output.diff import StalenessRule, diff_with_table, too_many_deleted
+from tlbatch.output.diff import StalenessRule, diff_with_table, too_many_deleted, with_left
 from tlbatch.output.documents import ReportDocument
 from tlbatch.output.features import FeatureMatch, match_stored_features, runs_with_features
 from tlbatch.output.lease import require_free
@@ -42,6 +41,9 @@ from tlbatch.output.run import OutputState, Run, new_run_id, read_output, requir
 from tlbatch.report.promotion import check_promotion, parse_conditions
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import require_folder, resolve
+
+#: Packages whose versions decide which images can be read.
+_READERS = ("tlbatch", "pillow-heif")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class OutputTable:
             facts={
                 "resources": config.resources.model_dump(mode="json"),
                 **bundle.for_run,
-                "versions": installed_versions("jax", "keras", "openvino", "ray", "tensorflow", "tlbatch"),
+                "versions": installed_versions("jax", "keras", "openvino", "ray", "tensorflow", *_READERS),
             },
             incremental=config.incremental,
         )
@@ -101,7 +103,7 @@ class ClassifyWork:
         whole = run_input(listing)
         config = self.table.config
         if not config.incremental:
-            return whole
+            return whole if config.max_images else with_left(whole, state)
         given = diff_with_store(self.table, whole, state)
         refused = None if config.allow_deletes else too_many_deleted(given, config.max_deleted_ratio)
         if refused is not None:
@@ -266,32 +268,41 @@ def _list_store(config: RunConfig, store: ListedStore, state: OutputState, start
 
 
 def _merge_reports(first: ReportDocument, second: ReportDocument) -> ReportDocument:
-    """The report of a command that finished one run and did another: counts are sums."""
+    """The report of a command that finished one run and did another: counts and seconds are sums."""
     if second.get("already_done"):
         return first
-    kinds = dict(Counter(first["failed_by_kind"]) + Counter(second["failed_by_kind"]))
-    merged = second.copy()
+    one, other, merged = (cast("dict[str, Any]", report) for report in (first, second, second.copy()))
+    for name in ("failed_by_kind", "labels", "white_levels", "skipped_in_shards", "stage_seconds"):
+        if name in one or name in other:
+            before, after = one.get(name) or {}, other.get(name) or {}
+            merged[name] = {key: before.get(key, 0) + after.get(key, 0) for key in {**before, **after}}
+    seconds = first["seconds"] + second["seconds"]
     table = second.get("table") or first.get("table")
     if table:
         merged["table"] = table
         merged["failed_new"] = first.get("failed_new", first["failed"]) + second.get("failed_new", second["failed"])
-    return {
-        **merged,
+    if one.get("left") or other.get("left"):
+        merged["left"] = {**one.get("left", {}), **other.get("left", {})}
+    sums = {
+        "seconds": round(seconds, 3),
+        "images_per_second": round((first["listed"] + second["listed"]) / seconds, 1) if seconds else 0.0,
         "objects": first["objects"] + second["objects"],
         "listed": first["listed"] + second["listed"],
         "predicted": first["predicted"] + second["predicted"],
         "failed": first["failed"] + second["failed"],
         "failed_transient": first["failed_transient"] + second["failed_transient"],
-        "failed_by_kind": kinds,
         "continued": first["run_id"],
     }
+    return cast("ReportDocument", {**merged, **sums})
 
 
 def diff_with_store(table: OutputTable, whole: RunInput, state: OutputState) -> RunInput:
     """The input of an incremental run. Features are stale if their base is another one, whatever head the bundle has."""
     config, bundle = table.config, table.bundle
     name, digest = ("bundle", bundle.digest) if config.predictions else ("base", bundle.base_digest)
-    rule = StalenessRule(name, digest, config.predictions, config.features_dtype if config.features else None)
+    dtype = config.features_dtype if config.features else None
+    limits = {name: getattr(config, name) for name in ("max_pixels", "max_side", "max_bytes")}
+    rule = StalenessRule(name, digest, config.predictions, dtype, limits, installed_versions(*_READERS))
     if not config.predictions and any(run.facts["spec"].get("predictions") for run in state.table):
         raise OutputError(f"The table at {table.output.url} has predictions; extract features into an output of their own.")
     return diff_with_table(whole, state, rule, config.stale)

@@ -59,6 +59,7 @@ def run_input(listing: Listing) -> RunInput:
         listing.seconds,
         skipped_by_kind=listing.skipped_by_kind,
         unreadable=listing.unreadable,
+        away=listing.away,
     )
 
 

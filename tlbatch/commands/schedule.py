@@ -159,6 +159,8 @@ WorkingDirectory={str(Path.cwd()).replace("%", "%%")}
 ExecStart={command}
 # Exit code 4: interrupted, or the store did not answer. The same command continues.
 RestartForceExitStatus=4
+# SIGTERM is for the command alone, which ends its Ray itself.
+KillMode=mixed
 RestartSec=15min
 
 # --- {name}.timer

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import shutil
+import socket
 import tempfile
 import urllib.error
 import urllib.request
@@ -22,7 +23,7 @@ from pydantic import BaseModel
 
 import tlbatch
 from tlbatch.config import SubmitConfig
-from tlbatch.errors import ClusterError
+from tlbatch.errors import ClusterError, UnfinishedError
 from tlbatch.execution.jobs import Say, run_job
 
 #: The file in which the job finds its configuration.
@@ -43,7 +44,8 @@ def submit(config: SubmitConfig, verb: str, settings: BaseModel, flags: Sequence
         `job`, its name; `address`; and, if it was followed, `status` and `exit_code`.
 
     Raises:
-        ClusterError: the cluster cannot be reached, refuses the caller, or accepts jobs from everybody.
+        ClusterError: the cluster has no such name, refuses the caller, or accepts jobs from everybody.
+        UnfinishedError: it does not answer.
     """
     if not config.insecure_cluster:
         require_locked(config.address)
@@ -66,7 +68,9 @@ def require_locked(address: str) -> None:
             return
         raise ClusterError(f"The cluster at {address} answers with {error.code} {error.reason}.") from None
     except OSError as error:
-        raise ClusterError(f"The cluster at {address} cannot be reached: {getattr(error, 'reason', error)}.") from None
+        reason = getattr(error, "reason", error)
+        kind = ClusterError if isinstance(reason, socket.gaierror) else UnfinishedError
+        raise kind(f"The cluster at {address} cannot be reached: {reason}.") from None
     raise ClusterError(
         f"The cluster at {address} takes jobs from anybody who reaches it. Start it with RAY_AUTH_MODE=token, or say "
         "--insecure-cluster if nobody else does."

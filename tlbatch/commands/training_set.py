@@ -107,7 +107,7 @@ def _tell_of_unused(store: Location, manifest: pa.Table, labels: Labels) -> None
         folder = store.join(*above)
         empty = [name for name in folder.folders() if (*above, name) not in used and not is_litter(name)]
         if empty:
-            log.warning("%d folders of %s have no image and are no classes: %s", len(empty), folder.url, in_short(empty))
+            log.warning("%d folders of %s have no image and do not become classes: %s", len(empty), folder.url, in_short(empty))
 
 
 def require_some(labelled: Labelled, labels: Labels, where: str, manifest: pa.Table) -> None:
@@ -143,7 +143,7 @@ def tell_of_labels(labelled: Labelled, labels: Labels, where: str) -> None:
         (len(labelled.withdrawn), "%d images are left out of %s, because their labels are withdrawn"),
         (
             labelled.unanswered,
-            f"%d images of %s have an empty label in a later file and keep the earlier one; {WITHDRAWN!r} takes a label back",
+            f"%d images of %s have a row with an empty label, which changes nothing; {WITHDRAWN!r} takes a label back",
         ),
         (labelled.moved, "%d images of %s are in another part (split) than an earlier labels file says"),
     ):
@@ -185,6 +185,7 @@ class TrainingSet:
         failed: labelled images without features.
         images_read: images that were read.
         probes: pixels for the bundle's self-test.
+        by_uri: whether a key does not tell an image from the others that were read, or no label names one by its key alone.
     """
 
     names: tuple[ImageName, ...]
@@ -195,10 +196,12 @@ class TrainingSet:
     failed: int
     images_read: int
     probes: np.ndarray
+    by_uri: bool = False
 
 
 def assemble(config: TrainConfig, table: pa.Table, labelled: Labelled, *, images_read: int, probes: np.ndarray) -> TrainingSet:
     """Join an Arrow table of uri, key and features with the labels; images without a label are left out."""
+    by_uri = labelled.by_uri or pc.count_distinct(table["key"]).as_py() < table.num_rows
     table = table.filter(pa.array([name in labelled.labels for name in names_of(table)], pa.bool_()))
     if not table.num_rows:
         raise LabelsError(f"No label belongs to an image of {config.images or config.features} that can be read.")
@@ -215,7 +218,7 @@ def assemble(config: TrainConfig, table: pa.Table, labelled: Labelled, *, images
         classes = np.array([number[label] for (label,) in given], np.int64)
     values = matrix(table["features"]).astype(np.float32)
     failed = len(labelled.labels) - len(names)
-    return TrainingSet(tuple(names), values, classes, labels, labelled.splits, failed, images_read, probes)
+    return TrainingSet(tuple(names), values, classes, labels, labelled.splits, failed, images_read, probes, by_uri)
 
 
 def split_set(features: TrainingSet, config: TrainConfig) -> tuple[dict[str, DataSplit], bytes]:
@@ -253,8 +256,8 @@ def _tell_of_missing(part_of: np.ndarray, features: TrainingSet) -> None:
 
 
 def _split_file(features: TrainingSet, part_of: np.ndarray) -> bytes:
-    """A labels file with the part of each image. It names images by key, and also by uri if keys repeat."""
-    by_uri = len({key for _, key in features.names}) < len(features.names)
+    """A labels file with the part of each image. It names images by key, and also by uri if keys may repeat."""
+    by_uri = features.by_uri
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*(["uri"] if by_uri else []), "key", "label", "split"])

@@ -66,7 +66,9 @@ Options = Annotated[StorageOptions, Field(description="fsspec's options for all 
 Engine = Annotated[Literal["auto", "openvino", "jax", "tensorflow"], Field(description="What executes the model.")]
 Output = Annotated[str, Field(description="Folder or URL of the output.")]
 TopK = Annotated[Count, Field(description="How many labels top_labels holds.")]
-MaxFailed = Annotated[Share, Field(description="Exit with code 3 if more than this share of the images failed.")]
+MaxFailed = Annotated[
+    Share, Field(description="Exit with code 3 if more than this share of the table's images failed, and some newly.")
+]
 RunId = Annotated[str | None, Field(pattern=_RUN_ID, description="Name of the run; by default the time.")]
 Notify = Annotated[str | None, Field(description="URL that gets a JSON POST when the command ends; may contain ${NAME}.")]
 WriteReport = Annotated[bool, Field(description="Write report.html into the run's folder after it is published.")]
@@ -157,7 +159,7 @@ class RunConfig(Spec, Resources):
     )
     max_deleted_ratio: Share = Field(
         default=0.1,
-        description="With incremental, stop if more than this share of the table, and more than 20 objects, left the store.",
+        description="With incremental, stop if more than this share of the table's rows, and more than 20, would leave it.",
     )
     allow_deletes: bool = Field(default=False, description="Remove from the table what has left the store, however much it is.")
     stale: Literal["keep", "redo", "rescore"] = Field(
@@ -286,6 +288,7 @@ class TrainConfig(Pretrained, Images, Resources):
         default=0.2, description="Share of each class used only to measure accuracy."
     )
     seed: int = Field(default=0, description="Seed of the split, the head's first weights and the shuffling.")
+    notify: Notify = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -26,7 +26,7 @@ _MAX_PREFETCH_BYTES = 256 * 1024 * 1024
 
 
 class Fetched(NamedTuple):
-    """One image that was read, the seconds it took, and what was passed over in its shard so far."""
+    """One image that was read, the seconds it took, and what was skipped in its shard so far."""
 
     member: Member
     seconds: float

@@ -44,7 +44,8 @@ def run_job(address: str, words: Sequence[str], folder: Path, say: Say | None, *
         `job`, its name; `address`; and, if it was followed, `status` and `exit_code`.
 
     Raises:
-        ClusterError: the cluster cannot be reached, or refuses the job.
+        ClusterError: the cluster has no such name, or refuses the job.
+        UnfinishedError: it does not answer.
     """
     if trusted:
         send_token()
@@ -85,7 +86,9 @@ def _follow(client: JobSubmissionClient, job: str, say: Say) -> dict[str, Any]:
             raise InterruptedRunError(f"Job {job} continues; `ray job stop {job}` stops it.") from None
         except (RuntimeError, OSError) as error:
             if time.monotonic() - last_answer > _PATIENCE:
-                raise ClusterError(f"Following job {job} stopped, because the cluster does not answer: {error}") from None
+                raise UnfinishedError(
+                    f"The cluster does not answer: {error}. Job {job} may go on; follow it with `ray job logs -f {job}`."
+                ) from None
         time.sleep(_PAUSE)
 
 
@@ -127,5 +130,6 @@ def _cluster_errors(address: str) -> Iterator[None]:
             "RAY_AUTH_TOKEN, or its file into RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token."
         ) from None
     except (RuntimeError, ConnectionError, socket.gaierror, RayError) as error:
+        kind = UnfinishedError if isinstance(error, ConnectionError) else ClusterError
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ClusterError(f"The cluster at {address} did not take the job: {first}") from None
+        raise kind(f"The cluster at {address} did not take the job: {first}") from None

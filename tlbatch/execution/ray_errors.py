@@ -84,7 +84,7 @@ def _first_answer(found: tuple[str, int]) -> bytes:
         return answer
 
 
-def connection_error(where: str, connect: Callable[[], object]) -> ClusterError | None:
+def connection_error(where: str, connect: Callable[[], object]) -> ClusterError | UnfinishedError | None:
     """Connect to a cluster in one attempt; returns why that failed, so that the caller can drop what Ray printed meanwhile."""
     given = os.environ.get(_ATTEMPTS)
     os.environ[_ATTEMPTS] = given or "1"
@@ -92,6 +92,11 @@ def connection_error(where: str, connect: Callable[[], object]) -> ClusterError 
         with warnings.catch_warnings(action="ignore"):
             connect()
     except Exception as error:  # Ray raises errors of many kinds, some of them plain `Exception`
+        if where == "auto" and isinstance(error, ConnectionError):
+            return UnfinishedError(
+                "address or RAY_ADDRESS is auto, and no cluster runs on this machine. Start it, or leave the address out, and "
+                "run the same command again."
+            )
         return ClusterError(f"The cluster at {where} (address or RAY_ADDRESS) cannot be used: {_reason(error)} {_HINT}")
     finally:
         if given is None:

@@ -34,7 +34,7 @@ class Attempt:
     outcome: Pixels | Failure
     fetch_seconds: float = 0.0
     decode_seconds: float = 0.0
-    #: What was passed over in the shard, by kind; complete once the shard is read.
+    #: What was skipped in the shard, by kind; complete once the shard is read.
     passed: Mapping[str, int] = field(default_factory=dict)
 
 

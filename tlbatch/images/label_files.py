@@ -50,7 +50,7 @@ def _read_rows(location: Location, *, many: bool) -> tuple[LabelRow, ...]:
         raise LabelsError(f"The labels file {location.url} has no column label; its columns are {found}.")
     missing = [None] * table.num_rows
     columns = [table[name].to_pylist() if name in table.column_names else missing for name in _COLUMNS]
-    rows = tuple(LabelRow(*(value or None for value in values)) for values in zip(*columns, strict=True))
+    rows = tuple(_row(*(value or None for value in values)) for values in zip(*columns, strict=True))
     if not any(row.label for row in rows):
         raise LabelsError(f"The labels file {location.url} has no row with a label.")
     nameless = sum(row.label is not None and row.uri is None and row.key is None for row in rows)
@@ -61,6 +61,12 @@ def _read_rows(location: Location, *, many: bool) -> tuple[LabelRow, ...]:
         return rows
     _require_one_label(rows, location)
     return tuple(row._replace(label=WITHDRAWN) if row.label == NO_LABEL else row for row in rows)
+
+
+def _row(uri: str | None, key: str | None, label: str | None, split: str | None) -> LabelRow:
+    """A row; the words that are no classes may be written with capitals and spaces around them."""
+    word = (label or "").strip().casefold()
+    return LabelRow(uri, key, word if word in (WITHDRAWN, NO_LABEL) else label, split)
 
 
 def _require_one_label(rows: Sequence[LabelRow], location: Location) -> None:

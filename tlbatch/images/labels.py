@@ -52,8 +52,9 @@ class Labelled:
         splits: the part of each labelled image; None if no file gives parts.
         missing: the names in the labels files that no image has, each with its last label.
         withdrawn: the images whose labels were taken back.
-        unanswered: images with an empty cell, which keep the label of an earlier file.
+        unanswered: images with an empty cell, which keep the label of another file, or have none.
         moved: images for which a later file gives another part than an earlier one.
+        by_uri: whether every row names its image by address.
     """
 
     labels: Mapping[ImageName, tuple[str, ...]]
@@ -62,6 +63,7 @@ class Labelled:
     withdrawn: frozenset[ImageName] = frozenset()
     unanswered: int = 0
     moved: int = 0
+    by_uri: bool = False
 
     @property
     def classes(self) -> set[str]:
@@ -170,7 +172,7 @@ class _Join:
             for row in rows:
                 places = self._places(row)
                 if row.label is None:
-                    unanswered |= {place for place in places if place in given}
+                    unanswered |= set(places)
                 elif len(places) == 1:
                     of_file[places[0]].append(row.label)
                     if row.split is not None:
@@ -185,7 +187,8 @@ class _Join:
         withdrawn = frozenset(self._images[place] for place, names in given.items() if WITHDRAWN in names)
         left = {self._images[place]: names for place, names in given.items() if WITHDRAWN not in names}
         parts = {self._images[place]: part for place, part in splits.items()} if self._labels.has_splits else None
-        return Labelled(left, parts, strangers, withdrawn, len(unanswered), len(moved))
+        by_uri = all(row.uri is not None for row in self._labels.rows)
+        return Labelled(left, parts, strangers, withdrawn, len(unanswered), len(moved), by_uri)
 
     def _places(self, row: LabelRow) -> list[int]:
         """The images that a row names."""
@@ -230,7 +233,7 @@ def warn_of_spelling(labels: Iterable[str], source: str) -> None:
         alike[unicodedata.normalize("NFC", label).strip().casefold()].append(label)
     for names in [names for names in alike.values() if len(names) > 1][:_NAMED]:
         log.warning(
-            "%s has the classes %s, which differ only in case, spaces or accents; each is a class of its own",
+            "%s has the classes %s, which differ only in case, spaces or Unicode form; each is a class of its own",
             *(source, " and ".join(f"{name!r} ({counts[name]} images)" for name in names)),
         )
 

@@ -46,10 +46,11 @@ class Listing:
 
     Attributes:
         manifest: the objects to classify.
-        skipped: the number of objects that were passed over; a folder that is not opened counts as one.
+        skipped: the number of objects that were skipped; a folder that is not opened counts as one.
         seconds: the duration.
         skipped_by_kind: the same by kind: a suffix, a kind of litter, a layout of other software.
         unreadable: keys of folders that could not be opened, each with a slash at its end.
+        away: keys of links that lead nowhere.
     """
 
     manifest: pa.Table
@@ -57,6 +58,7 @@ class Listing:
     seconds: float
     skipped_by_kind: Mapping[str, int] = field(default_factory=dict)
     unreadable: Sequence[str] = ()
+    away: Sequence[str] = ()
 
 
 class Selection:
@@ -161,7 +163,7 @@ def list_store(
     manifest = manifest.take(order if max_images is None else order[:max_images]).combine_chunks()
     pa.default_memory_pool().release_unused()  # only the allocating thread releases all memory, and this thread may end here
     seconds = time.monotonic() - began
-    return Listing(manifest, walk.skipped.total(), seconds, walk.kinds(), tuple(sorted(walk.unreadable)))
+    return Listing(manifest, walk.skipped.total(), seconds, walk.kinds(), tuple(sorted(walk.unreadable)), tuple(walk.away))
 
 
 def _single(store: Location, *, folder: bool) -> ObjectInfo | None:
@@ -196,11 +198,12 @@ def _named(location: Location, info: ObjectInfo) -> _Objects:
 
 
 class _Walk:
-    """One pass over a store: what is taken, and what is passed over for which reason."""
+    """One pass over a store: what is taken, and what is skipped for which reason."""
 
     def __init__(self, store: Location, selection: Selection, avoid: Location | None) -> None:
         self.skipped: Counter[str] = Counter()
         self.unreadable: list[str] = []
+        self.away: list[str] = []
         self._store, self._selection = store, selection
         self._avoid = avoid.url.removeprefix(f"{store.url}/") + "/" if avoid and avoid.url.startswith(f"{store.url}/") else None
         self._closed = avoid.url if isinstance(avoid, LocalLocation) else ""
@@ -208,7 +211,7 @@ class _Walk:
 
     def objects(self) -> _Objects:
         """Every object of the store, but for those below folders that are not opened."""
-        for batch in self._store.walk(WalkRules(self._skips, self._passed, self._closed)):
+        for batch in self._store.walk(WalkRules(self._skips, self._passed, self._closed, self.away.append)):
             found = batch
             if self._avoid is not None:
                 found = batch.filter(pc.invert(pc.fill_null(pc.starts_with(batch["key"], self._avoid), False)))
@@ -274,14 +277,19 @@ class _Walk:
     def warn(self, *, alone: bool) -> None:
         """Log what a user should know of a store that has images as well."""
         if self.unreadable:
-            first = ", ".join(sorted(self.unreadable)[:_NAMED])
-            more = f" and {len(self.unreadable) - _NAMED} more" if len(self.unreadable) > _NAMED else ""
             log.warning(
-                "Folders of %s that cannot be opened, and whose images are missing: %s%s. Permit it, or use --exclude FOLDER/.",
-                *(self._store.url, first, more),
+                "Folders of %s that cannot be opened, and whose images are missing: %s. Permit it, or use --exclude FOLDER/.",
+                *self._first(self.unreadable),
             )
+        if self.away:
+            log.warning("Links of %s that lead nowhere: %s. The table keeps what it has of them.", *self._first(self.away))
         for sentence in () if alone else sentences(set(self.skipped), alone=False):
             log.warning("%s", sentence)
+
+    def _first(self, names: Sequence[str]) -> tuple[str, str]:
+        """The store, and a few names of it, for a sentence."""
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        return self._store.url, ", ".join(sorted(names)[:_NAMED]) + more
 
     def why_nothing(self) -> str:
         """The end of the sentence about a store without images."""

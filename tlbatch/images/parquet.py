@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -40,6 +40,10 @@ _READ_AT_ONCE = 32 << 20
 _Form = Literal["bytes", "struct", "list", "pixels", "examples"]
 
 
+#: Extensions of Ray, for images of unequal dimensions, and of Daft, for images of one shape (as a list) among others.
+_PICKLED, _OF_DAFT = "ray.data.arrow_pickled_object", "daft.super_extension"
+
+
 class _Column(NamedTuple):
     """A column that may hold the images."""
 
@@ -61,6 +65,7 @@ def read_parquet(file: IO[bytes], wanted: ShardOptions) -> ShardImages:
         examples = _examples_column(parquet)
         image, *others = [examples] if examples else _image_columns(parquet, wanted.field)
         key = _key_column(parquet.schema_arrow, image.name)
+        _require_once(parquet.schema_arrow.names, image.name, key)
         position = 0
         for batch in _batches(parquet, image, key):
             keys = _keys_of(batch, key, [f"{wanted.key}/{position + row:08d}" for row in range(batch.num_rows)])
@@ -181,6 +186,14 @@ def _image_columns(parquet: pq.ParquetFile, asked: str | None) -> list[_Column]:
     return [found, *(one for one in images if one != found and samples[one.name])]
 
 
+def _require_once(names: Sequence[str], *used: str | None) -> None:
+    """Raise TornShardError if a column that is read has the name of another one."""
+    twice = next((name for name in used if names.count(name) > 1), None)
+    if twice is not None:
+        message = f"{names.count(twice)} of its columns are named {twice!r}; give each a name of its own"
+        raise TornShardError(message, ErrorKind.UNSUPPORTED)
+
+
 def _usual(columns: Iterable[_Column]) -> _Column | None:
     by_name = {column.name: column for column in columns}
     return next((by_name[name] for name in IMAGE_FIELDS if name in by_name), None)
@@ -208,6 +221,8 @@ def _column(field: pa.Field) -> _Column | None:
     )
     if "tensor" in name:
         return None if _dimensions(field) == 1 else _Column(field.name, "pixels", name)
+    if name == _PICKLED or (name == _OF_DAFT and _is_list(kind) and pa.types.is_integer(kind.value_type)):
+        return _Column(field.name, "pixels", name)
     if pa.types.is_struct(kind) and {"data", "height", "width"} <= {child.name for child in kind}:
         return _Column(field.name, "pixels", f"a struct of {', '.join(child.name for child in kind)}")
     if _holds_bytes(kind):

@@ -70,7 +70,7 @@ class Limits(NamedTuple):
             return
         width, height = size
         if not width * height:
-            raise ValueError(f"{width}x{height} pixels are no image")
+            raise ValueError(f"{width}x{height} pixels are not an image")
         if (width * height if decoded is None else decoded) > self.max_pixels:
             raise TooLargeError(f"{width}x{height} pixels exceed max_pixels={self.max_pixels}")
         if max(width, height) > self.max_side:

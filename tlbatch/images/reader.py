@@ -197,7 +197,7 @@ class Reader:
 
         Args:
             row: the manifest row, whose `format` is that of a shard, or archived.
-            passed: counts the members that are passed over, by kind.
+            passed: counts the members that are skipped, by kind.
 
         Raises:
             StoreUnavailableError: the store itself is failing.

@@ -226,7 +226,8 @@ def _allowed() -> frozenset[str]:
 def _is_allowed(found: Mapping[str, Any], allowed: frozenset[str]) -> bool:
     module, registered = found.get("module"), found.get("registered_name")
     name = str(found["class_name"])
-    if registered not in (None, name) or not (module is None or str(module) == "builtins" or str(module).startswith("keras")):
+    of_keras = module in (None, "builtins", "keras") or str(module).startswith("keras.")
+    if registered not in (None, name) or not of_keras:
         return False
     if str(module).startswith("keras.src.ops."):
         return is_operation(str(module), name)

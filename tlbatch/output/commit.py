@@ -1,6 +1,6 @@
-"""From what a command wants to a published table: the order of every write of a run, so that it can die between any two.
+"""From what a command wants to a published table: the order of every write of a run, which may be killed between any two.
 
-`docs/protocol.md` says what a death between any two steps leaves, and why the next run is right.
+`docs/protocol.md` says what a kill between any two steps leaves, and why the next run is right.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class RunInput:
         skipped_by_kind: the skipped objects by kind.
         unreadable: folders of the store that could not be opened, each with a slash at its end.
         left: how many objects of the table have left the store, by the folder they were in; only the largest folders.
+        away: links of the store that lead nowhere: what the table has of them is not deleted.
+        rows: of an incremental run, how many rows of the table leave with objects, and how many the table has.
     """
 
     manifest: pa.Table
@@ -74,10 +76,12 @@ class RunInput:
     skipped_by_kind: Mapping[str, int] = field(default_factory=dict)
     unreadable: Sequence[str] = ()
     left: Mapping[str, int] = field(default_factory=dict)
+    away: Sequence[str] = ()
+    rows: tuple[int, int] = (0, 0)
 
     @property
-    def passed_over(self) -> dict[str, Any]:
-        """What documents say of what was passed over, or has left; empty if nothing was."""
+    def skipped_facts(self) -> dict[str, Any]:
+        """What documents say of what was skipped, or has left; empty if nothing was."""
         found = {
             "skipped_by_kind": dict(self.skipped_by_kind),
             "unreadable": list(self.unreadable),
@@ -102,7 +106,7 @@ class RunSpec:
         predictions: whether a predictions table is published.
         features: schema of the features table; None if there is none.
         facts: what else `run.json` says.
-        final: whether what failed will fail again, however transient the reason: another run could do no better.
+        final: whether failures for transient reasons count as final, because another run could not do better.
         incremental: whether only what the table lacks is done.
     """
 
@@ -342,7 +346,7 @@ def _nothing_new(state: OutputState, spec: RunSpec, given: RunInput, began: floa
         "stage_seconds": {"list": round(given.seconds, 3)},
         "labels": {},
         "counts": given.counts or {},
-        **given.passed_over,  # type: ignore[typeddict-item]
+        **given.skipped_facts,  # type: ignore[typeddict-item]
         "already_done": True,
     }
 
@@ -372,7 +376,7 @@ def _begin(target: Target, given: RunInput, run_id: str, lease: Lease) -> Run:
     found: dict[str, Any] = {"skipped": given.skipped, "list_seconds": round(given.seconds, 3)}
     if given.counts is not None:
         found["counts"] = given.counts
-    found |= given.passed_over
+    found |= given.skipped_facts
     spec = target.spec
     facts = {"spec": spec.spec, "bundle": spec.bundle, **found, **spec.facts}
     return begin_run(

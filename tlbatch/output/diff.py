@@ -6,8 +6,10 @@ predicted it), deleted or unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -15,16 +17,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlbatch import schema
-from tlbatch.errors import ErrorKind
+from tlbatch.config import Spec
+from tlbatch.errors import TRANSIENT_KINDS, ErrorKind
 from tlbatch.output.commit import RunInput
 from tlbatch.output.run import OutputState, Run, read_report
 from tlbatch.output.snapshot import SnapshotRun, snapshot
-from tlbatch.output.table import read_run_table
+from tlbatch.output.table import current_parts, read_part, read_run_table
+
+log = logging.getLogger(__name__)
 
 #: What an object can be; of the first five, the first that applies counts.
 KINDS = ("new", "changed", "retry", "stale", "unchanged", "deleted")
 _NEW, _CHANGED, _RETRY, _STALE, _UNCHANGED = range(5)
 _NAMES = ["uri", "key"]
+#: Kinds of failures that are no property of an image's bytes.
+_PASSING = TRANSIENT_KINDS | {ErrorKind.NOT_FOUND}
+#: Kinds that another version of a reader may not have.
+_OF_READERS = frozenset({ErrorKind.UNSUPPORTED, ErrorKind.WORKER_LOST})
 
 
 class StalenessRule(NamedTuple):
@@ -35,12 +44,26 @@ class StalenessRule(NamedTuple):
         digest: of the bundle or base that is used from now on.
         predictions: whether the table is to have predictions; an image without one is always done.
         features_dtype: precision of the features that the table is to have, if any.
+        limits: what an image may have at most, by the name of the setting: what is too large for one limit may fit another.
+        readers: versions of what reads images, by package.
     """
 
     name: str
     digest: str
     predictions: bool = True
     features_dtype: str | None = None
+    limits: Mapping[str, int] = MappingProxyType({})
+    readers: Mapping[str, str] = MappingProxyType({})
+
+    def retried(self, run: Run) -> set[str]:
+        """The kinds of a run's failures that another run may do better."""
+        spec, versions = run.facts["spec"], run.facts.get("versions", {})
+        kinds = set(map(str, _PASSING))
+        if any(most > spec.get(name, Spec.model_fields[name].default) for name, most in self.limits.items()):
+            kinds.add(str(ErrorKind.TOO_LARGE))
+        if any(versions.get(name) != version for name, version in self.readers.items()):
+            kinds |= set(map(str, _OF_READERS))
+        return kinds
 
     def accepts(self, run: Run) -> bool:
         """Whether the rows of a run are up to date."""
@@ -66,7 +89,7 @@ def diff_with_table(listed: RunInput, state: OutputState, rule: StalenessRule, s
     known = _known(runs, rule)
     kinds = _kinds(store, known)
     missing = _not_in(known, store)
-    gone = _not_below(missing, listed.unreadable)
+    gone = _without_away(missing, {folder.removesuffix("/") for folder in listed.unreadable} | set(listed.away))
     # A list may name an object twice, under two keys: an object belongs to one run as a whole.
     partly_gone = pc.is_in(store["uri"], gone["uri"]).to_numpy()
     kinds = np.where(partly_gone & (kinds > _CHANGED), _CHANGED, kinds)
@@ -74,31 +97,52 @@ def diff_with_table(listed: RunInput, state: OutputState, rule: StalenessRule, s
     todo |= pc.is_in(store["uri"], store["uri"].filter(pa.array(todo))).to_numpy()
     removed = gone.filter(pc.invert(pc.is_in(gone["uri"], store["uri"])))
     counts = dict(zip(KINDS, [*np.bincount(kinds, minlength=5).tolist(), removed.num_rows], strict=True))
-    listed = replace(listed, left=_by_folder(removed["key"]))
+    listed = replace(listed, left=_by_folder(removed["key"]), rows=_rows(runs, known, removed["uri"]))
     if todo.all() and gone.num_rows == missing.num_rows:  # nothing of the old table remains, so the new one stands alone
         return replace(listed, counts=counts)
     manifest = store.filter(pa.array(todo)).combine_chunks()
     return replace(listed, manifest=manifest, on=state.pointer, removed=removed.combine_chunks(), counts=counts)
 
 
+def with_left(listed: RunInput, state: OutputState) -> RunInput:
+    """The input of a run that replaces the table, with what of the table it lacks, which is also logged.
+
+    Looked for only where the store has fewer objects than the table: nothing else costs as much as its listing.
+    """
+    runs = state.table
+    if listed.manifest.num_rows >= sum(read_report(run).get("objects", 0) for run in runs):
+        return listed
+    known = pa.concat_tables(one.current_rows(one.run.manifest).select(_NAMES) for one in snapshot(runs))
+    gone = known.filter(pc.invert(pc.is_in(known["uri"], listed.manifest["uri"])))
+    if gone.num_rows:
+        left = _by_folder(gone["key"])
+        log.warning("%d objects of the table are not in this listing, and leave the table: %s", gone.num_rows, _in_words(left))
+        return replace(listed, left=left)
+    return listed
+
+
 def too_many_deleted(given: RunInput, most: float) -> str | None:
-    """A sentence if more objects of the table have left the store than a share of it, and than 20; else None."""
-    counts = given.counts or {}
-    deleted = counts.get("deleted", 0)
-    table = sum(counts.values()) - counts.get("new", 0)
-    if deleted <= max(most * table, _FEW_DELETED):
+    """A sentence if more rows of the table would leave with their objects than a share of it, and than 20; else None."""
+    leaving, rows = given.rows
+    if leaving <= max(most * rows, _FEW_DELETED):
         return None
-    shown = [f"{folder or 'the top folder'} ({count:,})" for folder, count in list(given.left.items())[:_NAMED_FOLDERS]]
-    more = " and others" if sum(given.left.values()) < deleted or len(given.left) > _NAMED_FOLDERS else ""
+    deleted = (given.counts or {}).get("deleted", 0)
+    alike = f"{deleted:,} of the table's {rows:,} objects"
+    what = alike if leaving == deleted else f"{deleted:,} objects with {leaving:,} of the table's {rows:,} rows"
     return (
-        f"{deleted:,} of the table's {table:,} objects are no longer in the store, more than max_deleted_ratio={most} allows: "
-        f"in {', '.join(shown)}{more}. Nothing was published. If a part of the store is only away, run the same command again "
+        f"{what} are no longer in the store, more than max_deleted_ratio={most} allows: "
+        f"{_in_words(given.left)}. Nothing was published. If a part of the store is only away, run the same command again "
         "when it is back; if they are meant to leave the table, run it once with --allow-deletes."
     )
 
 
-#: Objects that may always leave the table in one night; folders that are counted, and named in a sentence.
+#: Rows that may always leave the table in one run; folders that are counted, and named in a sentence.
 _FEW_DELETED, _FOLDERS, _NAMED_FOLDERS = 20, 20, 3
+
+
+def _in_words(left: Mapping[str, int]) -> str:
+    shown = [f"{folder or 'the top folder'} ({count:,})" for folder, count in list(left.items())[:_NAMED_FOLDERS]]
+    return f"in {', '.join(shown)}{' and others' if len(left) > _NAMED_FOLDERS else ''}"
 
 
 def _by_folder(keys: pa.ChunkedArray) -> dict[str, int]:
@@ -119,9 +163,11 @@ def _known(runs: list[Run], rule: StalenessRule) -> pa.Table:
 def _objects_of(one: SnapshotRun, rule: StalenessRule) -> pa.Table:
     retry = pa.array([], pa.string())
     report = read_report(one.run)
-    if report["failed_transient"] or ErrorKind.ARCHIVED in report["failed_by_kind"]:
+    kinds = rule.retried(one.run)
+    if report["failed_transient"] or {*kinds, ErrorKind.ARCHIVED} & set(report["failed_by_kind"]):
         errors = read_run_table(one.run.location, "errors", ["uri", "transient", "kind"])
-        wanted = pc.or_kleene(errors["transient"], _found_archived(one.run, errors))
+        better = pc.is_in(errors["kind"], pa.array(sorted(kinds), pa.string()))
+        wanted = pc.or_kleene(pc.or_kleene(errors["transient"], better), _found_archived(one.run, errors))
         retry = errors["uri"].filter(wanted).combine_chunks()
     stale = rule.must_redo(one.run) or not rule.accepts(one.run)
     return _marked(one.current_rows(one.run.manifest), stale, retry)
@@ -161,11 +207,27 @@ def _true(column: pa.ChunkedArray) -> np.ndarray:
     return found
 
 
-def _not_below(gone: pa.Table, folders: Sequence[str]) -> pa.Table:
-    """The objects that are missing for another reason than that their folder could not be opened this time."""
-    for folder in folders:
-        gone = gone.filter(pc.invert(pc.starts_with(gone["key"], folder)))
-    return gone
+def _without_away(missing: pa.Table, away: Collection[str]) -> pa.Table:
+    """The objects that are missing for another reason than that they, or a folder above them, cannot be looked at this time."""
+    if not away:
+        return missing
+
+    def is_away(key: str) -> bool:
+        return key in away or any(key[:place] in away for place, letter in enumerate(key) if letter == "/")
+
+    return missing.filter(pa.array([not is_away(key) for key in missing["key"].to_pylist()], pa.bool_()))
+
+
+def _rows(runs: Sequence[Run], known: pa.Table, leaving: pa.ChunkedArray) -> tuple[int, int]:
+    """How many rows of the table leave with some objects, and how many it has. A loose image is a row, a shard has many."""
+    if not len(leaving) or pc.all(pc.is_in(known["format_first"], pa.array([schema.IMAGE]))).as_py():
+        return len(leaving), known.num_rows
+    left = total = 0
+    for folder in ("predictions" if any(run.facts["spec"].get("predictions", True) for run in runs) else "features", "errors"):
+        for part, superseded in current_parts(runs, folder):
+            uris = read_part(part, superseded, ["uri"])["uri"]
+            left, total = left + (pc.sum(pc.is_in(uris, leaving)).as_py() or 0), total + len(uris)
+    return left, total
 
 
 def _not_in(known: pa.Table, store: pa.Table) -> pa.Table:

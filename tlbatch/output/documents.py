@@ -110,7 +110,7 @@ class ReportDocument(TypedDict):
     counts: NotRequired[Mapping[str, int]]
     on: NotRequired[list[PointerEntry]]
     removed_sha256: NotRequired[str]
-    #: What was passed over in the store and inside its shards, by kind, and folders that could not be opened.
+    #: What was skipped in the store and inside its shards, by kind, and folders that could not be opened.
     left: NotRequired[Mapping[str, int]]
     skipped_by_kind: NotRequired[Mapping[str, int]]
     skipped_in_shards: NotRequired[Mapping[str, int]]
@@ -141,7 +141,7 @@ class Receipt(TypedDict):
     failed: int
     failed_by_kind: dict[str, int]
     stage_seconds: dict[str, float]
-    #: What was passed over in shards, by kind, by manifest row.
+    #: What was skipped in shards, by kind, by manifest row.
     passed: NotRequired[dict[str, dict[str, int]]]
 
 

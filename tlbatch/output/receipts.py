@@ -50,7 +50,7 @@ class Receipts:
         return images
 
     def passed(self, rows: int) -> dict[str, int]:
-        """What was passed over in the shards, by kind, the most common first."""
+        """What was skipped in the shards, by kind, the most common first."""
         owner, total = self.owners(rows), Counter[str]()
         for number, body in enumerate(self.bodies):
             for row, kinds in body.get("passed", {}).items():

@@ -146,6 +146,8 @@ def show_training(result: Mapping[str, Any]) -> None:
     )
     if result["failed"]:
         console.print(f"{result['failed']:,} labelled images could not be read and were left out")
+    if result["unlabelled"]:
+        console.print(f"{result['unlabelled']:,} images have no label and were not used")
     if result["skipped_by_kind"]:
         console.print(f"Other objects skipped{_kinds(result)}", soft_wrap=True)
     error, abstaining = (result["calibration"].get(name) for name in ("calibration_error", "abstaining"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import shutil
 import stat
@@ -230,7 +231,7 @@ def _names_in(folder: Path, prefix: str, rules: WalkRules) -> list[str]:
     try:
         # `listdir` keeps only the names of a folder; an entry of `scandir` with its stat result takes ten times the memory.
         return sorted(os.listdir(folder))
-    except (PermissionError, FileNotFoundError) as error:
+    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
         if not prefix:
             raise
         if isinstance(error, PermissionError):
@@ -239,12 +240,25 @@ def _names_in(folder: Path, prefix: str, rules: WalkRules) -> list[str]:
 
 
 def _version(found: os.stat_result) -> str:
-    """A substitute for an etag: modification time in nanoseconds, size, and time of status change.
+    """A substitute for an etag: modification time in nanoseconds, size, time of status change, and inode.
 
-    The last one shows a file that took the place of another of the same time and size. `schema.same_version` knows the etags of
-    older tables, which lack it.
+    The last two show a file that took the place of another of the same time and size. `schema.same_version` knows the etags of
+    older tables, which lack them.
     """
-    return f"{_content_version(found)}-{found.st_ctime_ns:x}"
+    inode = 0 if _is_fuse(found.st_dev) else found.st_ino
+    return f"{_content_version(found)}-{found.st_ctime_ns:x}-{inode:x}"
+
+
+@functools.cache
+def _is_fuse(device: int) -> bool:
+    """Whether a file system is FUSE: many of them give a file another inode each time they are mounted."""
+    place = f"{os.major(device)}:{os.minor(device)}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+            before, _, after = line.partition(" - ")
+            if before.split()[2] == place:
+                return after.startswith("fuse")
+    return False
 
 
 def _content_version(found: os.stat_result) -> str:
@@ -262,11 +276,15 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _dead_link(path: str, key: str, rules: WalkRules) -> Iterator[Listed]:
-    """A link that leads nowhere, as an object that will not be found; counted if it may have led to a folder."""
+    """A link that leads nowhere, as an object that will not be found; counted if it may have led to a folder.
+
+    What the table has of it, or below it, may only be away.
+    """
     try:
         link = os.lstat(path)
     except OSError:  # removed since its folder was listed
         return
+    rules.away(key)
     if "." in os.path.basename(path):
         yield key, link.st_size, _version(link)
     else:

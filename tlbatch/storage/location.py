@@ -58,13 +58,15 @@ class WalkRules(NamedTuple):
 
     Attributes:
         skips: whether a folder, a key that ends with a slash, is not opened.
-        passed: called with a key below the walk's folder, and the reason why it is passed over.
+        passed: called with a key below the walk's folder, and the reason why it is skipped.
         closed: a folder on a disk that is not entered, through whatever links or mounts; empty: none.
+        away: called with the key of a link that leads nowhere.
     """
 
     skips: Callable[[str], bool] = lambda _: False
     passed: Callable[[str, str], None] = lambda *_: None
     closed: str = ""
+    away: Callable[[str], None] = lambda _: None
 
 
 #: No folder is skipped, and nothing is told.
@@ -113,7 +115,7 @@ class Location(Protocol):
     def walk(self, rules: WalkRules = EVERYTHING) -> Iterator[pa.RecordBatch]:
         """Every object below this folder, as `LISTED`. A name that is not valid UTF-8 (a local disk allows such names) is null.
 
-        A folder that may not be opened is passed over. In a bucket, a folder may be listed although the rules skip it.
+        A folder that may not be opened is skipped. In a bucket, a folder may be listed although the rules skip it.
 
         Raises:
             PermissionError: this folder itself may not be listed.

@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
+from fsspec.asyn import AsyncFileSystem
+from fsspec.spec import AbstractFileSystem
 
 from tlbatch.errors import RefusedError
 from tlbatch.storage import s3, s3_listing
@@ -28,6 +30,7 @@ from tlbatch.storage.location import (
     OBJECTS_PER_BATCH,
     PROBE,
     SLASH_AT_END,
+    UNREADABLE,
     ObjectInfo,
     Upload,
     WalkRules,
@@ -251,13 +254,40 @@ class RemoteLocation:
             with as_oserror(self.url):
                 yield from (_below(page, root, rules) for page in bucket.walk(root, self._ask, below))
             return
-        found = self._ask(lambda: self._fs.find(self._path, detail=True))
         start = self._path.rstrip("/") + "/"
-        below_here = (item for item in found.items() if item[0].startswith(start))
+        found = self._walk_folders(start, rules) if self._has_folders else self._find()
+        below_here = (item for item in found if item[0].startswith(start))
         while chunk := list(itertools.islice(below_here, OBJECTS_PER_BATCH)):
             batch = to_batch([(path, int(one.get("size") or 0), _remote_version(one)) for path, one in chunk])
             archived = pa.array([self._is_archived(path, one) for path, one in chunk], pa.bool_())
             yield _below(batch.set_column(3, LISTED.field("archived"), archived), start, rules)
+
+    @property
+    def _has_folders(self) -> bool:
+        """Whether the protocol has real folders, and nothing of its own that finds all objects below one."""
+        return not isinstance(self._fs, AsyncFileSystem) and type(self._fs).find is AbstractFileSystem.find
+
+    def _find(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Every object below this folder, as fsspec finds it."""
+        yield from self._ask(lambda: self._fs.find(self._path, detail=True)).items()
+
+    def _walk_folders(self, start: str, rules: WalkRules, folder: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The same, folder by folder: fsspec's own walk takes a folder that it cannot list for an empty one."""
+        try:
+            entries = self._ask(lambda: self._fs.ls(start + folder, detail=True))
+        except FileNotFoundError:  # removed since the folder above was listed
+            return
+        except PermissionError:
+            if not folder:
+                raise
+            rules.passed(folder, UNREADABLE)
+            return
+        for entry in sorted(entries, key=lambda one: str(one["name"])):
+            path = entry["name"].rstrip("/")
+            if entry["type"] != "directory":
+                yield path, entry
+            elif path != (start + folder).rstrip("/") and not rules.skips(f"{path.removeprefix(start)}/"):
+                yield from self._walk_folders(start, rules, f"{path.removeprefix(start)}/")
 
     def _is_archived(self, path: str, found: Mapping[str, Any]) -> bool:
         """Whether a listed object of S3 must be restored before it can be read."""

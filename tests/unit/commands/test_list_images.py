@@ -28,7 +28,7 @@ def test_a_field_of_shards_is_refused_if_there_are_none(store):
     assert listing(store, image_field="jpg").manifest.num_rows == 3
 
 
-def test_what_was_passed_over_goes_into_the_documents_of_a_run(store):
+def test_what_was_skipped_goes_into_the_documents_of_a_run(store):
     given = run_input(listing(store, exclude=["b/"]))
-    assert given.passed_over == {"skipped_by_kind": {"@eaDir": 1, "excluded": 1}}
+    assert given.skipped_facts == {"skipped_by_kind": {"@eaDir": 1, "excluded": 1}}
     assert given.skipped == 2

@@ -96,7 +96,7 @@ def test_isolated_images_are_the_same_and_leave_no_mark(decoder, rows, tmp_path)
     assert not list((tmp_path / "suspects").glob("*"))
 
 
-def test_what_is_passed_over_in_a_shard_is_counted_with_its_first_image(decoder, tmp_path, monkeypatch):
+def test_what_is_skipped_in_a_shard_is_counted_with_its_first_image(decoder, tmp_path, monkeypatch):
     red = encoded(Image.new("RGB", (96, 64), RED), "PNG")
 
     def read(_kind, _file, wanted):

@@ -140,7 +140,7 @@ def keys_of(listing):
     return listing.manifest["key"].to_pylist()
 
 
-def test_litter_is_passed_over_and_counted_by_kind(tmp_path):
+def test_litter_is_skipped_and_counted_by_kind(tmp_path):
     litter = (
         "@eaDir/1.jpg/XL.jpg",
         "a/@eaDir/1.jpg/S.jpg",
@@ -287,7 +287,7 @@ def test_shards_of_an_unknown_format_are_one_kind(tmp_path):
     assert set(found.values()) == {"tfrecord"}, "whose reader names what it is"
 
 
-def test_parquet_that_describes_what_is_beside_it_is_passed_over(tmp_path):
+def test_parquet_that_describes_what_is_beside_it_is_skipped(tmp_path):
     rows = {"file_name": ["1.jpg"], "box": [{"at": [1, 2]}]}
     vector = pa.fixed_shape_tensor(pa.float32(), [4])
     tables = {
@@ -320,7 +320,7 @@ def test_parquet_with_images_is_read_whatever_is_beside_it(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["annotations.tar.gz", "annotations.tar"])
-def test_a_tar_without_images_is_passed_over_where_others_are(tmp_path, monkeypatch, name):
+def test_a_tar_without_images_is_skipped_where_others_are(tmp_path, monkeypatch, name):
     pack = gzip.compress if name.endswith(".gz") else bytes
     texts = {f"Annotations/{number}.xml": bytes(3000) for number in range(100)}
     (tmp_path / name).write_bytes(pack(tar_of(texts)))

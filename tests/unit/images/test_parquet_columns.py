@@ -37,6 +37,30 @@ def structs(values: list, paths: list) -> pa.Array:
     return pa.array([{"bytes": value, "path": path} for value, path in zip(values, paths, strict=True)], STRUCT)
 
 
+def test_two_columns_of_one_name_are_a_sentence():
+    for names in (["image", "image", "file_name"], ["image", "file_name", "file_name"]):
+        columns = [pa.array(DATA) if name == "image" else pa.array(NAMES) for name in names]
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_arrays(columns, names), buffer)
+        (one,) = read_members(PARQUET, buffer, ShardOptions("s/t", None, 1 << 20))
+        twice = max(names, key=names.count)
+        assert one.data.kind is ErrorKind.UNSUPPORTED
+        assert f"2 of its columns are named '{twice}'" in one.data.message
+
+
+@pytest.mark.parametrize("extension", ["ray.data.arrow_pickled_object", "daft.super_extension"])
+def test_pixels_in_extensions_of_others_are_named(extension):
+    """Ray stores arrays of unequal dimensions so, Daft images of one shape."""
+    ray = extension.startswith("ray")
+    pixels = pa.array([b"pickled"] * 3, pa.large_binary()) if ray else pa.array([[1, 2]] * 3, pa.list_(pa.uint8(), 2))
+    field = pa.field("image", pixels.type, metadata={"ARROW:extension:name": extension})
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays([pixels, pa.array(NAMES)], pa.schema([field, ("file_name", pa.string())])), buffer)
+    found = list(read_members(PARQUET, buffer, ShardOptions("s/t", None, 1 << 20)))
+    assert [one.key for one in found] == NAMES
+    assert all(f"holds decoded pixels ({extension})" in one.data.message for one in found)
+
+
 @pytest.mark.parametrize(
     ("values", "kind"),
     [

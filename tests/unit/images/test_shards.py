@@ -108,7 +108,7 @@ def test_what_is_no_archive_behind_the_end_of_one_is_ignored_and_in_the_middle_i
     assert found[1].data.kind is ErrorKind.TRUNCATED
 
 
-def test_labels_and_texts_beside_images_are_passed_over():
+def test_labels_and_texts_beside_images_are_skipped():
     found = members(TAR, tar_of({"1.jpg": b"a", "1.cls": b"3", "1.json": b"{}", "1.txt": b"x", "2.WEBP": b"b", "2.jpeg": b"c"}))
     assert [(one.index, one.key) for one in found] == [(0, "1.jpg"), (1, "2.WEBP"), (2, "2.jpeg")]
 

@@ -62,6 +62,7 @@ NOT_ON_THE_LIST = {
     "a class of another package": {"module": __name__, "class_name": "Stranger"},
     "a function of another package": {"module": __name__, "class_name": "stranger"},
     "a name of Keras in another package": {"module": __name__, "class_name": "Dense"},
+    "a package whose name begins like Keras": {"module": "keras_of_others.layers", "class_name": "Dense"},
     "a registered object of another package": {"module": __name__, "class_name": "Dense", "registered_name": "other>Dense"},
     "a name of Keras that another package registered": {
         "module": "keras.layers",

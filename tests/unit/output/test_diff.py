@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.paths import ROOT
 from support.tables import publish_run
 
 from tlbatch import schema
-from tlbatch.errors import CountsError
+from tlbatch.errors import CountsError, ErrorKind
 from tlbatch.output.commit import RunInput
 from tlbatch.output.diff import KINDS, StalenessRule, diff_with_table
 from tlbatch.output.run import begin_run, read_output, read_pointer, read_table_runs
@@ -90,6 +92,31 @@ def test_an_object_that_was_listed_under_two_keys_is_done_as_a_whole(tmp_path):
         [{"uri": "/s/a", "key": "z", "size": 1, "etag": "1", "format": "image"}], schema.MANIFEST_SCHEMA
     )
     assert increment(output, pa.concat_tables([manifest(b="1"), two, third])).manifest["key"].to_pylist() == ["x", "y", "z"]
+
+
+def test_each_kind_of_failure_is_tried_again_as_the_docs_say(tmp_path):
+    """In the second run, with the same listing and the same versions of everything."""
+    table = (ROOT / "docs" / "operations.md").read_text().partition("| kind | tried again |")[2].partition("\n\n")[0]
+    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| `")]
+    said = {kind: when for kinds, when in rows for kind in re.findall(r"`(\w+)`", kinds)}
+    assert set(said) == set(map(str, ErrorKind))
+    for kind in ErrorKind:
+        output = resolve(str(tmp_path / kind))
+        publish_table(output, "n0", manifest(a="1"), failed=[("a", False)], kind=str(kind))
+        tried = increment(output, manifest(a="1")).counts["retry"] == 1
+        assert tried == ("in every run" in said[kind]), kind
+
+
+def test_a_larger_limit_or_another_reader_tries_again_what_that_may_help(tmp_path):
+    output = resolve(str(tmp_path / "large"))
+    publish_table(output, "n0", manifest(a="1"), failed=[("a", False)], kind="too_large")
+    same, larger = (BUNDLE._replace(limits={"max_pixels": most, "max_side": 65_535}) for most in (100_000_000, 100_000_001))
+    assert increment(output, manifest(a="1"), same).nothing_to_do
+    assert increment(output, manifest(a="1"), larger).counts["retry"] == 1
+    output = resolve(str(tmp_path / "unsupported"))
+    publish_table(output, "n0", manifest(a="1"), failed=[("a", False)], kind="unsupported")
+    assert increment(output, manifest(a="1")).nothing_to_do
+    assert increment(output, manifest(a="1"), BUNDLE._replace(readers={"pillow-heif": "1.0"})).counts["retry"] == 1
 
 
 def test_without_sizes_and_etags_nothing_is_known_to_have_changed(tmp_path):

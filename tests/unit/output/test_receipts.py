@@ -107,7 +107,7 @@ def test_ranges_are_half_open_and_sorted(output):
     assert np.array_equal(read_receipts(run).images(10).nonzero()[0], [0, 4, 5, 6, 9])
 
 
-def test_what_shards_passed_over_is_counted_once_however_often_they_are_staged(tmp_path):
+def test_what_shards_skipped_is_counted_once_however_often_they_are_staged(tmp_path):
     run = begin(resolve(str(tmp_path)), 4)
     for rows, passed in (
         ([0, 1], ['{".json": 2, "._*": 1}', None]),

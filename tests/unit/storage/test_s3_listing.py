@@ -96,7 +96,7 @@ def test_other_servers_are_asked_for_the_headers_of_archived_objects(monkeypatch
 
 
 @pytest.mark.parametrize("listers", [2, 16], ids=["while listing", "while looking for folders"])
-def test_a_prefix_that_may_not_be_listed_is_passed_over_and_an_excluded_one_is_not_asked_for(monkeypatch, listers):
+def test_a_prefix_that_may_not_be_listed_is_skipped_and_an_excluded_one_is_not_asked_for(monkeypatch, listers):
     monkeypatch.setattr(s3_listing, "LISTERS", listers)
     pages = {("", ""): page(entry("0.jpg"), folders=["a/", "b/", "c/"]), ("a/", ""): page(entry("a/1.jpg"))}
     pages["b/", ""] = PermissionError("denied")

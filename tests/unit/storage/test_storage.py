@@ -9,9 +9,11 @@ from urllib.parse import quote
 
 import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from tlbatch.errors import ConfigError
 from tlbatch.storage.failures import require_spelled
+from tlbatch.storage.location import UNREADABLE, WalkRules
 from tlbatch.storage.resolve import resolve
 
 REMOTE = "memory://tests"
@@ -233,3 +235,32 @@ def test_an_option_that_a_client_ignores_is_refused_where_it_is_nearly_one_of_it
     require_spelled("gs", ["token", "use_listings_cache"], ["token", "project"])
     with pytest.raises(ConfigError, match=r"gs:// has no option 'tokn'; did you mean 'token'\?"):
         require_spelled("gs", ["tokn"], ["token", "project"])
+
+
+class Disk(LocalFileSystem):
+    """A protocol with folders and no search of its own, one folder of which cannot be listed, and one is no longer there."""
+
+    protocol = "disk"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("disk://"))
+
+    def ls(self, path, detail=False, **kwargs):
+        for name, error in (("closed", PermissionError(13, "closed")), ("gone", FileNotFoundError(2, "gone"))):
+            if path.rstrip("/").endswith(f"/{name}"):
+                raise error
+        return super().ls(path, detail=detail, **kwargs)
+
+
+def test_a_folder_of_any_protocol_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path):
+    """fsspec's own walk would take it for one, and an incremental run would remove its images from the table."""
+    fsspec.register_implementation("disk", Disk, clobber=True)
+    for name in ("a/1.jpg", "b/c/2.jpg", "closed/3.jpg", "gone/4.jpg", "skipped/5.jpg", "6.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    passed: list[tuple[str, str]] = []
+    rules = WalkRules(lambda folder: folder == "skipped/", lambda *told: passed.append(told))
+    found = [key for batch in resolve(f"disk://{tmp_path}").walk(rules) for key in batch["key"].to_pylist()]
+    assert found == ["6.jpg", "a/1.jpg", "b/c/2.jpg"]
+    assert passed == [("closed/", UNREADABLE)]
