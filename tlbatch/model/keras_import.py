@@ -99,6 +99,15 @@ def split_base_and_head(
     return Imported(frozen, head, multi_label, bool(layers), kind)
 
 
+@with_own_keras
+def apart(model: keras.Model, other: keras.Model, scaling: Scaling, probes: np.ndarray) -> float:
+    """The largest difference between the outputs of two models on some pixels."""
+    channels = model.inputs[0].shape[-1]
+    values = as_trained(scaling, probes, channels)
+    one, two = (np.asarray(each(values, training=False), np.float32) for each in (model, other))
+    return float(np.abs(one - two).max())
+
+
 #: Numbers from which a constant, or a mean of a normalization, means pixels from 0 to 255 and not from 0 to 1.
 _OF_BYTES = 20.0
 
@@ -281,9 +290,14 @@ def as_scores(outputs: np.ndarray, kind: str, classes: int) -> np.ndarray:
 
 
 def as_trained(scaling: Scaling, pixels: np.ndarray, channels: int = 3) -> np.ndarray:
-    """Pixels scaled as in training, by plain arithmetic, to check the layers that will do it."""
+    """RGB pixels as a model took them in training, by plain arithmetic, to check the layers that will do it."""
     if channels == 1:
         pixels = ((pixels.astype(np.int64) @ np.array(bases.GREY_PARTS) + 32768) >> 16)[..., None]
+    return numbers(scaling, pixels)
+
+
+def numbers(scaling: Scaling, pixels: np.ndarray) -> np.ndarray:
+    """Pixels from 0 to 255 as float32 numbers, scaled as in training."""
     values = pixels.astype(np.float32)
     if scaling == "tf":
         return values / 127.5 - 1
