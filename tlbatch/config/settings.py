@@ -336,8 +336,8 @@ class ImportConfig(_Strict):
     )
     scale: Literal["[-1,1]", "[0,1]", "raw", "caffe", "torch"] | None = Field(
         default=None,
-        description="Range of the pixels in training: [-1,1], [0,1], caffe or torch; raw, which is often found in its graph, if "
-        "the model scales them itself.",
+        description="Range of the pixels in training: [-1,1], [0,1], caffe or torch; raw if the model scales them itself "
+        "(found in its graph).",
     )
     size: ImageSize | None = Field(
         default=None, description="Height and width of its images, such as 224 or 200x300, if the model accepts any."
