@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import h5py
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.models import pixels, small_base, softmax, stacked, with_operations
+from support.paths import ROOT
 from support.pictures import COLORS, encoded, noisy
 
 import tlbatch
@@ -103,9 +105,9 @@ def test_one_channel_is_pillows_grey(tmp_path):
     images = np.random.default_rng(1).integers(0, 256, (5, 40, 40, 3), np.uint8)
     grey = np.stack([np.asarray(Image.fromarray(one).convert("L")) for one in images])[..., None]
     assert scores_of(result, images) == pytest.approx(model.predict(grey.astype("float32"), verbose=0), abs=1e-5)
+    inputs = keras.Input((40, 40, 1))
     with pytest.raises(ConfigError, match="one channel"):
-        unscaled = keras.Model(inputs := keras.Input((40, 40, 1)), keras.layers.Dense(3)(keras.layers.Flatten()(inputs)))
-        imported(tmp_path, unscaled, scale="caffe")
+        imported(tmp_path, keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(inputs))), scale="caffe")
 
 
 @pytest.mark.parametrize("size", [56, "56", "40x56"])
@@ -243,6 +245,14 @@ def test_a_check_without_images_or_without_a_folder_is_a_sentence(tmp_path):
         imported(tmp_path, sharp(), check=str(tmp_path / "empty"))
     with pytest.raises(ConfigError, match="give the folder of its images with check"):
         imported(tmp_path, sharp(), expected="labels.csv")
+
+
+def test_the_page_names_tests_that_exist():
+    page = (ROOT / "docs" / "keras-models.md").read_text()
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", page)
+    assert len(named) > 10
+    assert [name for name in named if f"def {name}(" not in tests] == []
 
 
 def test_layers_below_others_are_converted_too(tmp_path, half):
