@@ -100,3 +100,29 @@ def test_a_signal_at_any_moment(verb, number, begin, seconds, request, receiver,
         again = subprocess.run(words, capture_output=True, text=True, check=False, env=env, timeout=200)
         assert again.returncode == 0, again.stderr
     require_sound(verb, tmp_path / "out")
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("seconds", [2.0, 4.0, 6.0, 8.0])
+def test_a_signal_to_all_processes_of_a_command(seconds, request, receiver, tmp_path):
+    """`timeout` and a unit of systemd without KillMode=mixed end Ray's processes at the same moment as the command."""
+    address, posted = receiver
+    words = [TLBATCH, *command("classify", request, tmp_path, address)]
+    env = {**os.environ, "RAY_ADDRESS": "local"}
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True
+    )
+    while not taken(process):
+        time.sleep(0.001)
+    try:
+        _, said = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode in (0, 4), said
+    assert "Traceback" not in said
+    assert len([line for line in said.splitlines() if line.strip()]) <= 1, said
+    assert [message["exit_code"] for message in posted] == [process.returncode]
+    again = subprocess.run(words, capture_output=True, text=True, check=False, env=env, timeout=200)
+    assert again.returncode == 0, again.stderr
+    require_sound("classify", tmp_path / "out")

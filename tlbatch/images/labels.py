@@ -54,7 +54,7 @@ class Labelled:
         withdrawn: the images whose labels were taken back.
         unanswered: images with an empty cell, which keep the label of another file, or have none.
         moved: images for which a later file gives another part than an earlier one.
-        by_uri: whether every row names its image by address.
+        by_uri: whether labels files name every image by address.
     """
 
     labels: Mapping[ImageName, tuple[str, ...]]
@@ -187,7 +187,7 @@ class _Join:
         withdrawn = frozenset(self._images[place] for place, names in given.items() if WITHDRAWN in names)
         left = {self._images[place]: names for place, names in given.items() if WITHDRAWN not in names}
         parts = {self._images[place]: part for place, part in splits.items()} if self._labels.has_splits else None
-        by_uri = all(row.uri is not None for row in self._labels.rows)
+        by_uri = not self._labels.class_depth and all(row.uri is not None for row in self._labels.rows)
         return Labelled(left, parts, strangers, withdrawn, len(unanswered), len(moved), by_uri)
 
     def _places(self, row: LabelRow) -> list[int]:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -57,7 +57,8 @@ class StalenessRule(NamedTuple):
 
     def retried(self, run: Run) -> set[str]:
         """The kinds of a run's failures that another run may do better."""
-        spec, versions = run.facts["spec"], run.facts.get("versions", {})
+        spec: Mapping[str, Any] = run.facts["spec"]
+        versions = run.facts.get("versions", {})
         kinds = set(map(str, _PASSING))
         if any(most > spec.get(name, Spec.model_fields[name].default) for name, most in self.limits.items()):
             kinds.add(str(ErrorKind.TOO_LARGE))

@@ -228,7 +228,8 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
 
 
 def _print_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
-    console.print(f"Accuracy {metrics['accuracy']:.2%} on {metrics['images']:,} images")
+    balanced = f", balanced accuracy {metrics['balanced_accuracy']:.2%}," if "balanced_accuracy" in metrics else ""
+    console.print(f"Accuracy {metrics['accuracy']:.2%}{balanced} on {metrics['images']:,} images")
     for name in ("failed", "missing", "abstained"):
         if metrics.get(name):
             console.print(f"  {metrics[name]:,} {name}")

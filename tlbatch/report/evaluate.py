@@ -176,6 +176,9 @@ def _by_class(measured: Sequence[Any], labels: Sequence[str]) -> dict[str, dict[
 def measure(actual: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
     """Accuracy; precision, recall and F1 per class; and the confusion matrix (rows: true labels, columns: predicted labels).
 
+    `balanced_accuracy` is the mean recall of the classes that have images: a head that never finds a rare class has a high
+    accuracy and a low balanced one.
+
     Args:
         actual: the true label of each image.
         predicted: the predicted label of each image.
@@ -187,8 +190,10 @@ def measure(actual: Sequence[str], predicted: Sequence[str], labels: Sequence[st
         return {"accuracy": 0.0, "images": 0, "by_class": {}, "confusion": [], "labels": list(labels)}
     measured = precision_recall_fscore_support(actual, predicted, labels=list(labels), zero_division=0.0)
     correct = sum(one == other for one, other in zip(actual, predicted, strict=True))
+    recalls = [float(recall) for recall, support in zip(measured[1], measured[3], strict=True) if support]
     return {
         "accuracy": correct / len(actual),
+        "balanced_accuracy": sum(recalls) / len(recalls),
         "images": len(actual),
         "by_class": _by_class(measured, labels),
         "confusion": confusion_matrix(list(actual), list(predicted), labels=list(labels)).tolist(),

@@ -29,6 +29,8 @@ def make_model_card(title: str, training: Mapping[str, Any], metrics: Mapping[st
     else:
         accuracy = f"{metrics['accuracy']:.1%}"
         sentences = [f"Accuracy on {metrics['images']} test images that were not used in training: {accuracy}."]
+        if "balanced_accuracy" in metrics:
+            sentences.append(f"Balanced accuracy, the mean recall of the classes: {metrics['balanced_accuracy']:.1%}.")
         measured = _metrics_tables(metrics)
     return render("card.html", title, sentences=[*sentences, *_calibration_sentences(training)], tables=[*measured, made])
 

@@ -274,7 +274,7 @@ class RemoteLocation:
     def _walk_folders(self, start: str, rules: WalkRules, folder: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
         """The same, folder by folder: fsspec's own walk takes a folder that it cannot list for an empty one."""
         try:
-            entries = self._ask(lambda: self._fs.ls(start + folder, detail=True))
+            entries = self._ask(lambda: self._fs.ls((start + folder).rstrip("/") or "/", detail=True))
         except FileNotFoundError:  # removed since the folder above was listed
             return
         except PermissionError:
