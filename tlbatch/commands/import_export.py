@@ -19,7 +19,6 @@ from tlbatch.model.bundle import Bundle, Trained, copy_bundle, load_bundle, requ
 from tlbatch.model.engines import load_engine
 from tlbatch.model.float32 import in_float32, precision
 from tlbatch.model.keras_import import (
-    TOLERANCE,
     Imported,
     apart,
     plain_model,
@@ -42,6 +41,8 @@ INTERPOLATIONS: dict[str, Any] = {
     "bicubic": "bicubic",
     "lanczos": "lanczos",
 }
+#: The largest difference between scores of the CPU engine and of Keras, both in float32.
+_MOST_OFF = 1e-4
 #: Value of `--scale` -> name of the scaling in the bundle.
 SCALINGS = {"[-1,1]": "tf", "[0,1]": "unit", "raw": "inside", "caffe": "caffe", "torch": "torch"}
 
@@ -79,7 +80,7 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         trial = save_bundle(resolve(folder), frozen, trained, probes, {bundles.CARD: card})
         off = _distance(trial)
-        if off > TOLERANCE:
+        if off > _MOST_OFF:
             raise BundleError(
                 f"The bundle's scores differ from those of the model {config.model}: off by {off:.2g}; nothing was written."
             )

@@ -40,13 +40,59 @@ def renewed(config: Any) -> Any:
     if not isinstance(config, Mapping):
         return config
     made = {name: renewed(value) for name, value in config.items()}
-    return _object(made) if isinstance(made.get("class_name"), str) and isinstance(made.get("config"), dict) else made
+    if not (isinstance(made.get("class_name"), str) and isinstance(made.get("config"), dict)):
+        return made
+    if made["class_name"] in _MODELS and isinstance(made["config"].get("layers"), list):
+        made["config"]["layers"] = _layers(made["config"])
+    return _object(made)
 
 
 def is_operation(module: str, name: str) -> bool:
     """Whether a module of Keras has a tensor operation of this name, such as the division that `preprocess_input` adds."""
     kind = getattr(import_quietly(module), name, None) if module in OPERATIONS else None
     return isinstance(kind, type) and issubclass(kind, import_keras().Operation)
+
+
+def _layers(network: dict[str, Any]) -> list[Any]:
+    """The layers of a model, connected as today's Keras counts, with an input of their own."""
+    layers = [one for one in network["layers"] if isinstance(one, dict) and isinstance(one.get("config"), dict)]
+    if len(layers) != len(network["layers"]):
+        return list(network["layers"])  # something else, which is refused by its name
+    first = layers[0] if layers else {}
+    shape = first.get("config", {}).get("batch_input_shape")
+    if shape and first["class_name"] != "InputLayer" and "inbound_nodes" not in first:
+        layers.insert(0, {"class_name": "InputLayer", "config": {"batch_input_shape": shape, "dtype": "float32"}})
+    for layer in layers:
+        if layer["class_name"] != "InputLayer":
+            layer["config"].pop("batch_input_shape", None)
+    _count_calls_from_0(layers, network)
+    return layers
+
+
+def _count_calls_from_0(layers: list[dict[str, Any]], network: dict[str, Any]) -> None:
+    """Keras 2 counted the making of a model in a graph as its first call; its references are lists of name, call, output.
+
+    It also wrote one input, or one output, as a list.
+    """
+    models = {layer.get("name") for layer in layers if layer["class_name"] in _MODELS}
+    nodes = [node for layer in layers for node in layer.get("inbound_nodes", ()) if isinstance(node, list)]
+    if not nodes:  # Keras 3
+        return
+    ends = [end for name in ("input_layers", "output_layers") for end in network.get(name) or ()]
+    found = [one for part in (*nodes, *ends) if isinstance(part, list) for one in _references(part) if one[0] in models]
+    first = {name: min(one[1] for one in found if one[0] == name) for name in {one[0] for one in found}}
+    for one in found:
+        one[1] -= first[one[0]]
+    for name in ("input_layers", "output_layers"):  # one tensor is no list of one
+        if len(network.get(name) or ()) == 1 and isinstance(network[name][0], list):
+            network[name] = network[name][0]
+
+
+def _references(part: list[Any]) -> list[list[Any]]:
+    """The references to outputs of layers in a node, or in the inputs or outputs of a model."""
+    if len(part) >= 3 and isinstance(part[0], str) and isinstance(part[1], int):
+        return [part]
+    return [one for inner in part if isinstance(inner, list) for one in _references(inner)]
 
 
 def _object(found: dict[str, Any]) -> dict[str, Any]:
@@ -69,9 +115,10 @@ def _object(found: dict[str, Any]) -> dict[str, Any]:
 def _layer_of_function(found: dict[str, Any]) -> dict[str, Any]:
     """The layer or operation that does the same as a function of TensorFlow, if it takes one tensor and constants."""
     nodes = found.get("inbound_nodes")
-    if not (isinstance(nodes, list) and len(nodes) == 1 and isinstance(nodes[0], list) and len(nodes[0]) == 1):
+    sources = _references(nodes) if isinstance(nodes, list) else []
+    if len(sources) != 1:
         return found
-    source, arguments = nodes[0][0][:3], (nodes[0][0][3:] or [{}])[0]
+    source, arguments = sources[0][:3], (sources[0][3:] or [{}])[0]
     config = found["config"]
     function = config.get("function")
     if function == "__operators__.getitem":
