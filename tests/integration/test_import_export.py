@@ -217,7 +217,7 @@ def test_a_whole_model_out_of_a_package_and_dogs_get_their_breeds(tmp_path, weig
         ({"labels": ("one", "two")}, LabelsError, "gives 3 scores per image, but there are 2 labels"),
         ({"labels": ("one", "one", "two")}, LabelsError, "it has 'one' twice"),
         ({"scale": "0-1"}, ConfigError, "scale: Input should be"),
-        ({"size": 64}, ConfigError, "takes only images of 48x48 pixels"),
+        ({"size": 64}, ConfigError, "takes only images of 48 pixels"),
     ],
 )
 def test_mistakes_are_sentences_and_write_nothing(tmp_path, settings, error, sentence):

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import zipfile
 
 import h5py
 import keras
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 from support.models import pixels, small_base, softmax, stacked, with_operations
 from support.paths import ROOT
-from support.pictures import COLORS, encoded, noisy
+from support.pictures import encoded, noisy
 
 import tlbatch
 from tlbatch.errors import BundleError, ConfigError, WeightsError
@@ -55,6 +56,7 @@ def test_half_precision_becomes_float32_and_the_difference_is_said(tmp_path, hal
     assert given == pytest.approx(np.asarray(model(scaled), np.float32), abs=0.01)
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 def test_int8_weights_are_multiplied_out(tmp_path):
     model = stacked()
     before = model.predict(pixels() / np.float32(255), verbose=0)
@@ -65,6 +67,7 @@ def test_int8_weights_are_multiplied_out(tmp_path):
     assert load_bundle(result["bundle"]).features_length == 16
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 def test_another_quantisation_is_named(tmp_path):
     model = stacked()
     model.quantize("int4")
@@ -124,10 +127,18 @@ def test_a_size_that_is_none(tmp_path, size):
         imported(tmp_path, stacked(), scale="raw", size=size)
 
 
+def exchanged() -> keras.Model:
+    """Red and blue change places by an index with an ellipsis."""
+    inputs = keras.Input((48, 48, 3))
+    numbers = inputs[..., ::-1] / 255.0
+    return keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(small_base("avg")(numbers)))
+
+
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
-def test_operations_in_an_h5_file(tmp_path):
+@pytest.mark.parametrize("build", [with_operations, exchanged])
+def test_operations_in_an_h5_file(tmp_path, build):
     """Keras 3 writes them without their modules, and then cannot read them."""
-    model = with_operations()
+    model = build()
     result = imported(tmp_path, model, "h5")
     assert result["scale"] == "raw"
     assert scores_of(result, pixels()) == pytest.approx(model.predict(pixels().astype("float32"), verbose=0), abs=1e-5)
@@ -199,7 +210,7 @@ def folder(tmp_path):
     made = tmp_path / "checked"
     (made / "b").mkdir(parents=True)
     for number in range(12):
-        data = encoded(noisy(COLORS[LABELS[number % 3]], number, (150, 130)), "PNG")
+        data = encoded(noisy((128, 128, 128), number, (150, 130)), "PNG")
         (made / ("b" if number % 2 else ".") / f"{number}.png").write_bytes(data)
     return made
 
@@ -208,7 +219,7 @@ def sharp() -> keras.Model:
     """A model that sees single pixels."""
     keras.utils.set_random_seed(2)
     inputs = keras.Input((48, 48, 3))
-    flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+    flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255, -0.5)(inputs))
     return keras.Model(inputs, keras.layers.Dense(3, activation="softmax", kernel_initializer="normal")(flat))
 
 
@@ -263,3 +274,26 @@ def test_layers_below_others_are_converted_too(tmp_path, half):
     plain = in_float32(model)
     assert precision(plain) == "float32"
     assert [one.shape for one in plain.get_weights()] == [one.shape for one in model.get_weights()]
+
+
+@pytest.fixture(scope="module")
+def keras_2(tmp_path_factory):
+    """Models that TensorFlow 2.15 has written (`support/keras2.py`)."""
+    folder = tmp_path_factory.mktemp("keras2")
+    with zipfile.ZipFile(ROOT / "tests" / "golden" / "keras2.zip") as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [("caffe", "h5"), *((name, suffix) for name in ("tf", "torch", "layer", "machine") for suffix in ("h5", "keras"))],
+)
+def test_files_of_keras_2(tmp_path, keras_2, name, suffix):
+    """Arithmetic of `preprocess_input` in its three modes, models in models, and what Teachable Machine builds."""
+    given = {"trained_with": "teachable-machine"} if name == "machine" else {}
+    shutil.copy(keras_2 / f"{name}.{suffix}", tmp_path / f"model.{suffix}")
+    result = imported(tmp_path, None, suffix, **given)
+    assert result["scale"] == ("[-1,1]" if name == "machine" else "raw")
+    expected = json.loads((keras_2 / "scores.json").read_text())[name]
+    assert scores_of(result, pixels()) == pytest.approx(np.array(expected), abs=1e-5)

@@ -70,6 +70,6 @@ def _labels(bundle: Bundle, paths: Sequence[Path]) -> list[str | None]:
     found: list[str | None] = []
     for path in paths:
         pixels = decode(path.read_bytes(), bundle.size, rules=bundle.pixel_rules)
-        best = int(np.argmax(engine.predict(pixels.array[None]).scores[0])) if isinstance(pixels, Pixels) else None
-        found.append(None if best is None else bundle.labels[best])
+        scores = engine.predict(pixels.array[None]).scores if isinstance(pixels, Pixels) else None
+        found.append(None if scores is None else bundle.labels[int(np.argmax(scores[0]))])
     return found

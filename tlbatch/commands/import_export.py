@@ -122,7 +122,8 @@ def _scale_of(model: Any, scale: str | None) -> str:
     """
     takes = str(model.inputs[0].dtype)
     layer = None if "int" in takes else scaling_layer(model)
-    told = f"takes {takes}, so it scales its pixels itself" if "int" in takes else f"scales its pixels in its layer {layer!r}"
+    where = f"scales its pixels itself, in its layer {layer!r}"
+    told = f"takes {takes}, so it scales its pixels itself" if "int" in takes else where
     if "int" not in takes and layer is None:
         if scale is None:
             raise ConfigError("scale: no layer of the model scales pixels, so say how its training scaled them, with --scale.")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 #: Names of dtypes and policies that compute in 16 bits.
 _HALF = frozenset(("float16", "bfloat16", "mixed_float16", "mixed_bfloat16"))
-_QUANTIZED = "QuantizedDTypePolicy"
+_QUANTIZED = ("QuantizedDTypePolicy", "Int4DTypePolicy")
 
 
 def precision(model: keras.Model) -> str:
@@ -75,7 +75,7 @@ def _as_float32(config: Any) -> Any:
 def _is_other(dtype: Any) -> bool:
     if not isinstance(dtype, Mapping):
         return dtype in _HALF
-    return dtype.get("class_name") == _QUANTIZED or dtype.get("config", {}).get("name") in _HALF
+    return dtype.get("class_name") in _QUANTIZED or dtype.get("config", {}).get("name") in _HALF
 
 
 def _numbers(layer: Any) -> list[np.ndarray]:

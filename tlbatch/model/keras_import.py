@@ -140,7 +140,7 @@ def _shrinks(layer: Any) -> bool:
     """Whether a layer or an arithmetic operation divides by, or subtracts, numbers of the size of bytes."""
     kind = type(layer).__name__
     if kind == "Rescaling":
-        return bool(np.max(np.abs(layer.scale)) <= 1 / _OF_BYTES)
+        return bool(np.max(np.abs(layer.scale)) <= 1 / _OF_BYTES or np.max(np.abs(layer.offset)) >= _OF_BYTES)
     if kind == "Normalization":
         return bool(np.max(np.abs(np.asarray(layer.mean))) >= _OF_BYTES)
     constants = [float(np.abs(one).max()) for one in _constants(layer)] if hasattr(layer, "_inbound_nodes") else []

@@ -40,11 +40,15 @@ def renewed(config: Any) -> Any:
     if not isinstance(config, Mapping):
         return config
     made = {name: renewed(value) for name, value in config.items()}
-    if not (isinstance(made.get("class_name"), str) and isinstance(made.get("config"), dict)):
+    if not _is_object(made):
         return made
     if made["class_name"] in _MODELS and isinstance(made["config"].get("layers"), list):
         made["config"]["layers"] = _layers(made["config"])
     return _object(made)
+
+
+def _is_object(found: Mapping[str, Any]) -> bool:
+    return isinstance(found.get("class_name"), str) and isinstance(found.get("config"), dict)
 
 
 def is_operation(module: str, name: str) -> bool:
@@ -55,7 +59,7 @@ def is_operation(module: str, name: str) -> bool:
 
 def _layers(network: dict[str, Any]) -> list[Any]:
     """The layers of a model, connected as today's Keras counts, with an input of their own."""
-    layers = [one for one in network["layers"] if isinstance(one, dict) and isinstance(one.get("config"), dict)]
+    layers = [one for one in network["layers"] if isinstance(one, dict) and _is_object(one)]
     if len(layers) != len(network["layers"]):
         return list(network["layers"])  # something else, which is refused by its name
     first = layers[0] if layers else {}
@@ -75,9 +79,12 @@ def _count_calls_from_0(layers: list[dict[str, Any]], network: dict[str, Any]) -
     It also wrote one input, or one output, as a list.
     """
     models = {layer.get("name") for layer in layers if layer["class_name"] in _MODELS}
-    nodes = [node for layer in layers for node in layer.get("inbound_nodes", ()) if isinstance(node, list)]
+    every = [node for layer in layers for node in layer.get("inbound_nodes") or ()]
+    nodes = [node for node in every if isinstance(node, list)]
     if not nodes:  # Keras 3
         return
+    tensors = [one for node in every if isinstance(node, dict) for one in node["args"] if isinstance(one, dict)]
+    nodes += [one["config"]["keras_history"] for one in tensors if one.get("class_name") == "__keras_tensor__"]
     ends = [end for name in ("input_layers", "output_layers") for end in network.get(name) or ()]
     found = [one for part in (*nodes, *ends) if isinstance(part, list) for one in _references(part) if one[0] in models]
     first = {name: min(one[1] for one in found if one[0] == name) for name in {one[0] for one in found}}
@@ -107,6 +114,8 @@ def _object(found: dict[str, Any]) -> dict[str, Any]:
         config["axis"] = config["axis"][0]
     # A layer always says whether it is trainable, and an operation never does: some have the same name.
     if "inbound_nodes" in found and "module" not in found and "trainable" not in config:
+        for node in found["inbound_nodes"] if name == "GetItem" else ():
+            node["args"] = [_without_ellipsis(one) if isinstance(one, list) else one for one in node["args"]]
         module = next((module for module in OPERATIONS if is_operation(module, name)), None)
         return {**found, "module": module, "registered_name": name} if module else found
     return found
@@ -154,9 +163,9 @@ def _rescaling(found: Mapping[str, Any], source: list[Any], scale: Any, offset: 
 def _slice(found: Mapping[str, Any], source: list[Any], spec: Any) -> dict[str, Any]:
     """Indexing of a tensor, such as the exchange of red and blue."""
     parts = spec.get("items", spec.get("config")) if isinstance(spec, Mapping) else spec
-    key = [_part_of_slice(part) for part in parts] if isinstance(parts, list) else [None]
-    if None in key:
+    if not isinstance(parts, list) or not all(_is_ellipsis(part) or _is_range(part) for part in parts):
         return dict(found)
+    key = _without_ellipsis([part if _is_ellipsis(part) else _range(**part) for part in parts])
     tensor = {"class_name": "__keras_tensor__", "config": {"shape": [None], "dtype": "float32", "keras_history": source}}
     return {
         "module": "keras.src.ops.numpy",
@@ -168,10 +177,19 @@ def _slice(found: Mapping[str, Any], source: list[Any], spec: Any) -> dict[str, 
     }
 
 
-def _part_of_slice(part: Any) -> dict[str, Any] | None:
-    """A part of an index in the words of Keras 3; None if it is unknown."""
-    if isinstance(part, Mapping) and part.get("class_name") in ("__ellipsis__", "Ellipsis"):
-        return {"class_name": "__ellipsis__", "config": {}}
-    if isinstance(part, Mapping) and set(part) == {"start", "stop", "step"}:
-        return {"class_name": "__slice__", "config": dict(part)}
-    return None
+def _is_ellipsis(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("class_name") == "__ellipsis__"
+
+
+def _is_range(part: Any) -> bool:
+    return isinstance(part, Mapping) and set(part) == {"start", "stop", "step"}
+
+
+def _range(start: Any = None, stop: Any = None, step: Any = None) -> dict[str, Any]:
+    return {"class_name": "__slice__", "config": {"start": start, "stop": stop, "step": step}}
+
+
+def _without_ellipsis(key: list[Any]) -> list[Any]:
+    """The index of a batch of images, of four dimensions, written out: Keras cannot read an ellipsis from `.h5` files."""
+    found = next((place for place, part in enumerate(key) if _is_ellipsis(part)), None)
+    return key if found is None else key[:found] + [_range()] * (5 - len(key)) + key[found + 1 :]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +72,6 @@ def _by_image(folder: Path, size: Size, rules: PixelRules, colours: str) -> tupl
     return paths, np.stack([one if one.ndim == 3 else one[..., None] for one in pixels])
 
 
-def images_in(folder: Path) -> Sequence[Path]:
+def images_in(folder: Path) -> list[Path]:
     """The images below a folder that Keras's loaders take, sorted."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())

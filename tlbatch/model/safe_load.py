@@ -51,6 +51,7 @@ _PLAIN = frozenset(
         "DTypePolicy",
         "FloatDTypePolicy",
         "QuantizedDTypePolicy",
+        "Int4DTypePolicy",
         "Int8QuantizationConfig",
         "Int4QuantizationConfig",
         "AbsMaxQuantizer",
