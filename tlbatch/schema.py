@@ -41,6 +41,12 @@ KEPT_BACK = "_KEPT_BACK"  # beside _SUCCESS: complete, but not published because
 #: Height and width, in this order, as in Keras.
 Size = tuple[int, int]
 
+
+def in_words(size: Size) -> str:
+    """A size as people write it: 160, or 200x300 (height x width)."""
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
 #: Separates a bundle's URL from the sha256 that its `bundle.json` must have.
 PIN = "#sha256="
 

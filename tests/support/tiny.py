@@ -41,7 +41,7 @@ def tiny_base() -> Frozen:
     base = Base("Tiny", SIZE, "inside")
     inputs, features = with_preprocessing(base, network, SIZE)
     extractor = keras.Model(inputs, {"features": features})
-    return Frozen(base, SIZE, PixelRules(), "made by hand", network, extractor, export_openvino(extractor))
+    return Frozen(base, (SIZE, SIZE), PixelRules(), "made by hand", network, extractor, export_openvino(extractor))
 
 
 def tiny_bundle(folder: Path | str, head: np.ndarray = HEAD_A, frozen: Frozen | None = None) -> Bundle:

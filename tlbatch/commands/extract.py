@@ -123,8 +123,8 @@ def probe_pixels(config: TrainConfig | ExtractConfig, frozen: Frozen, manifest: 
         with contextlib.suppress(OSError):
             data = resolve(row["uri"], config.storage_options).read()
             limits = {"max_pixels": config.max_pixels, "max_side": config.max_side}
-            pixels = decode.decode(data, (size, size), rules=frozen.rules, **limits)
+            pixels = decode.decode(data, size, rules=frozen.rules, **limits)
             if isinstance(pixels, Pixels):
                 chosen.append(pixels.array)
-    noise = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
     return np.stack([*chosen, *noise])

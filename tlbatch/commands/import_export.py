@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tlbatch.commands.import_check import check_bundle, expected_labels
 from tlbatch.config import ExportConfig, ImportConfig
 from tlbatch.errors import BundleError, ConfigError, WeightsError
 from tlbatch.images.label_files import read_classes
 from tlbatch.model import bundle as bundles
 from tlbatch.model.bundle import Bundle, Trained, copy_bundle, load_bundle, require_bundle_place, save_bundle, saved
 from tlbatch.model.engines import load_engine
-from tlbatch.model.keras_import import TOLERANCE, plain_model, probe_pixels, scaling_layer, split_base_and_head
+from tlbatch.model.float32 import in_float32, precision
+from tlbatch.model.keras_import import (
+    Imported,
+    apart,
+    plain_model,
+    probe_pixels,
+    scaling_layer,
+    split_base_and_head,
+)
+from tlbatch.model.own_pipeline import own_scores
 from tlbatch.model.safe_load import load_safely
 from tlbatch.report.model_card import make_model_card
 from tlbatch.schema import PixelRules
@@ -30,6 +41,8 @@ INTERPOLATIONS: dict[str, Any] = {
     "bicubic": "bicubic",
     "lanczos": "lanczos",
 }
+#: The largest difference between scores of the CPU engine and of Keras, both in float32.
+_MOST_OFF = 1e-4
 #: Value of `--scale` -> name of the scaling in the bundle.
 SCALINGS = {"[-1,1]": "tf", "[0,1]": "unit", "raw": "inside", "caffe": "caffe", "torch": "torch"}
 
@@ -41,60 +54,93 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
         config: the model, its labels, its scaling, and the folder for the bundle.
 
     Returns:
-        `bundle` (its URL), `digest`, `labels`, `size`, `features_length`, `multi_label`; `split`, whether the graph shows where
-        the head begins; `resize` and `fit`, as given; `off`, the largest difference between the scores of the CPU engine and of
-        the model; `seconds`.
+        `bundle` (its URL), `digest`, `labels`, `features_length`, `multi_label`; `size`, a number or [height, width]; `split`,
+        whether the graph shows where the head begins; `scale`, `resize` and `fit`; `off`, the largest difference between the
+        scores of the CPU engine and of the model in float32; `precision`, what the model computes in, and `off_float32`, the
+        largest difference of its outputs if that is not float32; `check`, what `check_bundle` returns, or None; `seconds`.
 
     Raises:
-        UsageError: the model could run code, does not classify RGB images, or does not fit its labels; nothing was written.
+        UsageError: the model could run code, does not classify images, or does not fit its labels, or too many labels of the
+            checked images differ; nothing was written.
     """
     began = time.monotonic()
     location = resolve(config.bundle, config.storage_options)
     require_bundle_place(location)
     labels = read_classes(resolve(config.labels, config.storage_options))
-    model = _load(resolve(config.model, config.storage_options))
-    _require_scale(model, config.scale)
-    scaling: Any = SCALINGS[config.scale]
+    original = _load(resolve(config.model, config.storage_options))
+    computes_in = precision(original)
+    model = original if computes_in == "float32" else in_float32(original)
+    scale = _scale_of(model, config.scale)
+    scaling: Any = SCALINGS[scale]
     # Colour profiles are ignored as in the training of most: loaders do not convert them.
     rules = PixelRules(config.white_level, "ignored", config.fit, INTERPOLATIONS[config.resize])
-    imported = split_base_and_head(model, config.model, scaling, config.size, labels, rules)
-    frozen = imported.frozen
-    thresholds = (0.5,) * len(labels) if imported.multi_label else None
-    facts = {"imported": config.model, "scale": config.scale, "head found in the graph": imported.split}
-    card = make_model_card(f"{', '.join(labels[:4])}{' …' if len(labels) > 4 else ''}: imported", facts, None)
-    trained = Trained(imported.head, tuple(labels), {}, facts, label_thresholds=thresholds)
+    imported = split_base_and_head(model, config.model, scaling, config.shape, labels, rules)
+    frozen, probes = imported.frozen, probe_pixels(imported.frozen.size)
+    trained, card = _trained_of(imported, labels, {"imported": config.model, "scale": scale})
     with tempfile.TemporaryDirectory() as folder:
-        trial = save_bundle(resolve(folder), frozen, trained, probe_pixels(frozen.size), {bundles.CARD: card})
+        trial = save_bundle(resolve(folder), frozen, trained, probes, {bundles.CARD: card})
         off = _distance(trial)
-        if off > TOLERANCE:
+        if off > _MOST_OFF:
             raise BundleError(
                 f"The bundle's scores differ from those of the model {config.model}: off by {off:.2g}; nothing was written."
             )
+        checked = None if config.check is None else check_bundle(config, trial, _own_labels(config, original, imported, trial))
         made = copy_bundle(trial, location)
     return {
         "bundle": made.location.url,
         "digest": made.digest,
         "labels": list(labels),
-        "size": frozen.size,
+        "size": frozen.size[0] if frozen.size[0] == frozen.size[1] else list(frozen.size),
         "features_length": made.features_length,
         "multi_label": imported.multi_label,
         "split": imported.split,
+        "scale": scale,
         "resize": config.resize,
         "fit": config.fit,
         "off": off,
+        "precision": computes_in,
+        "off_float32": 0.0 if model is original else apart(original, model, scaling, probes),
+        "check": checked,
         "seconds": round(time.monotonic() - began, 3),
     }
 
 
-def _require_scale(model: Any, scale: str) -> None:
-    """Raise ConfigError if a model scales its pixels itself, or takes integers like one of `export`, and is not told `raw`."""
-    if scale == "raw":
-        return
-    if "int" in str(model.inputs[0].dtype):
-        raise ConfigError(f"scale: the model takes {model.inputs[0].dtype}, so it scales its pixels itself; give --scale raw.")
-    layer = scaling_layer(model)
-    if layer is not None:
-        raise ConfigError(f"scale: the model scales its pixels itself, in its layer {layer!r}; give --scale raw.")
+def _trained_of(imported: Imported, labels: Sequence[str], facts: Mapping[str, Any]) -> tuple[Trained, bytes]:
+    """The head of an imported model, and the bundle's model card."""
+    known = {**facts, "head found in the graph": imported.split}
+    card = make_model_card(f"{', '.join(labels[:4])}{' …' if len(labels) > 4 else ''}: imported", known, None)
+    thresholds = (0.5,) * len(labels) if imported.multi_label else None
+    return Trained(imported.head, tuple(labels), {}, known, label_thresholds=thresholds), card
+
+
+def _scale_of(model: Any, scale: str | None) -> str:
+    """How the pixels are scaled outside a model: as given, or `raw` if it shows that it scales them itself.
+
+    Raises:
+        ConfigError: it scales its pixels itself, or takes integers like one of `export`, and another scale is given; or none is
+            given and it shows nothing.
+    """
+    takes = str(model.inputs[0].dtype)
+    layer = None if "int" in takes else scaling_layer(model)
+    where = f"scales its pixels itself, in its layer {layer!r}"
+    told = f"takes {takes}, so it scales its pixels itself" if "int" in takes else where
+    if "int" not in takes and layer is None:
+        if scale is None:
+            raise ConfigError("scale: no layer of the model scales pixels, so say how its training scaled them, with --scale.")
+        return scale
+    if scale not in (None, "raw"):
+        raise ConfigError(f"scale: the model {told}; give --scale raw, or leave it out.")
+    return "raw"
+
+
+def _own_labels(config: ImportConfig, model: Any, imported: Imported, bundle: Bundle) -> dict[str, str]:
+    """What the model's own pipeline says of the checked images, or what the user says that it said."""
+    if config.expected is not None:
+        return expected_labels(config)
+    folder, frozen = Path(str(config.check)), imported.frozen
+    paths, scores = own_scores(model, folder, frozen.size, frozen.base.scaling, frozen.rules, imported.kind, len(bundle.labels))
+    best = scores.argmax(axis=1)
+    return {path.relative_to(folder).as_posix(): bundle.labels[int(one)] for path, one in zip(paths, best, strict=True)}
 
 
 def _distance(bundle: Bundle) -> float:

@@ -94,9 +94,8 @@ def _train(config: TrainConfig, how: HeadTraining, location: Location, watch: Wa
     metrics = _measure(made.head, parts["test"], features.labels, calibration)
     training = _training_facts(how, made, calibration)
     base = made.frozen.base
-    title = (
-        f"{', '.join(features.labels[:4])}{' …' if len(features.labels) > 4 else ''}: {base.name} at {made.frozen.size} pixels"
-    )
+    classes = f"{', '.join(features.labels[:4])}{' …' if len(features.labels) > 4 else ''}"
+    title = f"{classes}: {base.name} at {schema.in_words(made.frozen.size)} pixels"
     extra = {bundles.CARD: make_model_card(title, training, metrics), bundles.SPLIT: made.split}
     trained = Trained(made.head, features.labels, metrics, training, *_thresholds(calibration))
     saved = save_bundle(location, made.frozen, trained, features.probes, extra)
@@ -194,7 +193,9 @@ def _base_of(config: TrainConfig, source: FeatureTable) -> tuple[Frozen, bundles
     given = config.model_fields_set
     if given & set(Pretrained.model_fields):
         named = freeze_named(config, read_weights(config), None if "white_level" in given else bundle.pixel_rules)
-        source.require_base(named.digest, f"{named.base.name} at {named.size} pixels with weights {named.weights}")
+        source.require_base(
+            named.digest, f"{named.base.name} at {schema.in_words(named.size)} pixels with weights {named.weights}"
+        )
     source.require_base(bundle.base_digest, f"the bundle {bundle.location.url}")
     return frozen_base_of(bundle), bundle
 

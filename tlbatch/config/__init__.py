@@ -1,5 +1,6 @@
 """The configuration of every verb, checked: flags, YAML files and `--set` become one of these classes."""
 
+from tlbatch.config.keras_models import ExportConfig, ImportConfig
 from tlbatch.config.settings import (
     SECRET_WORDS,
     CleanupConfig,
@@ -7,11 +8,9 @@ from tlbatch.config.settings import (
     CompareConfig,
     DemoConfig,
     EvaluateConfig,
-    ExportConfig,
     ExtractConfig,
     FolderConfig,
     Images,
-    ImportConfig,
     Pretrained,
     ReportConfig,
     RescoreConfig,

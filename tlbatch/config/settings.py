@@ -31,7 +31,7 @@ _ABOUT_KEYS = ("ssekmskeyid", "bucketkeyenabled")
 _NO_SECRETS = {"token": {"anon", "browser", "cache", "cloud", "google_default"}}
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     """A misspelled key is an error, and a configuration does not change after it was checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,7 +83,7 @@ WhiteLevel = Annotated[
 _LABELS = "CSV or Parquet with key (or uri), label and optionally split."
 
 
-class Images(_Strict):
+class Images(Strict):
     """The images that are read, and the limits of a single image."""
 
     images: str = Field(description="Folder or URL of the images or shards, or a list of addresses (CSV, Parquet or text).")
@@ -103,7 +103,7 @@ class Images(_Strict):
     )
 
 
-class Resources(_Strict):
+class Resources(Strict):
     """Settings that change only the speed. Where a default is empty, tlbatch chooses."""
 
     storage_options: Options = {}
@@ -217,7 +217,7 @@ class RunConfig(Spec, Resources):
         return Resources.model_validate(_only(self, Resources))
 
 
-class Pretrained(_Strict):
+class Pretrained(Strict):
     """A frozen base."""
 
     base: str = Field(default="MobileNetV2", description="A network of keras.applications, such as MobileNetV2.")
@@ -306,50 +306,14 @@ class TrainConfig(Pretrained, Images, Resources):
         return self
 
 
-class ImportConfig(_Strict):
-    """A classifier that was trained elsewhere, and the bundle made from it."""
-
-    model: str = Field(description="A .keras or .h5 file with a whole model, or its URL.")
-    labels: str = Field(description="Its classes in the order of its outputs: lines of text, CSV, Parquet or JSON.")
-    scale: Literal["[-1,1]", "[0,1]", "raw", "caffe", "torch"] = Field(
-        description="Range of the pixels in training: [-1,1], [0,1], caffe or torch; raw if the model scales them itself."
-    )
-    size: Annotated[int, Field(ge=32, le=4096)] | None = Field(
-        default=None, description="Height and width of its images, if the model accepts any."
-    )
-    resize: Literal["antialias", "keras", "nearest", "bicubic", "lanczos"] = Field(
-        default="antialias",
-        description="How its training resized: keras for image_dataset_from_directory and Resizing, nearest for load_img.",
-    )
-    fit: Literal["stretch", "crop", "pad"] = Field(
-        default="stretch", description="Whether its training stretched images, or kept their aspect ratio by crop or pad."
-    )
-    white_level: WhiteLevel = "auto"
-    bundle: str = Field(description="Folder or URL where the bundle is written.")
-    storage_options: Options = {}
-
-    @field_validator("scale", mode="before")
-    @classmethod
-    def _as_yaml_reads_it(cls, value: Any) -> Any:
-        return str(value).replace(" ", "") if isinstance(value, list) else value
-
-
-class ExportConfig(_Strict):
-    """A bundle, and the plain Keras model made from it."""
-
-    bundle: str = Field(description="Folder or URL of the bundle.")
-    model: str = Field(description="The .keras file to write, or its URL.")
-    storage_options: Options = {}
-
-
-class FolderConfig(_Strict):
+class FolderConfig(Strict):
     """An output to read."""
 
     output: Output
     storage_options: Options = {}
 
 
-class CompareConfig(_Strict):
+class CompareConfig(Strict):
     """Two runs to compare."""
 
     run_a: str = Field(description="A run's folder, or an output, whose newest published run is taken.")
@@ -358,7 +322,7 @@ class CompareConfig(_Strict):
     storage_options: Options = {}
 
 
-class SubmitConfig(_Strict):
+class SubmitConfig(Strict):
     """A cluster, and how a command becomes a job there."""
 
     address: str = Field(description="Where the cluster takes jobs: http://HEAD:8265.")
@@ -376,7 +340,7 @@ class SubmitConfig(_Strict):
         return address
 
 
-class ScheduleConfig(_Strict):
+class ScheduleConfig(Strict):
     """When a command runs, and what starts it."""
 
     target: Literal["cron", "systemd", "kuberay"] = Field(description="What starts the command.")

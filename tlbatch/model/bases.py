@@ -20,6 +20,7 @@ import numpy as np
 from tlbatch.errors import ConfigError, WeightsError, closest
 from tlbatch.model.own_keras import import_keras, with_own_keras
 from tlbatch.model.safe_load import require_stored
+from tlbatch.schema import Size
 
 if TYPE_CHECKING:
     import h5py
@@ -120,16 +121,32 @@ def with_preprocessing(base: Base, network: keras.Model, size: int) -> tuple[Any
     """Symbolic uint8 pixels (batch, size, size, 3) and the pooled features (batch, F) that `network` computes from them."""
     import keras
 
-    pixels, inputs = scaled(base.scaling, size)
+    pixels, inputs = scaled(base.scaling, (size, size))
     return pixels, keras.layers.GlobalAveragePooling2D(name="features")(network(inputs, training=False))
 
 
-def scaled(scaling: Scaling, size: int) -> tuple[Any, Any]:
-    """Symbolic uint8 pixels (batch, size, size, 3), and the float32 numbers that the network takes."""
+def scaled(scaling: Scaling, size: Size, channels: int = 3) -> tuple[Any, Any]:
+    """Symbolic uint8 pixels (batch, height, width, 3), and the float32 numbers (batch, height, width, channels) of the network.
+
+    For one channel the pixels become grey as by Pillow's `convert("L")`, to the same whole numbers.
+    """
     import keras
 
-    pixels = keras.Input((size, size, 3), dtype="uint8", name="pixels")
-    return pixels, _scaling_of(scaling, pixels)
+    pixels = keras.Input((*size, 3), dtype="uint8", name="pixels")
+    return pixels, _scaling_of(scaling, pixels if channels == 3 else _grey(pixels))
+
+
+#: What Pillow multiplies red, green and blue with (ITU-R BT.601), in parts of 65,536. All sums are exact in float32.
+GREY_PARTS = (19595, 38470, 7471)
+
+
+def _grey(pixels: Any) -> Any:
+    import keras
+
+    parts = keras.layers.Conv2D(1, 1, use_bias=False, trainable=False, name="grey_parts")
+    summed = parts(keras.layers.Rescaling(1.0)(pixels))
+    parts.set_weights([np.array(GREY_PARTS, np.float32).reshape(1, 1, 3, 1)])
+    return keras.ops.floor(keras.layers.Rescaling(1 / 65536, offset=0.5)(summed))
 
 
 def _scaling_of(scaling: Scaling, pixels: Any) -> Any:

@@ -269,12 +269,12 @@ class Frozen:
         rules: how the numbers in image files become its pixels.
         weights: the source of its weights, as the user gave it.
         network: the network itself.
-        extractor: uint8 pixels (batch, size, size, 3) -> features (batch, F); includes the preprocessing.
+        extractor: uint8 pixels (batch, height, width, 3) -> features (batch, F); includes the preprocessing.
         openvino: the extractor's OpenVINO files.
     """
 
     base: bases.Base
-    size: int
+    size: Size
     rules: PixelRules
     weights: str
     network: keras.Model
@@ -291,7 +291,7 @@ class Frozen:
         return {
             "base": {**base, "scaling": self.base.scaling},
             "input": {
-                "size": [self.size, self.size],
+                "size": list(self.size),
                 "resize": self.rules.resize,
                 "interpolation": self.rules.interpolation,
                 "color": "rgb",
@@ -331,7 +331,7 @@ def freeze(base: bases.Base, size: int, rules: PixelRules, weights: str, data: s
 
     pixels, features = bases.with_preprocessing(base, network, size)
     extractor = keras.Model(pixels, {"features": features})
-    return Frozen(base, size, rules, weights, network, extractor, export_openvino(extractor))
+    return Frozen(base, (size, size), rules, weights, network, extractor, export_openvino(extractor))
 
 
 @with_own_keras
@@ -343,7 +343,7 @@ def frozen_base_of(bundle: Bundle) -> Frozen:
     network = next(layer for layer in extractor.layers if isinstance(layer, keras.Model))
     base = bundle.facts["base"]
     known = bases.Base(base["name"], bundle.size[0], base["scaling"])
-    return Frozen(known, bundle.size[0], bundle.pixel_rules, base["weights"], network, extractor, export_openvino(extractor))
+    return Frozen(known, bundle.size, bundle.pixel_rules, base["weights"], network, extractor, export_openvino(extractor))
 
 
 @dataclass(frozen=True)
@@ -383,7 +383,7 @@ def save_bundle(
         location: where the bundle is written; an existing bundle is replaced.
         frozen: the base.
         trained: the head; None for a bundle that only extracts features.
-        probe_pixels: (n, size, size, 3) uint8 images; some become the probes of the bundle's self-test.
+        probe_pixels: (n, height, width, 3) uint8 images; some become the probes of the bundle's self-test.
         extra: further files, name -> bytes, such as the model card.
     """
     model = _stack(frozen, trained)
@@ -421,7 +421,7 @@ def copy_bundle(bundle: Bundle, location: Location) -> Bundle:
 
 
 def _stack(frozen: Frozen, trained: Trained | None) -> keras.Model:
-    """uint8 pixels (batch, size, size, 3) -> {"features": (batch, F), "scores": (batch, C)}, both float32."""
+    """uint8 pixels (batch, height, width, 3) -> {"features": (batch, F), "scores": (batch, C)}, both float32."""
     import keras
 
     features = frozen.extractor.output["features"]

@@ -17,7 +17,7 @@ from tlbatch.model.bases import Scaling, scaled
 from tlbatch.model.bundle import Frozen
 from tlbatch.model.openvino import export_openvino
 from tlbatch.model.own_keras import with_own_keras
-from tlbatch.schema import PixelRules
+from tlbatch.schema import PixelRules, Size, in_words
 
 if TYPE_CHECKING:
     import keras
@@ -45,22 +45,31 @@ _HEAD_LAYERS = [
 
 
 class Imported(NamedTuple):
-    """A base, its head, whether an image may have several labels, and whether the graph showed where the head begins."""
+    """A model in two parts.
+
+    Attributes:
+        frozen: the base.
+        head: the head.
+        multi_label: whether an image may have several labels.
+        split: whether the graph showed where the head begins.
+        kind: what the model's outputs are: `softmax`, `sigmoid` or `logits`.
+    """
 
     frozen: Frozen
     head: keras.Model
     multi_label: bool
     split: bool
+    kind: str
 
 
 @with_own_keras
 def split_base_and_head(
-    model: keras.Model, name: str, scaling: Scaling, size: int | None, labels: Sequence[str], rules: PixelRules
+    model: keras.Model, name: str, scaling: Scaling, size: Size | None, labels: Sequence[str], rules: PixelRules
 ) -> Imported:
     """Split a classifier into base and head, and put its preprocessing in front of the base.
 
     Args:
-        model: takes images (batch, height, width, 3) and gives (batch, classes) probabilities or logits.
+        model: takes images (batch, height, width, 3 or 1) and gives (batch, classes) probabilities or logits.
         name: the source of the model.
         scaling: how its pixels were scaled in training.
         size: height and width of its input in pixels, needed if the model takes images of any size.
@@ -70,23 +79,33 @@ def split_base_and_head(
     Raises:
         WeightsError: its inputs or outputs are of another kind, or base and head do not give its scores.
         LabelsError: there are more or fewer labels than classes.
-        ConfigError: the size is missing, or is not the model's size.
+        ConfigError: the size is missing, or is not the model's size; or its one channel cannot be scaled so.
     """
-    side = _side(model, size)
-    probes = probe_pixels(side)
-    outputs = np.asarray(model(_as_trained(scaling, probes), training=False))
+    shape, channels = _input_of(model, size, scaling)
+    probes = probe_pixels(shape)
+    outputs = np.asarray(model(as_trained(scaling, probes, channels), training=False))
     features, layers = _features_of(model)
     network = _as_network(model, features)
-    pixels, inputs = scaled(scaling, side)
+    pixels, inputs = scaled(scaling, shape, channels)
     extractor = _model(pixels, {"features": network(inputs, training=False)})
     kind = _kind(model, outputs)
     head, multi_label = _head(features, layers, outputs.shape[1], kind, labels)
-    frozen = Frozen(bases.Base(model.name, side, scaling), side, rules, name, network, extractor, export_openvino(extractor))
+    base = bases.Base(model.name, shape[0], scaling)
+    frozen = Frozen(base, shape, rules, name, network, extractor, export_openvino(extractor))
     scores = np.asarray(head(extractor(probes, training=False)["features"], training=False))
-    distance = float(np.abs(scores - _as_scores(outputs, kind, len(labels))).max())
+    distance = float(np.abs(scores - as_scores(outputs, kind, len(labels))).max())
     if not distance <= TOLERANCE:
         raise WeightsError(f"The model {name} cannot be split into base and head: the scores then differ by {distance:.2g}.")
-    return Imported(frozen, head, multi_label, bool(layers))
+    return Imported(frozen, head, multi_label, bool(layers), kind)
+
+
+@with_own_keras
+def apart(model: keras.Model, other: keras.Model, scaling: Scaling, probes: np.ndarray) -> float:
+    """The largest difference between the outputs of two models on some pixels."""
+    channels = model.inputs[0].shape[-1]
+    values = as_trained(scaling, probes, channels)
+    one, two = (np.asarray(each(values, training=False), np.float32) for each in (model, other))
+    return float(np.abs(one - two).max())
 
 
 #: Numbers from which a constant, or a mean of a normalization, means pixels from 0 to 255 and not from 0 to 1.
@@ -121,7 +140,7 @@ def _shrinks(layer: Any) -> bool:
     """Whether a layer or an arithmetic operation divides by, or subtracts, numbers of the size of bytes."""
     kind = type(layer).__name__
     if kind == "Rescaling":
-        return bool(np.max(np.abs(layer.scale)) <= 1 / _OF_BYTES)
+        return bool(np.max(np.abs(layer.scale)) <= 1 / _OF_BYTES or np.max(np.abs(layer.offset)) >= _OF_BYTES)
     if kind == "Normalization":
         return bool(np.max(np.abs(np.asarray(layer.mean))) >= _OF_BYTES)
     constants = [float(np.abs(one).max()) for one in _constants(layer)] if hasattr(layer, "_inbound_nodes") else []
@@ -145,33 +164,40 @@ def plain_model(bundle_model: keras.Model) -> keras.Model:
     return _model(bundle_model.input, bundle_model.output["scores"])
 
 
-def probe_pixels(size: int) -> np.ndarray:
-    """(8, size, size, 3) uint8: smooth patterns and noise, from dark to bright."""
+def probe_pixels(size: Size) -> np.ndarray:
+    """(8, height, width, 3) uint8: smooth patterns and noise, from dark to bright."""
     random = np.random.default_rng(0)
     coarse = random.uniform(0, 255, (8, 5, 5, 3))
-    places = np.linspace(0, 4, size)
-    low = np.minimum(places.astype(int), 3)
-    share = (places - low)[:, None]
-    rows = coarse[:, low] * (1 - share)[None, :, :, None] + coarse[:, low + 1] * share[None, :, :, None]
-    smooth = rows[:, :, low] * (1 - share)[None, None] + rows[:, :, low + 1] * share[None, None]
+    (top, down), (left, right) = (_between(length) for length in size)
+    rows = coarse[:, top] * (1 - down)[None, :, :, None] + coarse[:, top + 1] * down[None, :, :, None]
+    smooth = rows[:, :, left] * (1 - right)[None, None] + rows[:, :, left + 1] * right[None, None]
     noise = random.normal(0, np.linspace(0, 60, 8)[:, None, None, None], smooth.shape)
     bounded: np.ndarray = np.clip(smooth + noise, 0, 255)
     return bounded.astype(np.uint8)
 
 
-def _side(model: keras.Model, size: int | None) -> int:
+def _between(length: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each of `length` places among five points: the point before it, and how far it is from there (length, 1)."""
+    places = np.linspace(0, 4, length)
+    before = np.minimum(places.astype(int), 3)
+    return before, (places - before)[:, None]
+
+
+def _input_of(model: keras.Model, size: Size | None, scaling: Scaling) -> tuple[Size, int]:
+    """Height and width, and the number of channels, of the images that a model takes."""
     if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.inputs[0].shape) != 4 or len(model.outputs[0].shape) != 2:
         raise WeightsError("The model cannot be imported: it must take one image and give one vector of scores.")
     _, height, width, channels = model.inputs[0].shape
-    if channels != 3:
-        raise WeightsError(f"The model takes images with {channels} channels; only RGB can be imported.")
-    if height != width:
-        raise WeightsError(f"The model takes images of {height}x{width} pixels; only square ones can be imported.")
-    if size and height and size != height:
-        raise ConfigError(f"size: the model takes only images of {height}x{height} pixels; found {size}.")
-    if not (height or size):
+    if channels not in (1, 3):
+        raise WeightsError(f"The model takes images with {channels} channels; only RGB and one channel can be imported.")
+    if channels == 1 and scaling in ("caffe", "torch"):
+        raise ConfigError("scale: the model takes images of one channel, and caffe and torch scale three.")
+    if not size and None in (height, width):
         raise ConfigError("size: the model takes images of any size; give the size it was trained at with --size.")
-    return int(height or size or 0)
+    wanted = (height or size[0], width or size[1]) if size else (height, width)
+    if size and wanted != size:
+        raise ConfigError(f"size: the model takes only images of {in_words(wanted)} pixels; found {in_words(size)}.")
+    return wanted, channels
 
 
 def _features_of(model: keras.Model) -> tuple[Any, list[Any]]:
@@ -250,7 +276,7 @@ def _kind(model: keras.Model, outputs: np.ndarray) -> str:
     return "softmax" if outputs.shape[1] > 1 and np.allclose(outputs.sum(axis=1), 1, atol=1e-3) else "sigmoid"
 
 
-def _as_scores(outputs: np.ndarray, kind: str, classes: int) -> np.ndarray:
+def as_scores(outputs: np.ndarray, kind: str, classes: int) -> np.ndarray:
     """The model's outputs as probabilities of the classes, by plain arithmetic."""
     logits = kind == "logits"
     if outputs.shape[1] == 1 and classes == 2:
@@ -263,8 +289,15 @@ def _as_scores(outputs: np.ndarray, kind: str, classes: int) -> np.ndarray:
     return scores
 
 
-def _as_trained(scaling: Scaling, pixels: np.ndarray) -> np.ndarray:
-    """Pixels scaled as in training, by plain arithmetic, to check the layers that will do it."""
+def as_trained(scaling: Scaling, pixels: np.ndarray, channels: int = 3) -> np.ndarray:
+    """RGB pixels as a model took them in training, by plain arithmetic, to check the layers that will do it."""
+    if channels == 1:
+        pixels = ((pixels.astype(np.int64) @ np.array(bases.GREY_PARTS) + 32768) >> 16)[..., None]
+    return numbers(scaling, pixels)
+
+
+def numbers(scaling: Scaling, pixels: np.ndarray) -> np.ndarray:
+    """Pixels from 0 to 255 as float32 numbers, scaled as in training."""
     values = pixels.astype(np.float32)
     if scaling == "tf":
         return values / 127.5 - 1

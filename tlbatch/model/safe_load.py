@@ -4,19 +4,25 @@ Allowed are the layers of Keras that only compute, its pure operations, initiali
 metrics, optimizers and named activations. Everything else is refused, and the error names it: `Lambda` and wrappers of other
 code, layers that read vocabularies from files, custom and registered objects, unknown members of the archive, HDF5 links to
 other files, and shapes that no image model has or for which no numbers are stored.
+
+Files of older versions are rewritten first (`older_files`), and it is the rewritten file that is checked and loaded.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+import textwrap
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlbatch.errors import WeightsError
+from tlbatch.model.older_files import FUNCTIONS, is_operation, renewed
 from tlbatch.model.own_keras import import_keras, with_own_keras
-from tlbatch.stdio import import_quietly
 
 if TYPE_CHECKING:
     import h5py
@@ -44,6 +50,11 @@ _PLAIN = frozenset(
         "LayerScale",
         "DTypePolicy",
         "FloatDTypePolicy",
+        "QuantizedDTypePolicy",
+        "Int4DTypePolicy",
+        "Int8QuantizationConfig",
+        "Int4QuantizationConfig",
+        "AbsMaxQuantizer",
         "__keras_tensor__",
         "__tensor__",
         "__numpy__",
@@ -67,32 +78,68 @@ def load_safely(path: Path) -> keras.Model:
     Raises:
         WeightsError: the file is not safe, or Keras cannot load it.
     """
-    require_safe(path)
+    config, as_it_is = _require_safe(path)
     keras = import_keras()
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        with _file_of(path, None if as_it_is else config) as file:
+            return keras.saving.load_model(file, compile=False, safe_mode=True)
     except Exception as error:  # a configuration can make Keras raise any exception
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise WeightsError(f"Keras cannot load the model {path}: {reason[0][:200]}.") from None
+        why = textwrap.shorten(reason[0], 200, placeholder=" …").rstrip(".")
+        raise WeightsError(f"Keras cannot load the model {path}: {why}.") from None
 
 
 def require_safe(path: Path) -> None:
     """Raises WeightsError, which names the reason, unless a model file only describes a network and its weights."""
+    _require_safe(path)
+
+
+def _require_safe(path: Path) -> tuple[Any, bool]:
+    """The configuration that Keras is to load, and whether it is that of the file."""
     try:
         # By the suffix, like Keras: otherwise a file of both formats would pass one check and be loaded as the other.
-        config = _config_of_archive(path) if path.suffix == ".keras" else _config_of_h5(path)
-        _require_sizes(config)
+        found = _config_of_archive(path) if path.suffix == ".keras" else _config_of_h5(path)
+        _require_sizes(found)
+        config = renewed(found)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, RecursionError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(f"The model {path} is not a Keras model that can be loaded safely: {why}.") from None
     allowed = _allowed()
-    for found in _objects(config):
-        name = found["class_name"]
-        if not isinstance(name, str) or not _is_allowed(found, allowed):
-            raise WeightsError(
-                f"The model {path} contains {name!r}, which could run code or read files; only Keras's own layers that "
-                "compute are loaded."
-            )
+    for one in _objects(config):
+        if not isinstance(one["class_name"], str) or not _is_allowed(one, allowed):
+            raise WeightsError(f"The model {path} contains {_refusal(one)}.")
+    return config, config == found
+
+
+def _refusal(found: Mapping[str, Any]) -> str:
+    """What is not allowed, and why."""
+    name = found["class_name"]
+    if name in FUNCTIONS:
+        return f"the operation {found['config'].get('function')!r} of TensorFlow, which is none of those that can be converted"
+    return f"{name!r}, which could run code or read files; only Keras's own layers that compute are loaded"
+
+
+@contextmanager
+def _file_of(path: Path, config: Any) -> Iterator[Path]:
+    """The file, or a copy of it with another configuration."""
+    if config is None:
+        yield path
+        return
+    import h5py
+
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, path.name)
+        if path.suffix == ".keras":
+            with zipfile.ZipFile(path) as old, zipfile.ZipFile(copy, "w") as new:
+                for name in ("metadata.json", "model.weights.h5"):
+                    with old.open(name) as source, new.open(name, "w", force_zip64=True) as target:
+                        shutil.copyfileobj(source, target, 1 << 20)
+                new.writestr("config.json", json.dumps(config))
+        else:
+            shutil.copyfile(path, copy)
+            with h5py.File(copy, "r+") as file:
+                file.attrs["model_config"] = json.dumps(config)
+        yield copy
 
 
 def _config_of_archive(path: Path) -> Any:
@@ -187,15 +234,7 @@ def _is_allowed(found: Mapping[str, Any], allowed: frozenset[str]) -> bool:
     if registered not in (None, name) or not of_keras:
         return False
     if str(module).startswith("keras.src.ops."):
-        return _is_operation(str(module), name)
+        return is_operation(str(module), name)
     if name == "function":
         return found.get("config") in dir(import_keras().activations)
     return name in allowed
-
-
-def _is_operation(module: str, name: str) -> bool:
-    """Whether it is a tensor operation of Keras, such as the division that `preprocess_input` adds to a graph."""
-    keras = import_keras()
-    modules = {f"keras.src.ops.{part}" for part in ("numpy", "nn", "core", "math", "image")}
-    kind = getattr(import_quietly(module), name, None) if module in modules else None
-    return isinstance(kind, type) and issubclass(kind, keras.Operation)

@@ -195,15 +195,24 @@ def show_import(result: Mapping[str, Any]) -> None:
     """Print the facts of an imported model, and where its bundle is."""
     console = _console()
     split = "base and head" if result["split"] else "not split, because the graph does not show where the head begins"
+    size = result["size"] if isinstance(result["size"], int) else "x".join(map(str, result["size"]))
     console.print(
-        f"{len(result['labels'])} classes at {result['size']} pixels, {split}; scores off by at most {result['off']:.1g}",
+        f"{len(result['labels'])} classes at {size} pixels, {split}; scores off by at most {result['off']:.1g}",
         soft_wrap=True,
     )
-    console.print(
-        f"Images will be resized with resize={result['resize']} and fit={result['fit']}. tlbatch cannot see whether the "
-        "training did the same; if it did not, many labels change.",
-        soft_wrap=True,
-    )
+    if result["precision"] != "float32":
+        console.print(
+            f"The model computes in {result['precision']}, tlbatch in float32; outputs differ by {result['off_float32']:.1g}",
+            soft_wrap=True,
+        )
+    how = f"scale={result['scale']}, resize={result['resize']} and fit={result['fit']}"
+    if result["check"] is None:
+        told = "tlbatch cannot see whether the training did the same, and if it did not, many labels change; --check tells."
+    else:
+        told = f"Checked on {result['check']['images']:,} images: {result['check']['equal']:.1%} have the model's own label."
+    console.print(f"Images are read with {how}. {told}", soft_wrap=True)
+    for one in result["check"]["different"] if result["check"] else ():
+        console.print(f"  {one['key']}: {one['expected']} -> {one['found']}", soft_wrap=True)
     console.print(result["bundle"], soft_wrap=True)
 
 

@@ -1,0 +1,96 @@
+"""The settings of `import` and `export`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from tlbatch.config.settings import Options, Strict, WhiteLevel
+
+
+def _as_size(size: str | int) -> str | int:
+    sides = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", str(size))
+    if sides is None or not all(32 <= int(side or sides[1]) <= 4096 for side in sides.groups()):
+        raise ValueError("write one number or HEIGHTxWIDTH, each from 32 to 4096")
+    return size
+
+
+ImageSize = Annotated[str | int, AfterValidator(_as_size)]
+#: Settings of `import` for what loaded a model's training images.
+_TRAINED_WITH: dict[str, dict[str, Any]] = {
+    "tlbatch": {"resize": "antialias", "fit": "stretch"},
+    "keras-dataset": {"resize": "keras", "fit": "stretch"},
+    "keras-generator": {"resize": "nearest", "fit": "stretch"},
+    "teachable-machine": {"resize": "lanczos", "fit": "crop", "scale": "[-1,1]"},
+}
+
+
+class ImportConfig(Strict):
+    """A classifier that was trained elsewhere, and the bundle made from it."""
+
+    model: str = Field(description="A .keras or .h5 file with a whole model, or its URL.")
+    labels: str = Field(description="Its classes in the order of its outputs: lines of text, CSV, Parquet or JSON.")
+    trained_with: Literal["tlbatch", "keras-dataset", "keras-generator", "teachable-machine"] | None = Field(
+        default=None,
+        description="What loaded its training images: sets resize and fit. keras-dataset is image_dataset_from_directory, "
+        "keras-generator is ImageDataGenerator and load_img.",
+    )
+    scale: Literal["[-1,1]", "[0,1]", "raw", "caffe", "torch"] | None = Field(
+        default=None,
+        description="Range of the pixels in training: [-1,1], [0,1], caffe or torch; raw if the model scales them itself "
+        "(found in its graph).",
+    )
+    size: ImageSize | None = Field(
+        default=None, description="Height and width of its images, such as 224 or 200x300, if the model accepts any."
+    )
+    resize: Literal["antialias", "keras", "nearest", "bicubic", "lanczos"] = Field(
+        default="antialias",
+        description="How its training resized: keras for image_dataset_from_directory and Resizing, nearest for load_img.",
+    )
+    fit: Literal["stretch", "crop", "pad"] = Field(
+        default="stretch", description="Whether its training stretched images, or kept their aspect ratio by crop or pad."
+    )
+    check: str | None = Field(
+        default=None, description="Folder of images whose labels are compared with those of the model's own Keras pipeline."
+    )
+    expected: str | None = Field(
+        default=None, description="With check, a labels file with what the model said of these images elsewhere, instead."
+    )
+    white_level: WhiteLevel = "auto"
+    bundle: str = Field(description="Folder or URL where the bundle is written.")
+    storage_options: Options = {}  # noqa: RUF012  # pydantic copies it
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_trained_with(cls, values: Any) -> Any:
+        preset = _TRAINED_WITH.get(values.get("trained_with") or "") if isinstance(values, dict) else None
+        return {**preset, **values} if preset else values
+
+    @model_validator(mode="after")
+    def _is_checked(self) -> Self:
+        if self.expected is not None and self.check is None:
+            raise ValueError("expected: give the folder of its images with check")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Height and width."""
+        if self.size is None:
+            return None
+        sides = [int(side) for side in str(self.size).split("x")]
+        return sides[0], sides[-1]
+
+    @field_validator("scale", mode="before")
+    @classmethod
+    def _as_yaml_reads_it(cls, value: Any) -> Any:
+        return str(value).replace(" ", "") if isinstance(value, list) else value
+
+
+class ExportConfig(Strict):
+    """A bundle, and the plain Keras model made from it."""
+
+    bundle: str = Field(description="Folder or URL of the bundle.")
+    model: str = Field(description="The .keras file to write, or its URL.")
+    storage_options: Options = {}  # noqa: RUF012  # pydantic copies it

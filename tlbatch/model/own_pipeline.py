@@ -1,0 +1,77 @@
+"""Folder of images -> scores of a Keras model, through Keras's own loaders: what a bundle of the model is compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tlbatch.errors import ConfigError
+from tlbatch.model.bases import Scaling
+from tlbatch.model.keras_import import as_scores, numbers
+from tlbatch.model.own_keras import import_keras, with_own_keras
+from tlbatch.schema import PixelRules, Size
+
+if TYPE_CHECKING:
+    import keras
+
+#: What Keras's loaders take.
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
+_BATCH = 32
+
+
+@with_own_keras
+def own_scores(
+    model: keras.Model, folder: Path, size: Size, scaling: Scaling, rules: PixelRules, kind: str, classes: int
+) -> tuple[list[Path], np.ndarray]:
+    """The images of a folder, at any depth, and the model's scores (n, classes) of them.
+
+    Args:
+        model: the model as it came.
+        folder: the images; other files are left out.
+        size: height and width of its input.
+        scaling: how its pixels were scaled in training.
+        rules: how its training resized.
+        kind: what its outputs are: `softmax`, `sigmoid` or `logits`.
+        classes: the number of its classes.
+
+    Raises:
+        ConfigError: Keras has no loader of this kind, or cannot read an image.
+    """
+    grey = model.inputs[0].shape[-1] == 1
+    load = _by_dataset if rules.interpolation == "bilinear_no_antialias" else _by_image
+    try:
+        paths, pixels = load(folder, size, rules, "grayscale" if grey else "rgb")
+    except Exception as error:  # TensorFlow and Pillow raise errors of many kinds
+        raise ConfigError(f"check: Keras cannot load the images of {folder}: {str(error).splitlines()[0][:160]}.") from None
+    outputs = [
+        np.asarray(model(numbers(scaling, pixels[start : start + _BATCH]), training=False), np.float32)
+        for start in range(0, len(pixels), _BATCH)
+    ]
+    return paths, as_scores(np.concatenate(outputs), kind, classes)
+
+
+def _by_dataset(folder: Path, size: Size, rules: PixelRules, colours: str) -> tuple[list[Path], np.ndarray]:
+    """As `image_dataset_from_directory` loads them: float32 pixels (n, height, width, channels)."""
+    ways = {"crop_to_aspect_ratio": rules.resize == "crop", "pad_to_aspect_ratio": rules.resize == "pad"}
+    found = import_keras().utils.image_dataset_from_directory(
+        folder, labels=None, color_mode=colours, image_size=size, batch_size=_BATCH, shuffle=False, verbose=False, **ways
+    )
+    return [Path(path) for path in found.file_paths], np.concatenate([np.asarray(batch) for batch in found])
+
+
+def _by_image(folder: Path, size: Size, rules: PixelRules, colours: str) -> tuple[list[Path], np.ndarray]:
+    """As `load_img` loads them."""
+    if rules.resize == "pad":
+        raise ConfigError("Keras pads only in the way of --resize keras")
+    load = import_keras().utils.load_img
+    how = {"interpolation": rules.interpolation, "keep_aspect_ratio": rules.resize == "crop", "color_mode": colours}
+    paths = images_in(folder)
+    pixels = [np.asarray(load(path, target_size=size, **how), np.float32) for path in paths]
+    return paths, np.stack([one if one.ndim == 3 else one[..., None] for one in pixels])
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images below a folder that Keras's loaders take, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
