@@ -267,7 +267,12 @@ def test_what_is_no_classifier_of_images_is_a_sentence(tmp_path, shape, sentence
         ("l.json", '["b", "a"]', ["b", "a"]),
         ("l.json", '{"b": 1, "a": 0}', ["a", "b"]),
         ("l.csv", "label,x\nb,1\n01,2\n", ["b", "01"]),
+        ("l.json", '{"1": "b", "10": "c", "0": "a"}', ["a", "b", "c"]),
         ("l.csv", "index;class\n10;b\n2;a\n", ["a", "b"]),
+        ("l.csv", "a\nb\n", ["a", "b"]),
+        ("l.txt", "0 a\n1 b c\n", ["a", "b c"]),
+        ("l.txt", "2: b\n1: a\n", ["a", "b"]),
+        ("l.txt", "0 a\n2 b\n", ["0 a", "2 b"]),
     ],
 )
 def test_classes_may_be_written_in_many_ways(tmp_path, name, text, classes):

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import logging
+import re
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -141,17 +142,21 @@ def _usual_names(found: Sequence[str], location: Location) -> list[str]:
 def read_classes(location: Location) -> list[str]:
     """Read the classes of a model in the order of its outputs: lines of text, a CSV or Parquet with `label`, or JSON.
 
-    JSON may be a list, or an object from name to number, like `class_indices` of Keras's generators.
+    Lines may be numbered, as Teachable Machine writes them, and a CSV may be one column without a header. JSON may be a list,
+    or an object from name to number, like `class_indices` of Keras's generators, or from number to name, like `id2label`.
 
     Raises:
         LabelsError: the file does not exist, cannot be parsed, or names a class twice.
     """
     if location.url.endswith((".csv", ".parquet")):
         table = _read_table(location)
-        if "label" not in table.column_names:
+        if "label" in table.column_names:
+            classes = _by_index(table, location)["label"].to_pylist()
+        elif table.num_columns == 1 and location.url.endswith(".csv"):
+            classes = [row[0] for row in csv.reader(io.StringIO(decoded_text(location.read(), location))) if row]
+        else:
             found = ", ".join(table.column_names)
             raise LabelsError(f"The labels file {location.url} has no column label; its columns are {found}.")
-        classes = _by_index(table, location)["label"].to_pylist()
     else:
         classes = _classes_of_text(location)
     twice = next((name for name in classes if classes.count(name) > 1), None)
@@ -171,13 +176,26 @@ def _by_index(table: pa.Table, location: Location) -> pa.Table:
         raise LabelsError(f"The column index of {location.url} must hold numbers: {str(error).splitlines()[0]}.") from None
 
 
+def _without_numbers(lines: list[str]) -> list[str]:
+    """Lines without their numbers, in the order of these, if they are numbered from 0 or 1 without a gap."""
+    numbered = [re.fullmatch(r"(\d+)[\s:.)]\s*(.+)", line) for line in lines]
+    by_number = {int(match[1]): match[2] for match in numbered if match is not None}
+    if len(by_number) != len(lines) or set(by_number) not in (set(range(len(lines))), set(range(1, len(lines) + 1))):
+        return lines
+    return [by_number[number] for number in sorted(by_number)]
+
+
 def _classes_of_text(location: Location) -> list[str]:
     try:
         text = decoded_text(location.read(), location)
         if not location.url.endswith(".json"):
-            return [line.strip() for line in text.splitlines() if line.strip()]
+            return _without_numbers([line.strip() for line in text.splitlines() if line.strip()])
         found = json.loads(text)
-        return sorted(found, key=found.__getitem__) if isinstance(found, dict) else list(found)
+        if not isinstance(found, dict):
+            return list(found)
+        if all(isinstance(name, str) for name in found.values()):
+            return [found[number] for number in sorted(found, key=int)]
+        return sorted(found, key=found.__getitem__)
     except (FileNotFoundError, IsADirectoryError):
         raise LabelsError(f"There is no labels file at {location.url}.") from None
     except (ValueError, TypeError) as error:
