@@ -282,7 +282,7 @@ class _Walk:
                 *self._first(self.unreadable),
             )
         if self.away:
-            log.warning("Links of %s that lead nowhere: %s. The table keeps what it has of them.", *self._first(self.away))
+            log.warning("Links of %s that lead nowhere: %s. They are not taken for deleted.", *self._first(self.away))
         for sentence in () if alone else sentences(set(self.skipped), alone=False):
             log.warning("%s", sentence)
 
