@@ -55,8 +55,9 @@ class Store:
 
     def disturb(self) -> None:
         """One thing that happens to stores."""
-        folders = [path for path in sorted(self.root.iterdir()) if any(path.iterdir())]
         away = sorted(self.away.iterdir())
+        names = {path.name for path in away}
+        folders = [path for path in sorted(self.root.iterdir()) if any(path.iterdir()) and path.name not in names]
         here = sorted(self.images())
         what = self.chance.choice(["lose", "lose", "regain", "regain", "replace", "exchange", "delete", "add"])
         if what == "lose" and len(folders) > 1:
