@@ -23,7 +23,7 @@ from tlbatch.images.listing import Selection, list_store
 from tlbatch.storage.resolve import resolve
 
 NIGHTS = int(os.environ.get("TLBATCH_HOLES", "6"))
-FOLDERS, IMAGES = 5, 10
+FOLDERS, IMAGES = 5, 24  # so that a folder alone is more than may always leave
 
 
 class Store:
