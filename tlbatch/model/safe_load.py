@@ -101,7 +101,7 @@ def _require_safe(path: Path) -> tuple[Any, bool]:
         found = _config_of_archive(path) if path.suffix == ".keras" else _config_of_h5(path)
         _require_sizes(found)
         config = renewed(found)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile, RecursionError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(f"The model {path} is not a Keras model that can be loaded safely: {why}.") from None
     allowed = _allowed()

@@ -145,6 +145,14 @@ def test_in_an_old_file_the_list_is_the_same(tmp_path, layer, keras_never_loads)
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_an_old_configuration_that_is_none_is_a_sentence(tmp_path, keras_never_loads):
+    """It is rewritten before it is checked, so its parts may be of any type."""
+    odd = {"class_name": "TFOpLambda", "config": {"function": ["math.add"]}, "inbound_nodes": [["a", 0, 0, {"y": 1.0}]]}
+    with pytest.raises(WeightsError, match="not a Keras model that can be loaded safely"):
+        load_safely(old_file(tmp_path / "model.h5", odd))
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 def test_a_file_that_is_two_things_is_refused(tmp_path):
     """Keras goes by the name: an old file with an archive at its end would be checked as the one and loaded as the other."""
     path = old_file(tmp_path / "model.h5", {"module": __name__, "class_name": "Stranger"})
