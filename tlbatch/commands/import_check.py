@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,9 @@ def check_bundle(config: ImportConfig, bundle: Bundle, own: Mapping[str, str]) -
         ConfigError: no image can be compared.
     """
     folder = Path(str(config.check))
-    paths = [path for path in images_in(folder) if path.relative_to(folder).as_posix() in own]
-    found = _labels(bundle, paths)
-    keys = [path.relative_to(folder).as_posix() for path in paths]
-    told = [(key, own[key], label) for key, label in zip(keys, found, strict=True) if label is not None]
+    images = {key: path for key, path in images_in(folder).items() if key in own}
+    found = _labels(bundle, images.values())
+    told = [(key, own[key], label) for key, label in zip(images, found, strict=True) if label is not None]
     if not told:
         raise ConfigError(f"check: {folder} has no image that can be compared.")
     different = [{"key": key, "expected": one, "found": other} for key, one, other in told if one != other]
@@ -58,13 +57,12 @@ def check_bundle(config: ImportConfig, bundle: Bundle, own: Mapping[str, str]) -
 
 def expected_labels(config: ImportConfig) -> dict[str, str]:
     """File name below the checked folder -> label, out of the file that says what is expected."""
-    folder = Path(str(config.check))
-    keys = [path.relative_to(folder).as_posix() for path in images_in(folder)]
+    keys = images_in(Path(str(config.check)))
     labels = read_labels([resolve(str(config.expected), config.storage_options)]).of_images([(key, key) for key in keys])
     return {key: names[0] for (_, key), names in labels.labels.items()}
 
 
-def _labels(bundle: Bundle, paths: Sequence[Path]) -> list[str | None]:
+def _labels(bundle: Bundle, paths: Iterable[Path]) -> list[str | None]:
     """The bundle's label of each image; None if it cannot be decoded."""
     engine = load_engine(bundle, "openvino")
     found: list[str | None] = []

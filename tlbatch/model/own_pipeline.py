@@ -67,11 +67,12 @@ def _by_image(folder: Path, size: Size, rules: PixelRules, colours: str) -> tupl
         raise ConfigError("Keras pads only in the way of --resize keras")
     load = import_keras().utils.load_img
     how = {"interpolation": rules.interpolation, "keep_aspect_ratio": rules.resize == "crop", "color_mode": colours}
-    paths = images_in(folder)
+    paths = list(images_in(folder).values())
     pixels = [np.asarray(load(path, target_size=size, **how), np.float32) for path in paths]
     return paths, np.stack([one if one.ndim == 3 else one[..., None] for one in pixels])
 
 
-def images_in(folder: Path) -> list[Path]:
-    """The images below a folder that Keras's loaders take, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+def images_in(folder: Path) -> dict[str, Path]:
+    """The images below a folder that Keras's loaders take, by their names below it, sorted."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return {path.relative_to(folder).as_posix(): path for path in paths}
