@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tlbatch.api import (
         classify,
         compact,
+        demo,
         export_model,
         extract,
         import_model,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
         review,
         rollback,
         run,
+        schedule,
+        submit,
         train,
     )
     from tlbatch.errors import TlbatchError
@@ -42,6 +45,7 @@ _HOME = {
     "classify": "tlbatch.api",
     "compact": "tlbatch.api",
     "compare": "tlbatch.report.compare",
+    "demo": "tlbatch.api",
     "evaluate": "tlbatch.report.evaluate",
     "export_model": "tlbatch.api",
     "extract": "tlbatch.api",
@@ -56,7 +60,9 @@ _HOME = {
     "review": "tlbatch.api",
     "rollback": "tlbatch.api",
     "run": "tlbatch.api",
+    "schedule": "tlbatch.api",
     "status": "tlbatch.output.status",
+    "submit": "tlbatch.api",
     "train": "tlbatch.api",
     "verify": "tlbatch.output.verify",
 }
@@ -66,6 +72,7 @@ __all__ = [
     "classify",
     "compact",
     "compare",
+    "demo",
     "evaluate",
     "export_model",
     "extract",
@@ -80,7 +87,9 @@ __all__ = [
     "review",
     "rollback",
     "run",
+    "schedule",
     "status",
+    "submit",
     "train",
     "verify",
 ]

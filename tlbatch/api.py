@@ -14,16 +14,19 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from tlbatch.config import (
     CompactConfig,
+    DemoConfig,
     ExportConfig,
     ExtractConfig,
     ImportConfig,
     RescoreConfig,
     ReviewConfig,
     RunConfig,
+    ScheduleConfig,
+    SubmitConfig,
     TrainConfig,
     load,
 )
@@ -40,6 +43,32 @@ if TYPE_CHECKING:
 
 else:
     _Run = RunConfig
+
+
+class _Command(BaseModel):
+    """A command that another one passes on."""
+
+    command: Literal["train", "classify", "extract", "rescore"] = Field(description="train, classify, extract or rescore.")
+    settings: dict[str, Any] = Field(description="The command's own settings, by name.")
+
+    def checked(self) -> BaseModel:
+        """The command's configuration.
+
+        Raises:
+            ConfigError: a setting is missing, wrong or unknown.
+        """
+        from tlbatch.commands.schedule import JOBS
+
+        return load(JOBS[self.command], self.settings)
+
+
+class _Submit(_Command, SubmitConfig):
+    """A job of a cluster."""
+
+
+class _Schedule(_Command, ScheduleConfig):
+    """A command of every night."""
+
 
 P = ParamSpec("P")
 C = TypeVar("C", bound=BaseModel)
@@ -267,6 +296,52 @@ def plan(config: RunConfig) -> dict[str, Any]:
         `list_seconds` and `images_per_second`.
     """
     from tlbatch.commands.plan import plan as work
+
+    return work(config)
+
+
+@_settings_of(_Submit)
+def submit(config: _Submit) -> dict[str, Any]:
+    """Run a command as a job on a Ray cluster; with `follow`, print its log here.
+
+    Returns:
+        `job`, its name; `address`; and, if it was followed, `status` and `exit_code`.
+
+    Raises:
+        ClusterError: the cluster has no such name, refuses the caller, or accepts jobs from everybody.
+        UnfinishedError: it does not answer.
+    """
+    from tlbatch.commands.submit import submit as work
+
+    return work(config, config.command, config.checked(), (), functools.partial(print, end="", flush=True))
+
+
+@_settings_of(_Schedule)
+def schedule(config: _Schedule) -> str:
+    """What to install so that a command runs on a schedule; nothing is installed.
+
+    Returns:
+        A line for cron, units for systemd, or manifests for KubeRay, with comments that say how to install and remove it.
+
+    Raises:
+        ConfigError: the time is not in cron syntax, or the target cannot express it.
+    """
+    from tlbatch.commands.schedule import schedule as work
+    from tlbatch.commands.schedule import words_of
+
+    settings = config.checked()
+    return work(config, words_of(config.command, settings), config.command, settings)
+
+
+@_settings_of(DemoConfig)
+def demo(config: DemoConfig) -> dict[str, Any]:
+    """Train, classify and verify on photographs of solar cells, here, and print what happens.
+
+    Returns:
+        `accuracy` and `metrics` on the test part; `run`, the report of the run; `verify`; `report`, the URL of the report page;
+        `seconds`.
+    """
+    from tlbatch.commands.demo import demo as work
 
     return work(config)
 

@@ -1,6 +1,7 @@
 """The public names: few, typed, documented, loaded when used."""
 
 import inspect
+import shlex
 import subprocess
 import sys
 from typing import get_type_hints
@@ -8,23 +9,29 @@ from typing import get_type_hints
 import pytest
 
 import tlbatch
+from tlbatch.cli.main import VERBS as COMMANDS
+from tlbatch.cli.main import read_command
 from tlbatch.config import (
     CompactConfig,
+    DemoConfig,
     ExportConfig,
     ExtractConfig,
     ImportConfig,
     RescoreConfig,
     ReviewConfig,
     RunConfig,
+    ScheduleConfig,
+    SubmitConfig,
     TrainConfig,
+    load,
 )
 from tlbatch.output.documents import PointerDocument, Receipt, ReportDocument, RunDocument
 
 
 def test_the_public_names_are_these():
     names = (
-        "TlbatchError classify compact compare evaluate export_model extract gc import_model load_bundle load_report plan "
-        "read_errors read_predictions rescore review rollback run status train verify"
+        "TlbatchError classify compact compare demo evaluate export_model extract gc import_model load_bundle load_report "
+        "plan read_errors read_predictions rescore review rollback run schedule status submit train verify"
     )
     assert tlbatch.__all__ == names.split() == dir(tlbatch)
 
@@ -64,6 +71,7 @@ VERBS = {
     "compact": CompactConfig,
     "import_model": ImportConfig,
     "export_model": ExportConfig,
+    "demo": DemoConfig,
 }
 
 
@@ -77,6 +85,34 @@ def test_help_knows_every_setting_of_a_verb(name):
         assert required == field.is_required(), field_name
         if field.description:
             assert f"{field_name}: {field.description.split()[0]}" in inspect.getdoc(verb)
+
+
+@pytest.mark.parametrize(("name", "config"), [("submit", SubmitConfig), ("schedule", ScheduleConfig)])
+def test_help_knows_every_setting_of_a_verb_that_passes_a_command_on(name, config):
+    parameters = inspect.signature(getattr(tlbatch, name)).parameters
+    assert set(parameters) == {"command", "settings", *config.model_fields}
+
+
+def test_every_command_has_a_function():
+    elsewhere = {"import": "import_model", "export": "export_model", "report": "load_report"}
+    assert {elsewhere.get(name, name) for name in COMMANDS} <= set(tlbatch.__all__)
+
+
+def test_a_scheduled_command_is_the_one_that_the_command_line_schedules():
+    settings = {"images": "my images", "bundle": ["a", "b"], "output": "100%", "incremental": True}
+    line = tlbatch.schedule(target="cron", at="0 2 * * *", command="classify", settings=settings).splitlines()[-1]
+    words = shlex.split(line.replace(r"\%", "%").split(" && ", 1)[1], comments=True)
+    verb, scheduled = read_command(words[3:-3])  # between `python -m tlbatch` and `>> FILE.log 2>&1`
+    assert (verb, scheduled) == ("classify", load(RunConfig, settings))
+
+
+@pytest.mark.parametrize("verb", [tlbatch.submit, tlbatch.schedule])
+def test_a_setting_of_the_passed_command_is_checked_here(verb):
+    own = {"address": "http://127.0.0.1:9"} if verb is tlbatch.submit else {"target": "cron", "at": "0 2 * * *"}
+    with pytest.raises(tlbatch.TlbatchError, match="output"):
+        verb(command="classify", settings={"images": "a", "bundle": "b"}, **own)
+    with pytest.raises(tlbatch.TlbatchError, match="command"):
+        verb(command="verify", settings={}, **own)
 
 
 def test_a_verb_takes_its_settings_by_name():

@@ -7,18 +7,19 @@ and, with `notify`, by its message.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
-from tlbatch.config import ScheduleConfig
+from tlbatch.config import ExtractConfig, RescoreConfig, RunConfig, ScheduleConfig, TrainConfig
 from tlbatch.errors import ConfigError
 
 #: The five fields of cron syntax: name, smallest and largest value.
@@ -28,7 +29,12 @@ _RAY = "2.60.0"
 #: CPUs of a KubeRay worker. One actor uses all of them.
 _WORKER_CPUS = 4
 #: Commands that can run as a job, because their configuration contains everything they need.
-JOBS = ("train", "classify", "extract", "rescore")
+JOBS: Mapping[str, type[BaseModel]] = {
+    "train": TrainConfig,
+    "classify": RunConfig,
+    "extract": ExtractConfig,
+    "rescore": RescoreConfig,
+}
 #: Seconds in which the cluster of a job must be there; else the job fails and its cluster is removed.
 _MOST_SECONDS_TO_START = 1800
 #: Runs COMMAND up to four times, five minutes apart, as long as it exits with 4 (the same command continues). If another run
@@ -61,6 +67,12 @@ def schedule(config: ScheduleConfig, words: Sequence[str], verb: str, settings: 
     if config.target == "systemd":
         return _systemd(on_calendar(fields), name, words)
     return _kuberay(config, name, words, settings)
+
+
+def words_of(verb: str, settings: BaseModel) -> list[str]:
+    """A command whose settings are known -> its words after `tlbatch`."""
+    given = settings.model_dump(mode="json", exclude_unset=True)
+    return [verb, *(word for name, value in given.items() for word in ("--set", f"{name}={json.dumps(value)}"))]
 
 
 def _name(verb: str, settings: BaseModel) -> str:
