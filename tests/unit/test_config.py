@@ -97,6 +97,13 @@ def test_a_split_that_leaves_nothing_is_refused():
         load(TrainConfig, {"images": "/data", "bundle": "/model"}, None, ["validation=0.5", "test=0.5"])
 
 
+@pytest.mark.parametrize("given", ["max_images=3", "max_pixels=9", "format=tar", "exclude=a"])
+def test_a_setting_of_images_is_refused_where_none_is_read(given):
+    needed = {"features": "/features", "labels": "labels.csv", "bundle": "/model"}
+    with pytest.raises(ConfigError, match=f"{given.partition('=')[0]}: with features no image is read"):
+        load(TrainConfig, needed, None, [given])
+
+
 def test_configurations_are_frozen():
     found = load(RunConfig, NEEDED)
     assert isinstance(found, BaseModel)

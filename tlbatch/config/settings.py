@@ -300,7 +300,7 @@ class TrainConfig(Pretrained, Images, Resources):
             raise ValueError("multi_label: images with several labels need a labels file; give labels")
         if self.multi_label and self.precision is not None:
             raise ValueError("precision: with multi_label every label has a threshold of its own")
-        unused = [name for name in ("format", "image_field", "include", "exclude") if name in self.model_fields_set]
+        unused = [name for name in Images.model_fields if name != "images" and name in self.model_fields_set]
         if self.features and unused:
             raise ValueError(f"{unused[0]}: with features no image is read, so this setting does nothing; remove it")
         return self
