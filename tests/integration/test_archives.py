@@ -47,6 +47,7 @@ def rows(output: Path) -> list[tuple[str, int]]:
     return list(zip(table["key"], table["index"], strict=True))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("plan", ["fused", "split"])
 def test_places_and_counts_stay_through_every_verb(archives, tiny_bundles, tmp_path, plan, ray_here):
     settings = {"images": str(archives), "bundle": tiny_bundles["a"], "exclude": "*.seg.png", "features": True, "plan": plan}

@@ -125,6 +125,7 @@ def test_the_same_inputs_give_the_same_bytes_whatever_the_resources(reference, s
     assert published_bytes(tmp_path / "out") == published_bytes(reference)
 
 
+@pytest.mark.sampled(2)
 def test_where_ray_counts_a_gpu(reference, store, bundle_url, tmp_path):
     """A Ray of its own that believes in a GPU: actors are placed on it, and its absence is noticed."""
     code = f"""

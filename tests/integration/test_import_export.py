@@ -105,6 +105,7 @@ def test_layers_that_map_a_small_range_to_another_do_not_scale_bytes(tmp_path):
     )
 
 
+@pytest.mark.sampled(2)
 def test_the_way_of_resizing_is_part_of_the_bundle_and_of_its_features(tmp_path):
     bundles = [
         load_bundle(imported(tmp_path, stacked(), bundle=str(tmp_path / name), **how)["bundle"])

@@ -43,6 +43,7 @@ def split_of(bundle: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((bundle / "split.csv").read_text().splitlines()))
 
 
+@pytest.mark.sampled(1)
 def test_labels_by_address_train_their_own_image(twins, tmp_path):
     output, table = twins
     loose = table[~table["uri"].str.endswith(".tar")]

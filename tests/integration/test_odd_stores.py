@@ -73,6 +73,7 @@ def test_label_and_score_of_each_key_are_the_same_in_every_form(images, bundle_u
         assert answers[form].equals(answers["loose"]), form
 
 
+@pytest.mark.sampled(1)
 def test_the_format_can_be_told(store, bundle_url, tmp_path, ray_here):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "archive").write_bytes(tar_of(bytes_of(store)))

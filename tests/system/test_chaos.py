@@ -12,7 +12,7 @@ import tlbatch
 from tlbatch.output.verify import verify
 from tlbatch.schema import PREDICTIONS
 
-FAULT_RUNS = int(os.environ.get("TLBATCH_CHAOS", "2"))
+FAULT_RUNS = int(os.environ.get("TLBATCH_CHAOS", "1"))
 
 #: A bad night: shares of requests, of every kind.
 BAD_NIGHT = {

@@ -66,6 +66,7 @@ def pictures(store) -> np.ndarray:
     return np.stack([decode(path.read_bytes(), (96, 96)).array for path in paths])
 
 
+@pytest.mark.sampled(1)
 def test_the_engine_gives_openvinos_numbers_and_its_workers_never_import_tensorflow(real_bundle_url, pictures, store, tmp_path):
     np.save(tmp_path / "pixels.npy", pictures)
     words = [real_bundle_url, tmp_path / "pixels.npy", store, tmp_path / "scores.npz"]
