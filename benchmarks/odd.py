@@ -1,9 +1,10 @@
-"""Measure the cost of odd images: photographs alone, and with five copies of the odd ones, alternating.
+"""Measure the cost of what people leave in stores: photographs alone, and among everything else, alternating.
 
     .venv/bin/python benchmarks/odd.py [IMAGES] [ROUNDS]
 
-The odd images come from `hostile.py` of the tests. A rate counts all listed images over the whole command. A ratio above 1
-means that odd images cost less than photographs.
+Everything else comes from the tests: five copies of the odd images of `hostile.py`, and of `test_mixed_store.py` the shards,
+the litter and the files that are no pictures. A rate counts all rows over the whole command. A ratio above 1 means that the
+rest costs less a row than photographs do.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from pathlib import Path
 from photographs import repeated, run, train
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
+sys.path.append(str(Path(__file__).parent.parent / "tests" / "integration"))
 from support.hostile import MAX_PIXELS, corpus
+from test_mixed_store import LITTER, OTHERS, shards
+
+from tlbatch.images.names import IMAGE_SUFFIXES
 
 TIMES = 5
 
@@ -32,10 +37,16 @@ def main() -> None:
         mixed.mkdir()
         for photo in good.iterdir():
             os.link(photo, mixed / photo.name)
-        odd = corpus()
-        for number, one in enumerate(odd * TIMES):
-            (mixed / f"{number * images // (len(odd) * TIMES):06d}-{number}-odd").write_bytes(one.data)
-        print(f"{images:,} photographs, {len(odd) * TIMES} odd images\n\n| photographs, images/s | with the odd ones | ratio |")
+        odd, rest = corpus() * TIMES, {**shards(), **dict.fromkeys(LITTER, corpus()[0].data), **dict.fromkeys(OTHERS, b"text")}
+        for number, one in enumerate(odd):
+            suffix = Path(one.name).suffix.lower()
+            name = f"{number * images // len(odd):06d}-{number}{suffix if suffix in IMAGE_SUFFIXES else '.jpg'}"
+            (mixed / name).write_bytes(one.data)
+        for name, data in rest.items():
+            (mixed / name).parent.mkdir(parents=True, exist_ok=True)
+            (mixed / name).write_bytes(data)
+        print(f"{images:,} photographs; {len(odd):,} odd images, {len(rest)} shards and other files\n")
+        print("| photographs, images/s | among everything else | ratio |")
         print("| ---: | ---: | ---: |")
         ratios = []
         for number in range(rounds):
@@ -47,7 +58,7 @@ def main() -> None:
 
 def rate(store: Path, bundle: str, output: Path) -> float:
     """Listed images per second of one command."""
-    asked = ["--images", store, "--bundle", bundle, "--output", output, "--set", "include=*", "--set", "max_failed_ratio=1"]
+    asked = ["--images", store, "--bundle", bundle, "--output", output, "--set", "max_failed_ratio=1"]
     asked += ["--set", f"max_pixels={MAX_PIXELS}"]
     done = run("classify", *asked, "--set", "report=false")
     return float(done["listed"] / done["seconds"])
