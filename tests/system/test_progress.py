@@ -38,7 +38,8 @@ def numbers(predicted: int, failed: int = 0, listed: int = 2624, rate: float = 1
         (numbers(5, left=600), "5 of 2,624, 0 failed, 156/s, 10 min left"),
         (numbers(5, left=9000), "5 of 2,624, 0 failed, 156/s, 2.5 h left"),
         ({"stage": "list", "objects": 50_000, "seconds": 5.0}, "50,000 objects, 10,000/s"),
-        ({"stage": "publish", "files": 3, "of": 20}, "3 of 20 files"),
+        ({"stage": "publish", "done": 3, "of": 20}, "3 of 20 files"),
+        ({"stage": "fit", "done": 7, "of": 76}, "7 of 76 fits"),
     ],
 )
 def test_how_far_a_stage_is_in_words(given, words):

@@ -55,6 +55,25 @@ def split_pictures(classes: np.ndarray, pictures: np.ndarray, validation: float,
     return split_classes(strata, validation, test, seed)[of_image]
 
 
+def fold_pictures(classes: np.ndarray, pictures: np.ndarray, count: int) -> np.ndarray:
+    """(n,) fold numbers: the pictures of each class are dealt out in turn, and all copies of a picture are in one fold.
+
+    Args:
+        classes: (n,) class numbers, or (n, C) with 1 where an image has a label.
+        pictures: (n,) of `find_copies`.
+        count: the number of folds.
+    """
+    random = np.random.default_rng(0)  # the folds, and so the head, are the same whatever the seed
+    firsts, of_image = np.unique(pictures, return_inverse=True)
+    strata = _strata(classes[firsts])
+    folds, dealt = np.zeros(len(firsts), np.int64), 0
+    for label in np.unique(strata):
+        members = random.permutation(np.flatnonzero(strata == label))
+        folds[members] = (dealt + np.arange(len(members))) % count
+        dealt += len(members)
+    return folds[of_image]
+
+
 def complete_parts(part_of: np.ndarray, classes: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
     """Given parts with those that have no image drawn from the training images, class by class."""
     random = np.random.default_rng(seed)

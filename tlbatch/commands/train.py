@@ -7,14 +7,15 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from tlbatch import schema
 from tlbatch.commands.classify import classify
 from tlbatch.commands.extract import freeze_named, probe_pixels, read_weights
+from tlbatch.commands.splits import find_copies, fold_pictures
 from tlbatch.commands.training_set import (
     LabelledStore,
     TrainingSet,
@@ -34,7 +35,7 @@ from tlbatch.images.labels import ImageName, names_of
 from tlbatch.model import bundle as bundles
 from tlbatch.model.bases import find_base
 from tlbatch.model.bundle import Frozen, Trained, frozen_base_of, load_bundle, require_bundle_place, save_bundle
-from tlbatch.model.head import Calibration, DataSplit, HeadTraining, calibrate, scores_of, train_head
+from tlbatch.model.head import Calibration, DataSplit, FittedHead, HeadTraining, calibrate, fit_head, scores_of
 from tlbatch.output.features import FeatureTable, find_features, look_up
 from tlbatch.output.lease import Lease
 from tlbatch.output.progress import Watcher
@@ -45,13 +46,14 @@ from tlbatch.storage.local import LocalLocation
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import resolve
 
-if TYPE_CHECKING:
-    import keras
-
 log = logging.getLogger(__name__)
 
 _MOST_WARNINGS = 5
 _WORK = ".training"
+#: Parts into which cross-validation deals the images; each is scored by a layer that was fitted on the others.
+_FOLDS = 5
+#: What is said of the held-out images, besides the interval.
+_HELD_OUT = ("images", "accuracy", "balanced_accuracy")
 
 
 def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
@@ -63,8 +65,9 @@ def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
 
     Returns:
         `bundle` (its URL), `digest`, `base`, `labels`, `images` per part, `failed` labelled images, `accuracy` and `metrics` on
-        the test part, `calibration`, `epochs`, `images_read`, `unlabelled` (images outside shards without a label; None for
-        features), `skipped_by_kind` (what else the store has), `seconds`.
+        the test part, `calibration`, `head` (convex or sgd), `held_out` (the accuracy on images that did not train the layer
+        which scored them, with its 95 % interval), `epochs` (None for a convex head), `images_read`, `unlabelled` (images
+        outside shards without a label; None for features), `skipped_by_kind` (what else the store has), `seconds`.
 
     Raises:
         UsageError: base, weights, labels, images or features cannot be used; nothing was written.
@@ -76,6 +79,7 @@ def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
     location = resolve(config.bundle, config.storage_options)
     require_bundle_place(location)
     how = HeadTraining(
+        config.way,
         config.epochs,
         config.patience,
         learning_rate=config.learning_rate,
@@ -88,16 +92,16 @@ def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
 
 def _train(config: TrainConfig, how: HeadTraining, location: Location, watch: Watcher | None, began: float) -> dict[str, Any]:
     """As `train`, once nobody else trains into the bundle."""
-    made = _from_features(config, how) if config.features else _from_images(config, how, location, watch)
-    features, parts = made.features, made.parts
-    calibration = calibrate(made.head, parts["validation"], parts["test"], config.precision)
-    metrics = _measure(made.head, parts["test"], features.labels, calibration)
+    made = _from_features(config, how, watch) if config.features else _from_images(config, how, location, watch)
+    features, test, head = made.features, made.parts["test"], made.fitted.head
+    calibration = calibrate(head, made.fitted.held_out, test, config.precision)
+    metrics = _measure(scores_of(head, test), test.classes, features.labels, calibration)
     training = _training_facts(how, made, calibration)
     base = made.frozen.base
     classes = f"{', '.join(features.labels[:4])}{' …' if len(features.labels) > 4 else ''}"
     title = f"{classes}: {base.name} at {schema.in_words(made.frozen.size)} pixels"
     extra = {bundles.CARD: make_model_card(title, training, metrics), bundles.SPLIT: made.split}
-    trained = Trained(made.head, features.labels, metrics, training, *_thresholds(calibration))
+    trained = Trained(head, features.labels, metrics, training, *_thresholds(calibration))
     saved = save_bundle(location, made.frozen, trained, features.probes, extra)
     return {
         "bundle": saved.location.url,
@@ -112,7 +116,9 @@ def _train(config: TrainConfig, how: HeadTraining, location: Location, watch: Wa
         "accuracy": metrics["accuracy"],
         "metrics": metrics,
         "calibration": dict(calibration.facts),
-        "epochs": training["epochs"],
+        "head": how.head,
+        "held_out": training["held_out"],
+        "epochs": training.get("epochs"),
         "seconds": round(time.monotonic() - began, 3),
     }
 
@@ -120,13 +126,13 @@ def _train(config: TrainConfig, how: HeadTraining, location: Location, watch: Wa
 def _training_facts(how: HeadTraining, made: _Made, calibration: Calibration) -> dict[str, Any]:
     """What the bundle records of the training."""
     return {
-        **asdict(how),
+        **how.facts,
+        "seed": how.seed,
         "images": {name: len(part.classes) for name, part in made.parts.items()},
         "failed": made.features.failed,
-        "epochs": len(made.history["loss"]),
-        "validation_accuracy": made.history["val_accuracy"][int(np.argmin(made.history["val_loss"]))],
+        "held_out": _held_out_accuracy(made, calibration),
+        **made.fitted.facts,
         **calibration.facts,
-        "history": made.history,
     }
 
 
@@ -138,8 +144,7 @@ class _Made:
     features: TrainingSet
     parts: Mapping[str, DataSplit]
     split: bytes
-    head: keras.Model
-    history: Mapping[str, Sequence[float]]
+    fitted: FittedHead
     unlabelled: int | None = None
     skipped_by_kind: Mapping[str, int] = field(default_factory=dict)
 
@@ -158,10 +163,10 @@ def _from_images(config: TrainConfig, how: HeadTraining, location: Location, wat
             frozen = building.result()
             features = _extract(config, frozen, labelled, location, watch)
             parts, split = split_set(features, config)
-            fitting = keras_thread.submit(train_head, parts["train"], parts["validation"], len(features.labels), how)
-        head, history = fitting.result()
+            fitting = keras_thread.submit(_fit, features, parts, how, watch)
+        fitted = fitting.result()
     left_out = labelled.unlabelled, labelled.listing.skipped_by_kind
-    return _Made(frozen, features, parts, split, head, history, *left_out)
+    return _Made(frozen, features, parts, split, fitted, *left_out)
 
 
 @contextlib.contextmanager
@@ -178,13 +183,22 @@ def _keras_thread() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=wait, cancel_futures=not wait)
 
 
-def _from_features(config: TrainConfig, how: HeadTraining) -> _Made:
+def _fit(features: TrainingSet, parts: Mapping[str, DataSplit], how: HeadTraining, watch: Watcher | None) -> FittedHead:
+    """Fit the head, and tell of long fits."""
+    train, validation = parts["train"], parts["validation"]
+    known = np.concatenate([train.classes, validation.classes])
+    folds = fold_pictures(known, find_copies(np.concatenate([train.features, validation.features])), _FOLDS)
+    tell = None if watch is None else lambda done, of: watch({"stage": "fit", "done": done, "of": of})
+    return fit_head(train, validation, folds, len(features.labels), how, tell)
+
+
+def _from_features(config: TrainConfig, how: HeadTraining, watch: Watcher | None) -> _Made:
     """Look up the features of the labelled images and train a head on them, in this process, because a head is small."""
     source = find_features(config.features or "", config.storage_options)
     frozen, base = _base_of(config, source)
     features = _looked_up(config, source, base)
     parts, split = split_set(features, config)
-    return _Made(frozen, features, parts, split, *train_head(parts["train"], parts["validation"], len(features.labels), how))
+    return _Made(frozen, features, parts, split, _fit(features, parts, how, watch))
 
 
 def _base_of(config: TrainConfig, source: FeatureTable) -> tuple[Frozen, bundles.Bundle]:
@@ -306,8 +320,18 @@ def _thresholds(calibration: Calibration) -> tuple[float | None, tuple[float, ..
     return calibration.abstain_threshold, calibration.label_thresholds
 
 
-def _measure(head: keras.Model, test: DataSplit, labels: Sequence[str], calibration: Calibration) -> dict[str, Any]:
-    scores, actual = scores_of(head, test), label_names(test.classes, labels)
+def _held_out_accuracy(made: _Made, calibration: Calibration) -> dict[str, Any]:
+    """The accuracy of layers on images that did not train them, with the interval in which it lies with 95 %."""
+    from scipy.stats import binomtest
+
+    metrics = _measure(*made.fitted.held_out, made.features.labels, calibration)
+    right = round(metrics["accuracy"] * metrics["images"])
+    interval = binomtest(right, metrics["images"]).proportion_ci(method="wilson")
+    return {**{name: metrics[name] for name in _HELD_OUT if name in metrics}, "interval": [*map(float, interval)]}
+
+
+def _measure(scores: np.ndarray, classes: np.ndarray, labels: Sequence[str], calibration: Calibration) -> dict[str, Any]:
+    actual = label_names(classes, labels)
     if calibration.label_thresholds is not None:
         predicted = (scores >= np.asarray(calibration.label_thresholds, np.float32)).astype(np.float32)
         return measure_many(actual, label_names(predicted, labels), labels)

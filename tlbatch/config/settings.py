@@ -276,18 +276,23 @@ class TrainConfig(Pretrained, Images, Resources):
         default="none", description="balanced: rare classes weigh as much as common ones."
     )
     engine: Engine = "auto"
-    epochs: Count = Field(
-        default=100, description="Maximum number of epochs; training stops early when validation stops improving."
+    head: Literal["auto", "convex", "sgd"] = Field(
+        default="auto",
+        description="convex: the one head that fits best, by cross-validation; sgd: Adam with early stopping, for millions of "
+        "labels; auto is convex, and sgd if a setting of sgd is given.",
     )
-    patience: Count = Field(default=10, description="Epochs without a better validation loss after which training stops.")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(default=1e-3, description="Learning rate of Adam.")
+    epochs: Count = Field(
+        default=100, description="sgd: maximum number of epochs; training stops early when validation stops improving."
+    )
+    patience: Count = Field(default=10, description="sgd: epochs without a better validation loss after which training stops.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(default=1e-3, description="sgd: learning rate of Adam.")
     validation: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.15, description="Share of each class used for early stopping."
+        default=0.15, description="Share of each class used for sgd's early stopping; a convex head trains on it too."
     )
     test: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.2, description="Share of each class used only to measure accuracy."
     )
-    seed: int = Field(default=0, description="Seed of the split, the head's first weights and the shuffling.")
+    seed: int = Field(default=0, description="Seed of the split; of sgd also that of the first weights and of the shuffling.")
     notify: Notify = None
 
     @model_validator(mode="after")
@@ -301,9 +306,19 @@ class TrainConfig(Pretrained, Images, Resources):
         if self.multi_label and self.precision is not None:
             raise ValueError("precision: with multi_label every label has a threshold of its own")
         unused = [name for name in Images.model_fields if name != "images" and name in self.model_fields_set]
+        of_sgd = [name for name in ("epochs", "patience", "learning_rate") if name in self.model_fields_set]
+        if self.head == "convex" and of_sgd:
+            raise ValueError(f"{of_sgd[0]}: a convex head has no epochs, so this setting does nothing; remove it")
         if self.features and unused:
             raise ValueError(f"{unused[0]}: with features no image is read, so this setting does nothing; remove it")
         return self
+
+    @property
+    def way(self) -> Literal["convex", "sgd"]:
+        """How the head is trained."""
+        if self.head == "auto":
+            return "sgd" if {"epochs", "patience", "learning_rate"} & self.model_fields_set else "convex"
+        return self.head
 
 
 class FolderConfig(Strict):

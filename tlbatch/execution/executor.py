@@ -99,7 +99,7 @@ def map_file_tasks(
     written = _map_on_cluster(start_ray, run_id, function, tasks) if len(tasks) > 1 else map(function, tasks)
     for number, one in enumerate(written, 1):
         if watch is not None:
-            watch({"stage": "publish", "files": number, "of": len(tasks)})
+            watch({"stage": "publish", "done": number, "of": len(tasks)})
         yield one
 
 

@@ -37,6 +37,13 @@ def fit_temperature(scores: np.ndarray, classes: np.ndarray) -> float:
     return float(np.exp(found.x))
 
 
+def tempered(scores: np.ndarray, temperature: float) -> np.ndarray:
+    """(n, C) softmax scores whose logits are divided by a temperature."""
+    from scipy.special import softmax
+
+    return np.asarray(softmax(np.log(np.maximum(scores.astype(np.float64), _LEAST)) / temperature, axis=1), np.float32)
+
+
 def calibration_error(scores: np.ndarray, classes: np.ndarray) -> float:
     """Expected calibration error of the best class: |accuracy - mean score| in 15 bins of equal width, weighted by size.
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from tlbatch.errors import ConfigError
-from tlbatch.model.calibration import at_threshold, calibration_error, fit_temperature, threshold_for, thresholds_by_f1
+from tlbatch.model.calibration import (
+    at_threshold,
+    calibration_error,
+    fit_temperature,
+    tempered,
+    threshold_for,
+    thresholds_by_f1,
+)
+from tlbatch.model.convex_head import Dense, Tell, fit_convex
 from tlbatch.model.own_keras import with_own_keras
 
 if TYPE_CHECKING:
@@ -20,14 +28,23 @@ DROPOUT = 0.2
 
 @dataclass(frozen=True)
 class HeadTraining:
-    """How a head is trained: for `epochs` epochs, or until validation has not improved for `patience` epochs."""
+    """How a head is trained: by `fit_convex`, or by Adam (sgd), whose settings are the next four.
 
+    Adam ends after `epochs` epochs, or when validation has not improved for `patience` epochs.
+    """
+
+    head: Literal["convex", "sgd"] = "convex"
     epochs: int = 100
     patience: int = 10
     batch_size: int = 32
     learning_rate: float = 1e-3
     seed: int = 0
     class_weight: str = "none"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The settings that had an effect."""
+        return asdict(self) if self.head == "sgd" else {"head": self.head, "class_weight": self.class_weight}
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,64 @@ def build_head(features_length: int, classes: int, activation: str = "softmax") 
     kept = keras.layers.Dropout(DROPOUT)(features)
     scores = keras.layers.Dense(classes, activation=activation, name="scores")(kept)
     return keras.Model(features, scores, name="head")
+
+
+class Scored(NamedTuple):
+    """Scores (n, C) of images, and their classes as in `DataSplit`."""
+
+    scores: np.ndarray
+    classes: np.ndarray
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A head; the scores of images that did not train the layer which scored them; and what the bundle records of the fit."""
+
+    head: keras.Model
+    held_out: Scored
+    facts: Mapping[str, Any]
+
+
+def fit_head(
+    train: DataSplit, validation: DataSplit, folds: np.ndarray, classes: int, how: HeadTraining, tell: Tell | None = None
+) -> FittedHead:
+    """Fit a head to labelled features.
+
+    Args:
+        train: images to train on.
+        validation: images on which Adam's early stopping looks. A convex head trains on them too.
+        folds: for a convex head the fold of each image of both parts, train first.
+        classes: C.
+        how: the settings.
+        tell: called with the numbers of finished and of all problems.
+    """
+    if how.head == "sgd":
+        head, history = train_head(train, validation, classes, how)
+        best = history["val_accuracy"][int(np.argmin(history["val_loss"]))]
+        facts = {"epochs": len(history["loss"]), "validation_accuracy": best, "history": history}
+        return FittedHead(head, Scored(scores_of(head, validation), validation.classes), facts)
+    values = np.concatenate([train.features, validation.features])
+    known = np.concatenate([train.classes, validation.classes])
+    fit = fit_convex(values, known, folds, classes, _image_weights(known, how), tell)
+    head = _head_of(fit.layer, "sigmoid" if known.ndim == 2 else "softmax")
+    facts = {"strengths": list(fit.strengths), "held_out_losses": list(fit.losses)}
+    return FittedHead(head, Scored(fit.held_out, known[fit.rows]), facts)
+
+
+def _image_weights(classes: np.ndarray, how: HeadTraining) -> np.ndarray:
+    """(n,) how much each image counts."""
+    if how.class_weight != "balanced":
+        return np.ones(len(classes))
+    weights = _class_weight(classes)
+    return np.array([weights[number] for number in classes.tolist()])
+
+
+@with_own_keras
+def _head_of(layer: Dense, activation: str) -> keras.Model:
+    length, classes = layer.weights.shape
+    head = build_head(length, classes, activation)
+    head.get_layer("scores").set_weights(list(layer))
+    return head
 
 
 @with_own_keras
@@ -104,37 +179,35 @@ class Calibration:
     facts: Mapping[str, Any]
 
 
-def calibrate(head: keras.Model, validation: DataSplit, test: DataSplit, precision: float | None) -> Calibration:
-    """Fit temperature and thresholds on the validation part, apply the temperature to the head, measure on the test part.
+def calibrate(head: keras.Model, held_out: Scored, test: DataSplit, precision: float | None) -> Calibration:
+    """Fit temperature and thresholds on held-out scores, apply the temperature to the head, measure on the test part.
 
     Args:
         head: changed in place: the weights of its last layer are divided by the temperature.
-        validation: the images that decided when training ended.
+        held_out: of images that did not train the layer which scored them.
         test: images that are used for measurements only.
         precision: the wanted share of correct answers among the answered images; None to answer every image.
 
     Raises:
         ConfigError: no threshold reaches the precision.
     """
-    if validation.classes.ndim == 2:
-        return Calibration(None, thresholds_by_f1(scores_of(head, validation), validation.classes), {})
+    if held_out.classes.ndim == 2:
+        return Calibration(None, thresholds_by_f1(*held_out), {})
     before = calibration_error(scores_of(head, test), test.classes)
-    temperature = fit_temperature(scores_of(head, validation), validation.classes)
+    temperature = fit_temperature(*held_out)
     _divide(head, temperature)
-    scores = scores_of(head, validation)
+    scores = tempered(held_out.scores, temperature)
     facts: dict[str, Any] = {
         "temperature": temperature,
         "calibration_error": {"before": before, "after": calibration_error(scores_of(head, test), test.classes)},
     }
     if precision is None:
         return Calibration(None, None, facts)
-    chosen = threshold_for(scores, validation.classes, precision)
+    chosen = threshold_for(scores, held_out.classes, precision)
     if chosen is None:
-        raise ConfigError(
-            f"precision: no score threshold reaches {precision:.0%} on the validation images; choose a lower one."
-        )
+        raise ConfigError(f"precision: no score threshold reaches {precision:.0%} on the held-out images; choose a lower one.")
     tested = at_threshold(scores_of(head, test), test.classes, chosen.threshold)
-    facts["abstaining"] = {"wanted": precision, "validation": chosen._asdict(), "test": tested._asdict()}
+    facts["abstaining"] = {"wanted": precision, "held_out": chosen._asdict(), "test": tested._asdict()}
     return Calibration(chosen.threshold, None, facts)
 
 

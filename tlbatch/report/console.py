@@ -135,15 +135,29 @@ def show_job(result: Mapping[str, Any]) -> None:
         console.print(f"Job {result['job']} runs at {result['address']} and continues without this terminal", soft_wrap=True)
 
 
+def _training_images(result: Mapping[str, Any]) -> str:
+    images = result["images"]
+    if result["head"] == "convex":
+        return f"{images['train'] + images['validation']:,} images"
+    return f"{images['train']:,} images for {result['epochs']} epochs, with early stopping on {images['validation']:,}"
+
+
+def held_out_in_words(held_out: Mapping[str, Any], head: str) -> str:
+    """The accuracy on the images that did not train the layer which scored them, with its interval."""
+    low, high = held_out["interval"]
+    where = "In cross-validation" if head == "convex" else "On the images of early stopping"
+    return f"{where} {held_out['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}) on {held_out['images']:,} images"
+
+
 def show_training(result: Mapping[str, Any]) -> None:
     """Print the accuracy of the trained head, and where the bundle is."""
     console = _console()
     images = result["images"]
     console.print(
-        f"Trained on {images['train']:,} images for {result['epochs']} epochs, with early stopping on "
-        f"{images['validation']:,}; accuracy {result['accuracy']:.1%} on {images['test']:,} test images",
+        f"Trained on {_training_images(result)}; accuracy {result['accuracy']:.1%} on {images['test']:,} test images",
         soft_wrap=True,
     )
+    console.print(held_out_in_words(result["held_out"], result["head"]), soft_wrap=True)
     if result["failed"]:
         console.print(f"{result['failed']:,} labelled images could not be read and were left out")
     if result["unlabelled"]:
@@ -332,13 +346,14 @@ class DemoStory:
         self._step("2. Training", f" a head on {base} at {size} pixels; the base is frozen")
 
     def trained(self, result: Mapping[str, Any]) -> None:
-        """The sizes of the parts, the number of epochs and the time of training."""
+        """The sizes of the parts, the time of training, and the accuracy in cross-validation."""
         images = result["images"]
         self._console.print(
-            f"   {images['train']:,} cells for training, {images['validation']:,} for early stopping, "
-            f"{images['test']:,} for testing; {result['epochs']} epochs, {result['seconds']:.0f} s",
+            f"   {images['train'] + images['validation']:,} cells for training, {images['test']:,} for testing; "
+            f"{result['seconds']:.0f} s",
             soft_wrap=True,
         )
+        self._console.print(f"   {held_out_in_words(result['held_out'], result['head'])}", soft_wrap=True)
 
     def classifying(self) -> None:
         """Step 3: what is classified."""

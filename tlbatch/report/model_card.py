@@ -32,7 +32,12 @@ def make_model_card(title: str, training: Mapping[str, Any], metrics: Mapping[st
         if "balanced_accuracy" in metrics:
             sentences.append(f"Balanced accuracy, the mean recall of the classes: {metrics['balanced_accuracy']:.1%}.")
         measured = _metrics_tables(metrics)
-    return render("card.html", title, sentences=[*sentences, *_calibration_sentences(training)], tables=[*measured, made])
+    return render(
+        "card.html",
+        title,
+        sentences=[*sentences, *_held_out_sentences(training), *_calibration_sentences(training)],
+        tables=[*measured, made],
+    )
 
 
 def _metrics_tables(metrics: Mapping[str, Any]) -> list[_Table]:
@@ -52,6 +57,18 @@ def _metrics_tables(metrics: Mapping[str, Any]) -> list[_Table]:
     return tables
 
 
+def _held_out_sentences(training: Mapping[str, Any]) -> list[str]:
+    """The accuracy on images that did not train the layer which scored them."""
+    if "held_out" not in training:
+        return []
+    found = training["held_out"]
+    low, high = found["interval"]
+    return [
+        f"Accuracy on {found['images']} held-out images, each scored by a layer that was not trained on it: "
+        f"{found['accuracy']:.1%}; the 95 % interval is {low:.1%} to {high:.1%}."
+    ]
+
+
 def _calibration_sentences(training: Mapping[str, Any]) -> list[str]:
     """The calibration error, and the precision gained by abstaining."""
     sentences = []
@@ -60,7 +77,7 @@ def _calibration_sentences(training: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"Expected calibration error on the test images: {error['before']:.3f}, and {error['after']:.3f} after the "
             f"head's logits were divided by the temperature {training['temperature']:.3f}, which was fitted on the "
-            "validation images."
+            "held-out images."
         )
     if "abstaining" in training:
         target, test = training["abstaining"]["wanted"], training["abstaining"]["test"]

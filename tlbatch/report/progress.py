@@ -23,7 +23,8 @@ _LOG_SECONDS, _LOOK_SECONDS = 30.0, 2.0
 def watching(what: str, quiet: bool = False) -> Iterator[Watcher | None]:
     """Show the progress of the block.
 
-    The watcher takes the content of `progress.json`, or counts of the listing (`stage` is list) or of publishing (publish).
+    The watcher takes the content of `progress.json`, or counts of the listing (`stage` is list), of publishing (publish) or of
+    fitting a head (fit).
 
     Args:
         what: name of the longest stage, such as "classifying".
@@ -79,15 +80,15 @@ class _Log:
 
 
 def _name(numbers: Mapping[str, Any], what: str) -> str:
-    return {"list": "listing", "publish": "publishing"}.get(numbers.get("stage", ""), what)
+    return {"list": "listing", "publish": "publishing", "fit": "fitting"}.get(numbers.get("stage", ""), what)
 
 
 def _done(numbers: Mapping[str, Any]) -> tuple[int, int]:
     """The amount done and the total; the total is 0 if it is unknown."""
     if numbers.get("stage") == "list":
         return 0, 0
-    if numbers.get("stage") == "publish":
-        return numbers["files"], numbers["of"]
+    if numbers.get("stage") in ("publish", "fit"):
+        return numbers["done"], numbers["of"]
     return numbers["predicted"] + numbers["failed"], numbers["listed"]
 
 
@@ -96,8 +97,8 @@ def in_words(numbers: Mapping[str, Any]) -> str:
     if numbers.get("stage") == "list":
         return f"{numbers['objects']:,} objects, {numbers['objects'] / max(numbers['seconds'], 1e-3):,.0f}/s"
     done, total = _done(numbers)
-    if numbers.get("stage") == "publish":
-        return f"{done:,} of {total:,} files"
+    if numbers.get("stage") in ("publish", "fit"):
+        return f"{done:,} of {total:,} {'files' if numbers['stage'] == 'publish' else 'fits'}"
     text = f"{done:,} of {total:,}, {numbers['failed']:,} failed"
     if numbers["images_per_second"]:
         text += f", {numbers['images_per_second']:,.0f}/s"
