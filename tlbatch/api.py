@@ -211,6 +211,7 @@ def read_predictions(
         ConfigError: the format is unknown.
     """
     from tlbatch.output import table
+    from tlbatch.schema import to_frame
     from tlbatch.storage.resolve import resolve
 
     if format == "ray":
@@ -224,7 +225,7 @@ def read_predictions(
     if format not in ("pandas", "arrow"):
         raise ConfigError(f"format: write pandas, arrow or ray; found {format!r}.")
     found = table.read_published(output, "predictions", columns, storage_options)
-    return found if format == "arrow" else found.to_pandas()
+    return found if format == "arrow" else to_frame(found)
 
 
 @_settings_of(ExtractConfig)

@@ -9,11 +9,14 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Version 2 adds width and height to the features table, so that a table rescored from it has them too. Version 3 adds the
 #: index to the three tables.
@@ -228,8 +231,17 @@ def to_parquet(table: pa.Table) -> bytes:
 
 
 def from_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
-    """The inverse of `to_parquet`; with Arrow's reading threads, some processes abort when they end (pyarrow 26)."""
-    return pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False)
+    """The inverse of `to_parquet`.
+
+    A process in which Arrow has just started threads may abort when it ends (pyarrow 26). `pq.read_table` starts some even
+    with use_threads=False.
+    """
+    return pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
+
+
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    """A table as pandas shows it, made without Arrow's threads, as `from_parquet` says."""
+    return cast("pd.DataFrame", table.to_pandas(use_threads=False))
 
 
 #: The etag of a local file, in hex: modification time and size; in newer tables also the time of status change and the inode.

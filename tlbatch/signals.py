@@ -46,10 +46,20 @@ def take() -> None:
     numbers = {one for one in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(one) != signal.SIG_IGN}
     signal.signal(_WAKE, lambda *_: _raise_if_due())
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    # Ray starts its processes with a function that runs in the child, so this runs there too.
-    os.register_at_fork(after_in_child=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers))
+    os.register_at_fork(after_in_child=lambda: _begin_child(numbers))
     sys.unraisablehook = _raise_again(sys.unraisablehook)
     threading.Thread(target=_wait, args=(numbers,), name="tlbatch-signals", daemon=True).start()
+
+
+def _begin_child(numbers: set[signal.Signals]) -> None:
+    """What Ray's processes begin with, because Ray starts each with a function that runs in the child.
+
+    Each has a group of its own: `timeout` and a shell send a signal to the whole group of a command, and a command whose Ray
+    has ended before it ends with exit code 1 and no word, or waits for an answer. They end with the command nevertheless.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+    with contextlib.suppress(OSError):  # it leads a session
+        os.setpgid(0, 0)
 
 
 def ready() -> None:

@@ -16,6 +16,14 @@ from support.pictures import write_store
 import tlbatch
 from tlbatch.output import publish
 
+THREADS = """
+import os, sys
+import pandas, pyarrow
+import tlbatch
+before = len(os.listdir("/proc/self/task"))
+assert len(tlbatch.read_predictions(sys.argv[1])) and not len(tlbatch.read_errors(sys.argv[1]))
+print(len(os.listdir("/proc/self/task")) - before)
+"""
 PROCESSES = int(os.environ.get("TLBATCH_READERS", "1"))
 READ = "import sys, tlbatch; print(len(tlbatch.read_predictions(sys.argv[1])))"
 
@@ -38,3 +46,9 @@ def test_a_process_that_reads_ends_with_0(tmp_path, tiny_url, monkeypatch, ray_h
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
             assert (done.returncode, "Traceback" in done.stderr) == (0, False), (number, command, done.stderr)
     assert (output / "runs" / run["run_id"] / "report.html").exists()
+
+
+def test_reading_a_table_starts_no_thread_that_could_abort_the_process(tmp_path, store, tiny_url, ray_here):
+    tlbatch.classify(images=str(store), bundle=tiny_url, output=str(tmp_path / "out"), report=False)
+    done = subprocess.run([sys.executable, "-c", THREADS, str(tmp_path / "out")], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"

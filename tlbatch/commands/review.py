@@ -26,6 +26,7 @@ from tlbatch.output.table import read_predictions, read_table
 from tlbatch.report.html import Thumbnail
 from tlbatch.report.sheet import make_labelling_page
 from tlbatch.report.thumbnails import load_thumbnails
+from tlbatch.schema import to_frame
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import resolve
 
@@ -170,7 +171,7 @@ def _changed(config: ReviewConfig, table: pd.DataFrame) -> np.ndarray:
     before = state.previous(state.newest) if state.newest else None
     if before is None:
         return np.zeros(len(table), bool)
-    old = read_table(state.table_after(before), "predictions", ["uri", "key", "etag"]).to_pandas()
+    old = to_frame(read_table(state.table_after(before), "predictions", ["uri", "key", "etag"]))
     known = set(zip(old["uri"], old["key"], old["etag"], strict=True))
     return np.array([one not in known for one in zip(table["uri"], table["key"], table["etag"], strict=True)])
 

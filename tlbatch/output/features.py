@@ -238,7 +238,7 @@ def match_stored_features(runs: Sequence[FeatureRun], rows: pa.Table) -> list[Fe
         if source.report["failed_transient"]:
             errors = _errors_of(source)
             stored = stored.filter(pc.invert(pc.is_in(stored["uri"], errors["uri"].filter(errors["transient"]))))
-        stored = stored.group_by(_IDENTITY).aggregate([("stored", "min")])
+        stored = stored.group_by(_IDENTITY, use_threads=False).aggregate([("stored", "min")])
         both = left.join(stored, ["uri", "key"], join_type="inner", right_suffix="_stored")
         both = both.filter(pc.fill_null(schema.same_version(both["etag_stored"], both["etag"]), False))
         if not both.num_rows:
@@ -346,9 +346,9 @@ def _positions(tables: Sequence[pa.Table], rows: pa.Table) -> pd.DataFrame:
         tables: the good images, and those that failed.
         rows: all manifest rows of the range.
     """
-    seen = pa.concat_tables([table.select(["uri", "key"]) for table in tables]).to_pandas()
+    seen = schema.to_frame(pa.concat_tables([table.select(["uri", "key"]) for table in tables]))
     seen["place"] = np.concatenate([_stored_places(table) for table in tables])
-    listed = rows.select(["row", "uri", "key", "format"]).to_pandas()
+    listed = schema.to_frame(rows.select(["row", "uri", "key", "format"]))
     in_shard = seen["uri"].isin(listed.loc[listed["format"] != IMAGE, "uri"])
     seen["name"] = seen["key"].where(~in_shard, "")
     listed["name"] = listed["key"].where(listed["format"] == IMAGE, "")

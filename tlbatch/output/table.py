@@ -60,16 +60,14 @@ def read_predictions(
     Raises:
         OutputError: nothing is published there.
     """
-    frame: pd.DataFrame = read_published(output, "predictions", columns, storage_options).to_pandas()
-    return frame
+    return schema.to_frame(read_published(output, "predictions", columns, storage_options))
 
 
 def read_errors(
     output: str, columns: Sequence[str] | None = None, *, storage_options: Mapping[str, Any] | None = None
 ) -> pd.DataFrame:
     """The images of an output that could not be classified, with the reasons. Arguments and errors as in `read_predictions`."""
-    frame: pd.DataFrame = read_published(output, "errors", columns, storage_options).to_pandas()
-    return frame
+    return schema.to_frame(read_published(output, "errors", columns, storage_options))
 
 
 def require_published(location: Location) -> list[Run]:

@@ -243,7 +243,7 @@ def _image_differences(listed: pa.Table, seen: pa.Table) -> Iterator[str]:
     loose = listed.filter(pc.equal(listed["format"], IMAGE)).select(["uri", "key"])
     seen = seen.filter(pc.invert(pc.is_in(seen["uri"], shards.combine_chunks())))
     left, right = (_how_often(table, name) for table, name in ((loose, "listed"), (seen, "found")))
-    joined = left.join(right, keys=["uri", "key"], join_type="full outer")
+    joined = left.join(right, keys=["uri", "key"], join_type="full outer", use_threads=False)
     wrong = joined.filter(pc.fill_null(pc.not_equal(joined["listed"], joined["found"]), True))
     for row in wrong.sort_by("key").to_pylist():
         yield f"{row['key']} was listed {row['listed'] or 0} times and is in the tables {row['found'] or 0} times"
@@ -251,5 +251,5 @@ def _image_differences(listed: pa.Table, seen: pa.Table) -> Iterator[str]:
 
 def _how_often(images: pa.Table, name: str) -> pa.Table:
     """The number of rows with each uri and key of a table, in a column `name`."""
-    counted = images.group_by(["uri", "key"]).aggregate([([], "count_all")])
+    counted = images.group_by(["uri", "key"], use_threads=False).aggregate([([], "count_all")])
     return counted.rename_columns({"count_all": name})

@@ -72,7 +72,7 @@ def compare_tables(
 
     `unwritten` holds, by run, the reports of complete runs that have no `report.json` yet.
     """
-    first, second = (read_table(runs, "predictions", _COLUMNS).to_pandas() for runs in (table_a, table_b))
+    first, second = (schema.to_frame(read_table(runs, "predictions", _COLUMNS)) for runs in (table_a, table_b))
     both = _side_by_side(first, second)
     same = both["label_a"] == both["label_b"]
     indices = {

@@ -16,6 +16,7 @@ from tlbatch.images.label_files import read_labels
 from tlbatch.images.labels import Labels, in_short, names_of, warn_of_spelling
 from tlbatch.output.run import Run
 from tlbatch.output.table import read_groups, require_published
+from tlbatch.schema import to_frame
 from tlbatch.storage.resolve import resolve
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def labelled_rows(runs: Sequence[Run], labels: Labels) -> LabelledRows:
         LabelsError: no image of the labels file is in the table, or a name fits several of them.
     """
     columns = ["uri", "key", "label", "score", "abstained", "top_labels", "top_scores"]
-    frame = pa.concat_tables(labels.named(piece) for piece in read_groups(runs, "predictions", columns)).to_pandas()
+    frame: Any = to_frame(pa.concat_tables(labels.named(piece) for piece in read_groups(runs, "predictions", columns)))
     errors = [name for piece in read_groups(runs, "errors", ["uri", "key"]) for name in names_of(labels.named(piece))]
     predicted = list(zip(frame["uri"], frame["key"], strict=True))
     found = labels.of_images([*predicted, *errors])

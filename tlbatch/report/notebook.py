@@ -17,6 +17,7 @@ from tlbatch.report.html import render, thumbnails_of
 from tlbatch.report.run_report import write_report
 from tlbatch.report.summary import SURE, UNSURE
 from tlbatch.report.thumbnails import load_thumbnails
+from tlbatch.schema import to_frame
 from tlbatch.storage.resolve import resolve
 
 _SIDE = 224
@@ -78,7 +79,7 @@ class Report:
         best: pd.DataFrame | None = None
         labels: set[str] = set()
         for piece in read_groups(runs, "predictions", ["uri", "key", "label", "score"]):
-            frame = piece.to_pandas()
+            frame = to_frame(piece)
             labels |= set(frame["label"].unique())
             rows = frame if label is None else frame[frame["label"] == label]
             best = rows if best is None else pd.concat([best, rows])

@@ -18,6 +18,7 @@ from tlbatch.output.run import Run
 from tlbatch.output.table import read_groups
 from tlbatch.report.evaluate import gives_many_labels
 from tlbatch.report.verdict import Side
+from tlbatch.schema import to_frame
 
 #: Reasons for showing an image.
 SURE, UNSURE, NEAR = "most certain", "least certain", "near the threshold"
@@ -72,12 +73,12 @@ def summarize(runs: Sequence[Run], *, predictions: bool, threshold: float | None
     found = TableSummary()
     for piece in read_groups(runs, "errors", _ERRORS):
         found.errors.update(count_values(piece["kind"]))
-        found.examples = _appended(found.examples, piece.to_pandas()).groupby("kind", sort=False).head(_EXAMPLES)
+        found.examples = _appended(found.examples, to_frame(piece)).groupby("kind", sort=False).head(_EXAMPLES)
     if not predictions:
         return found
     many = gives_many_labels(runs)
     for piece in read_groups(runs, "predictions", [*_COLUMNS, *(["top_labels"] if many else [])]):
-        frame = piece.to_pandas()
+        frame = to_frame(piece)
         found.images += len(frame)
         found.abstained += int(frame["abstained"].sum())
         found.labels.update(count_values(piece["label"] if not many else pc.list_flatten(piece["top_labels"])))
