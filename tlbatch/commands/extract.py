@@ -17,6 +17,7 @@ from tlbatch.images.decode import Pixels
 from tlbatch.model import bundle as bundles
 from tlbatch.model.bases import Base, find_base
 from tlbatch.model.bundle import Frozen, freeze, save_bundle
+from tlbatch.model.depths import FeaturesOf
 from tlbatch.output.documents import ReportDocument
 from tlbatch.output.lease import require_free
 from tlbatch.output.progress import Watcher
@@ -61,17 +62,25 @@ def extract(config: ExtractConfig, watch: Watcher | None = None) -> ReportDocume
     return classify(RunConfig(**{**settings, "bundle": location.url}), watch, listing)
 
 
-def freeze_named(config: TrainConfig | ExtractConfig, weights: str | bytes, rules: PixelRules | None = None) -> Frozen:
+def freeze_named(config: TrainConfig | ExtractConfig, weights: str | bytes, like: bundles.Bundle | None = None) -> Frozen:
     """Freeze the base that a configuration names.
 
     Args:
         config: the base, its size and the source of its weights.
         weights: the result of `read_weights`.
-        rules: how image files become pixels; by default as the configuration says.
+        like: the bundle whose pixel rules and depths are taken where the configuration is silent.
     """
     base = find_base(config.base)
-    rules = rules or PixelRules(config.white_level)
-    return freeze(base, config.size or base.size, rules, _without_query(config.weights), weights)
+    rules, features_of = PixelRules(config.white_level), config.features_of
+    if like is not None:
+        given = config.model_fields_set
+        rules = rules if "white_level" in given else like.pixel_rules
+        features_of = features_of if "features_of" in given else _features_of(like)
+    return freeze(base, config.size or base.size, rules, _without_query(config.weights), weights, features_of)
+
+
+def _features_of(bundle: bundles.Bundle) -> FeaturesOf:
+    return "depths" if bundle.depths else "last"
 
 
 def _without_query(weights: str) -> str:
@@ -81,10 +90,12 @@ def _without_query(weights: str) -> str:
 
 def _require_same_base(bundle: bundles.Bundle, base: Base, size: int, config: ExtractConfig) -> None:
     facts = bundle.facts["base"]
-    old = (facts["name"], bundle.size[0], facts["weights"], bundle.pixel_rules.white_level)
-    new = (base.name, size, _without_query(config.weights), config.white_level)
+    depths = _features_of(bundle)
+    old = (facts["name"], bundle.size[0], facts["weights"], bundle.pixel_rules.white_level, depths)
+    wanted = config.features_of if "features_of" in config.model_fields_set else depths
+    new = (base.name, size, _without_query(config.weights), config.white_level, wanted)
     if old != new:
-        form = "{} at {} pixels, weights {}, white_level {}"
+        form = "{} at {} pixels, weights {}, white_level {}, features_of {}"
         raise OutputError(
             f"The output belongs to another base: it was begun with {form.format(*old)}; this command has {form.format(*new)}. "
             "Choose another --output."

@@ -206,7 +206,7 @@ def _base_of(config: TrainConfig, source: FeatureTable) -> tuple[Frozen, bundles
     bundle = load_bundle(source.newest.facts["bundle_url"], config.storage_options)
     given = config.model_fields_set
     if given & set(Pretrained.model_fields):
-        named = freeze_named(config, read_weights(config), None if "white_level" in given else bundle.pixel_rules)
+        named = freeze_named(config, read_weights(config), bundle)
         source.require_base(
             named.digest, f"{named.base.name} at {schema.in_words(named.size)} pixels with weights {named.weights}"
         )

@@ -226,6 +226,10 @@ class Pretrained(Strict):
     )
     weights: str = Field(default="imagenet", description="imagenet, random, or a .h5, .weights.h5 or .keras file or URL.")
     white_level: WhiteLevel = "auto"
+    features_of: Literal["depths", "last"] = Field(
+        default="depths",
+        description="depths: averages of up to five layers of the base, early and late; last: of the last one.",
+    )
 
 
 class RescoreConfig(Resources):

@@ -118,11 +118,14 @@ def _first_line(error: Exception) -> str:
 
 
 def with_preprocessing(base: Base, network: keras.Model, size: int) -> tuple[Any, Any]:
-    """Symbolic uint8 pixels (batch, size, size, 3) and the pooled features (batch, F) that `network` computes from them."""
+    """Symbolic uint8 pixels (batch, size, size, 3), and the pooled features (batch, F) of the maps of `network`, joined."""
     import keras
 
     pixels, inputs = scaled(base.scaling, (size, size))
-    return pixels, keras.layers.GlobalAveragePooling2D(name="features")(network(inputs, training=False))
+    maps = network(inputs, training=False)
+    if not isinstance(maps, list):
+        return pixels, keras.layers.GlobalAveragePooling2D(name="features")(maps)
+    return pixels, keras.layers.Concatenate(name="features")([keras.layers.GlobalAveragePooling2D()(one) for one in maps])
 
 
 def scaled(scaling: Scaling, size: Size, channels: int = 3) -> tuple[Any, Any]:

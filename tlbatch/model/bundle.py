@@ -26,6 +26,7 @@ from pydantic_core import from_json
 
 from tlbatch.errors import BundleError
 from tlbatch.model import bases
+from tlbatch.model.depths import FeaturesOf, at_depths, depths_of
 from tlbatch.model.openvino import Files, export_openvino, join_openvino
 from tlbatch.model.own_keras import import_keras, with_own_keras
 from tlbatch.model.safe_load import load_safely
@@ -80,6 +81,7 @@ class _Facts(_Strict):
 
     base: _Base
     input: _Input
+    depths: list[str] = []
     features_length: Annotated[int, Field(ge=1, le=1 << 20)]
     labels: list[str]
     abstain_threshold: _Score | None
@@ -135,8 +137,13 @@ class Bundle:
         return int(self.facts["features_length"])
 
     @property
+    def depths(self) -> tuple[str, ...]:
+        """The layers whose averages are the features; empty for the last one alone."""
+        return tuple(self.facts.get("depths") or ())
+
+    @property
     def base_digest(self) -> str:
-        """SHA-256 over everything the features depend on (network, weights, input size, preprocessing).
+        """SHA-256 over everything the features depend on (network, weights, layers, input size, preprocessing).
 
         Equal digests mean equal features.
         """
@@ -271,6 +278,7 @@ class Frozen:
         network: the network itself.
         extractor: uint8 pixels (batch, height, width, 3) -> features (batch, F); includes the preprocessing.
         openvino: the extractor's OpenVINO files.
+        depths: the layers whose averages are the features; empty for the last one alone.
     """
 
     base: bases.Base
@@ -280,6 +288,7 @@ class Frozen:
     network: keras.Model
     extractor: keras.Model
     openvino: Files
+    depths: tuple[str, ...] = ()
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -297,6 +306,7 @@ class Frozen:
                 "color": "rgb",
                 **({} if unrecorded else levels),
             },
+            **({"depths": list(self.depths)} if self.depths else {}),
             "features_length": int(self.extractor.output["features"].shape[-1]),
         }
 
@@ -308,12 +318,15 @@ class Frozen:
 
 def _base_digest(facts: Mapping[str, Any]) -> str:
     base = {name: facts["base"][name] for name in ("name", "weights_digest", "scaling")}
-    wanted = {**base, "input": facts["input"], "features_length": facts["features_length"]}
+    depths = {"depths": facts["depths"]} if facts.get("depths") else {}
+    wanted = {**base, **depths, "input": facts["input"], "features_length": facts["features_length"]}
     return sha256(json.dumps(wanted, sort_keys=True).encode())
 
 
 @with_own_keras
-def freeze(base: bases.Base, size: int, rules: PixelRules, weights: str, data: str | bytes) -> Frozen:
+def freeze(
+    base: bases.Base, size: int, rules: PixelRules, weights: str, data: str | bytes, features_of: FeaturesOf = "last"
+) -> Frozen:
     """Build a base with its weights and export it to OpenVINO.
 
     Args:
@@ -322,16 +335,19 @@ def freeze(base: bases.Base, size: int, rules: PixelRules, weights: str, data: s
         rules: how the numbers in image files become its pixels.
         weights: the source of the weights.
         data: "imagenet", "random", or the bytes of the weights file.
+        features_of: whether the features are the averages of several depths, or of the last one.
 
     Raises:
         WeightsError: the weights cannot be downloaded or do not fit.
     """
     network = bases.build_network(base, size, data)
+    depths = depths_of(network) if features_of == "depths" else ()
+    network = at_depths(network, depths) if depths else network
     import keras
 
     pixels, features = bases.with_preprocessing(base, network, size)
     extractor = keras.Model(pixels, {"features": features})
-    return Frozen(base, (size, size), rules, weights, network, extractor, export_openvino(extractor))
+    return Frozen(base, (size, size), rules, weights, network, extractor, export_openvino(extractor), depths)
 
 
 @with_own_keras
@@ -343,7 +359,8 @@ def frozen_base_of(bundle: Bundle) -> Frozen:
     network = next(layer for layer in extractor.layers if isinstance(layer, keras.Model))
     base = bundle.facts["base"]
     known = bases.Base(base["name"], bundle.size[0], base["scaling"])
-    return Frozen(known, bundle.size, bundle.pixel_rules, base["weights"], network, extractor, export_openvino(extractor))
+    files = export_openvino(extractor)
+    return Frozen(known, bundle.size, bundle.pixel_rules, base["weights"], network, extractor, files, bundle.depths)
 
 
 @dataclass(frozen=True)
