@@ -51,7 +51,7 @@ def at_depths(network: keras.Model, layers: Sequence[str]) -> keras.Model:
     """The network with the maps of these layers as its outputs."""
     import keras
 
-    deep = keras.Model(network.inputs, [network.get_layer(name).output for name in layers], name=network.name)
+    deep = keras.Model(network.input, [network.get_layer(name).output for name in layers], name=network.name)
     deep.trainable = False
     return deep
 

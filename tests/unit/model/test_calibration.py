@@ -7,7 +7,7 @@ import pytest
 from tlbatch.errors import ConfigError
 from tlbatch.execution.records import PredictionFormat
 from tlbatch.model.calibration import at_threshold, calibration_error, fit_temperature, threshold_for, thresholds_by_f1
-from tlbatch.model.head import DataSplit, HeadTraining, build_head, calibrate, scores_of, train_head
+from tlbatch.model.head import DataSplit, HeadTraining, Scored, build_head, calibrate, scores_of, train_head
 from tlbatch.report.evaluate import measure_many
 
 
@@ -82,7 +82,7 @@ def test_a_head_that_is_too_sure_becomes_honest_and_no_label_changes():
     last = head.get_layer("scores")
     last.set_weights([4 * weight for weight in last.get_weights()])
     before = scores_of(head, test)
-    reading = calibrate(head, validation, test, 0.8)
+    reading = calibrate(head, Scored(scores_of(head, validation), validation.classes), test, 0.8)
     after = scores_of(head, test)
     assert np.array_equal(before.argmax(1), after.argmax(1))
     assert reading.facts["temperature"] > 2
@@ -97,8 +97,9 @@ def test_a_head_that_is_too_sure_becomes_honest_and_no_label_changes():
 def test_a_precision_that_cannot_be_had_is_a_sentence():
     train, validation, test = parts(0)
     head, _ = train_head(train, validation, 3, HeadTraining(epochs=1))
-    wrong = DataSplit(validation.features, np.argmin(scores_of(head, validation), axis=1))
-    with pytest.raises(ConfigError, match="precision: no score threshold reaches 90% on the validation images"):
+    scores = scores_of(head, validation)
+    wrong = Scored(scores, np.argmin(scores, axis=1))
+    with pytest.raises(ConfigError, match="precision: no score threshold reaches 90% on the held-out images"):
         calibrate(head, wrong, test, 0.9)
 
 
