@@ -1,6 +1,6 @@
 """Measure the model alone, without files and decoding, for three bases.
 
-    .venv/bin/python benchmarks/models.py [engines] [half] [--images 256] [--rounds 3]
+    .venv/bin/python benchmarks/models.py [engines] [depths] [half] [--images 256] [--rounds 3]
 
 `engines`: tlbatch's CPU engine compared with `model.predict`, on bundles trained on photographs. `half`: the computation of the
 GPU engine, compiled by XLA in half precision, compared with float32 without a compiler, and how many labels stay the same.
@@ -33,7 +33,7 @@ CLASSES = 20
 
 def main() -> None:
     """Run the requested sections; by default all of them."""
-    sections = {"engines": engines, "half": half}
+    sections = {"engines": engines, "depths": depths, "half": half}
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(sections))
     parser.add_argument("--images", type=int, default=256)
@@ -67,6 +67,28 @@ def engines(images: int, batch: int, rounds: int) -> None:
         given, ours = given["scores"], ours.scores
         told = f"{images / slow:.1f} | {images / fast:.1f} | {slow / fast:.2f} | {np.abs(given - ours).max():.0e}"
         print(f"| {name} at {size} | {told} | {same(given, ours)} |", flush=True)
+
+
+def depths(images: int, _batch: int, rounds: int) -> None:
+    """Measure what the features of several depths cost: images a second of the CPU engine with them, and with the last layer."""
+    from photographs import train
+
+    from tlbatch.model.bundle import load_bundle
+    from tlbatch.model.engines import load_engine
+
+    print("| base | last layer, images/s | depths, images/s | time of depths by time of last layer |")
+    print("| --- | ---: | ---: | ---: |")
+    for name, size in BASES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            pixels = np.random.default_rng(0).integers(0, 256, (images, size, size, 3), np.uint8)
+            ways = []
+            for features_of in ("last", "depths"):
+                root = Path(folder, features_of)
+                root.mkdir()
+                bundle = load_bundle(train(root, name, size, None if name == "MobileNetV2" else "random", features_of))
+                ways.append(partial(load_engine(bundle, threads=os.cpu_count() or 1).predict, pixels))
+            (last, _), (deep, _) = in_turn(ways, rounds)
+        print(f"| {name} at {size} | {images / last:.1f} | {images / deep:.1f} | {deep / last:.3f} |", flush=True)
 
 
 def half(images: int, batch: int, rounds: int) -> None:

@@ -33,13 +33,16 @@ def repeated(root: Path, count: int) -> Path:
     return store
 
 
-def train(root: Path, base: str = "MobileNetV2", size: int = 160, weights: str | None = None) -> str:
-    """Train a bundle on two arbitrary classes of photographs; by default with the demo's weights."""
+def train(root: Path, base: str = "MobileNetV2", size: int = 160, weights: str | None = None, features_of: str = "last") -> str:
+    """Train a bundle on two arbitrary classes of photographs; by default with the demo's weights and the last layer.
+
+    What others are compared with predicts from the last layer, too.
+    """
     weights = weights or str(WEIGHTS)
     photos = sorted(PHOTOGRAPHS.glob("*.JPEG"))
     labels, bundle = root / "labels.csv", root / "bundle"
     labels.write_text("key,label\n" + "".join(f"{path.name},{'ab'[n % 2]}\n" for n, path in enumerate(photos)))
-    network = ["--base", base, "--size", size, "--weights", weights]
+    network = ["--base", base, "--size", size, "--weights", weights, "--features-of", features_of]
     run("train", "--images", PHOTOGRAPHS, "--labels", labels, *network, "--bundle", bundle)
     return str(bundle)
 
