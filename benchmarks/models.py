@@ -70,7 +70,7 @@ def engines(images: int, batch: int, rounds: int) -> None:
 
 
 def depths(images: int, _batch: int, rounds: int) -> None:
-    """Measure what the features of several depths cost: images a second of the CPU engine with them, and with the last layer."""
+    """Measure what features of several depths cost: images a second of the CPU engine with them, and with the last layer."""
     from photographs import train
 
     from tlbatch.model.bundle import load_bundle
