@@ -10,6 +10,7 @@ from support.documented import BASES_TABLE, PREPROCESSING
 
 from tlbatch.model import bases
 from tlbatch.model.bases import BASES, build_network, weights_digest
+from tlbatch.model.depths import at_depths, depths_of
 
 #: One small base of each kind of preprocessing, and of each family with layers of its own; `TLBATCH_BASES=all` is for all.
 SAMPLE = ["MobileNetV2", "DenseNet121", "ResNet50", "EfficientNetB0", "ConvNeXtTiny", "MobileNetV3Small", "VGG16"]
@@ -17,10 +18,12 @@ SAMPLE = ["MobileNetV2", "DenseNet121", "ResNet50", "EfficientNetB0", "ConvNeXtT
 
 @pytest.mark.parametrize("name", BASES if os.environ.get("TLBATCH_BASES") == "all" else SAMPLE)
 def test_each_base_is_built_and_scales_as_its_own_preprocess_input(name):
-    base, side = BASES[name], 96
-    pixels, features = bases.with_preprocessing(base, build_network(base, side, "random"), side)
+    base, side = BASES[name], 128
+    network = build_network(base, side, "random")
+    pixels, features = bases.with_preprocessing(base, network, side)
     extractor = keras.Model(pixels, features)
-    assert BASES_TABLE[name] == (base.size, PREPROCESSING[base.scaling], features.shape[-1])
+    _, deep = bases.with_preprocessing(base, at_depths(network, depths_of(network)), side)
+    assert BASES_TABLE[name] == (base.size, PREPROCESSING[base.scaling], features.shape[-1], deep.shape[-1])
     images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
     given = np.asarray(keras.Model(pixels, extractor.get_layer("scale").output)(images))
     module = inspect.getmodule(getattr(keras.applications, name))

@@ -4,11 +4,13 @@ import re
 
 from support.paths import ROOT
 
-#: What `docs/bases.md` says of each base: size, preprocessing in words, feature length.
+#: What `docs/bases.md` says of each base: size, preprocessing in words, lengths of the features of the last layer and of depths.
 BASES_TABLE = {
-    name: (int(size), words, int(length))
-    for name, size, words, length in re.findall(
-        r"^\| (\w+) \| (\d+) \| (.+?) \| (\d+) \|$", (ROOT / "docs" / "bases.md").read_text(), flags=re.MULTILINE
+    name: (int(size), words, int(last), int(depths))
+    for name, size, words, last, depths in re.findall(
+        r"^\| (\w+) \| (\d+) \| (.+?) \| (\d+) \| (\d+) \|$",
+        (ROOT / "docs" / "bases.md").read_text(),
+        flags=re.MULTILINE,
     )
 }
 PREPROCESSING = {
