@@ -84,7 +84,7 @@ def demo(config: DemoConfig, *, quiet: bool = False) -> dict[str, Any]:
         "seconds": round(time.monotonic() - began, 1),
     }
     story.classified(run)
-    story.accuracy(metrics, PUBLISHED)
+    story.accuracy(metrics, trained["held_out"], PUBLISHED)
     story.files(output, run["run_id"])
     story.least_certain(_least_certain(output))
     story.end(result["report"], bundle, result["seconds"])
