@@ -4,7 +4,7 @@ import re
 
 from support.paths import ROOT
 
-#: What `docs/bases.md` says of each base: size, preprocessing in words, lengths of the features of the last layer and of depths.
+#: What `docs/bases.md` says of each base: size, preprocessing in words, lengths of the features of the last layer and depths.
 BASES_TABLE = {
     name: (int(size), words, int(last), int(depths))
     for name, size, words, last, depths in re.findall(
