@@ -96,7 +96,7 @@ def _train(config: TrainConfig, how: HeadTraining, location: Location, watch: Wa
     features, test, head = made.features, made.parts["test"], made.fitted.head
     calibration = calibrate(head, made.fitted.held_out, test, config.precision)
     metrics = _measure(scores_of(head, test), test.classes, features.labels, calibration)
-    training = _training_facts(how, made, calibration)
+    training = _training_facts(made, calibration)
     base = made.frozen.base
     classes = f"{', '.join(features.labels[:4])}{' …' if len(features.labels) > 4 else ''}"
     title = f"{classes}: {base.name} at {schema.in_words(made.frozen.size)} pixels"
@@ -116,18 +116,18 @@ def _train(config: TrainConfig, how: HeadTraining, location: Location, watch: Wa
         "accuracy": metrics["accuracy"],
         "metrics": metrics,
         "calibration": dict(calibration.facts),
-        "head": how.head,
+        "head": made.fitted.how.head,
         "held_out": training["held_out"],
         "epochs": training.get("epochs"),
         "seconds": round(time.monotonic() - began, 3),
     }
 
 
-def _training_facts(how: HeadTraining, made: _Made, calibration: Calibration) -> dict[str, Any]:
+def _training_facts(made: _Made, calibration: Calibration) -> dict[str, Any]:
     """What the bundle records of the training."""
     return {
-        **how.facts,
-        "seed": how.seed,
+        **made.fitted.how.facts,
+        "seed": made.fitted.how.seed,
         "images": {name: len(part.classes) for name, part in made.parts.items()},
         "failed": made.features.failed,
         "held_out": _held_out_accuracy(made, calibration),

@@ -283,7 +283,7 @@ class TrainConfig(Pretrained, Images, Resources):
     head: Literal["auto", "convex", "sgd"] = Field(
         default="auto",
         description="convex: the one head that fits best, by cross-validation; sgd: Adam with early stopping, for millions of "
-        "labels; auto is convex, and sgd if a setting of sgd is given.",
+        "labels; auto is convex up to 300 million features, and sgd if a setting of sgd is given.",
     )
     epochs: Count = Field(
         default=100, description="sgd: maximum number of epochs; training stops early when validation stops improving."
@@ -318,11 +318,9 @@ class TrainConfig(Pretrained, Images, Resources):
         return self
 
     @property
-    def way(self) -> Literal["convex", "sgd"]:
-        """How the head is trained."""
-        if self.head == "auto":
-            return "sgd" if {"epochs", "patience", "learning_rate"} & self.model_fields_set else "convex"
-        return self.head
+    def way(self) -> Literal["auto", "convex", "sgd"]:
+        """How the head is trained; auto looks at the number of labels."""
+        return "sgd" if {"epochs", "patience", "learning_rate"} & self.model_fields_set else self.head
 
 
 class FolderConfig(Strict):

@@ -21,6 +21,8 @@ _BIAS_STRENGTH = 0.01
 #: Operations of one pass over all images (images x features x classes) from which one fold has to stand for all of them.
 _ONE_FOLD_FROM = 2e10
 _LEAST, _LEAST_SHARE = 1e-12, 1e-10
+#: Rows that are in float64 at the same time.
+_BLOCK = 4096
 #: About how much the loss of one image curves along its logit: p (1 - p).
 _CURVATURE = 0.1
 
@@ -128,26 +130,34 @@ class _Columns:
     """
 
     def __init__(self, features: np.ndarray) -> None:
-        values = features.astype(np.float64)
-        self._mean, spread = values.mean(axis=0), values.std(axis=0)
+        blocks = [slice(start, start + _BLOCK) for start in range(0, len(features), _BLOCK)]
+        self._mean = features.mean(axis=0, dtype=np.float64)
+        spread = np.sqrt(sum(np.square(features[block] - self._mean).sum(axis=0) for block in blocks) / len(features))
         self._scale = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > _LEAST)
-        values -= self._mean
-        values *= self._scale
+        values = np.concatenate([((features[block] - self._mean) * self._scale).astype(np.float32) for block in blocks])
         wide = len(values) < values.shape[1]
-        squares, vectors = np.linalg.eigh(values @ values.T if wide else values.T @ values)
+        squares, vectors = np.linalg.eigh(_squares(values.T if wide else values))
         kept = squares > squares.max() * _LEAST_SHARE
-        self.squares = squares[kept]
+        self.squares, vectors = squares[kept], vectors[:, kept]
         if wide:
-            spans = np.sqrt(self.squares)
-            self._back, rotated = values.T @ (vectors[:, kept] / spans), vectors[:, kept] * spans
+            self._back, rotated = values.T @ (vectors / np.sqrt(self.squares)), vectors * np.sqrt(self.squares)
         else:
-            self._back, rotated = vectors[:, kept], values @ vectors[:, kept]
+            self._back, rotated = vectors, values @ vectors.astype(np.float32)
         self.values = rotated.astype(np.float32)
 
     def layer(self, weights: np.ndarray, biases: np.ndarray) -> Dense:
         """The layer of the features as they were."""
         scaled = self._back @ weights * self._scale[:, None]
         return Dense(scaled.astype(np.float32), (biases - self._mean @ scaled).astype(np.float32))
+
+
+def _squares(rows: np.ndarray) -> np.ndarray:
+    """The products of the columns with each other, summed over the rows in float64."""
+    total = np.zeros((rows.shape[1],) * 2)
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK].astype(np.float64)
+        total += block.T @ block
+    return total
 
 
 class _Problem:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,16 +24,18 @@ if TYPE_CHECKING:
     import keras
 
 DROPOUT = 0.2
+#: Most numbers (images x features) of a convex fit, which holds them three times, if the head is not chosen.
+_CONVEX_UP_TO = 300_000_000
 
 
 @dataclass(frozen=True)
 class HeadTraining:
-    """How a head is trained: by `fit_convex`, or by Adam (sgd), whose settings are the next four.
+    """How a head is trained: by `fit_convex`, or by Adam (sgd), whose settings are the next four; auto looks at the size.
 
     Adam ends after `epochs` epochs, or when validation has not improved for `patience` epochs.
     """
 
-    head: Literal["convex", "sgd"] = "convex"
+    head: Literal["auto", "convex", "sgd"] = "convex"
     epochs: int = 100
     patience: int = 10
     batch_size: int = 32
@@ -77,9 +79,10 @@ class Scored(NamedTuple):
 
 @dataclass(frozen=True)
 class FittedHead:
-    """A head; the scores of images that did not train the layer which scored them; and what the bundle records of the fit."""
+    """A head, how it was trained, scores of images by a layer that they did not train, and what the bundle records."""
 
     head: keras.Model
+    how: HeadTraining
     held_out: Scored
     facts: Mapping[str, Any]
 
@@ -97,17 +100,19 @@ def fit_head(
         how: the settings.
         tell: called with the numbers of finished and of all problems.
     """
+    if how.head == "auto":
+        how = replace(how, head="convex" if train.features.size + validation.features.size <= _CONVEX_UP_TO else "sgd")
     if how.head == "sgd":
         head, history = train_head(train, validation, classes, how)
         best = history["val_accuracy"][int(np.argmin(history["val_loss"]))]
         facts = {"epochs": len(history["loss"]), "validation_accuracy": best, "history": history}
-        return FittedHead(head, Scored(scores_of(head, validation), validation.classes), facts)
+        return FittedHead(head, how, Scored(scores_of(head, validation), validation.classes), facts)
     values = np.concatenate([train.features, validation.features])
     known = np.concatenate([train.classes, validation.classes])
     fit = fit_convex(values, known, folds, classes, _image_weights(known, how), tell)
     head = _head_of(fit.layer, "sigmoid" if known.ndim == 2 else "softmax")
     facts = {"strengths": list(fit.strengths), "held_out_losses": list(fit.losses)}
-    return FittedHead(head, Scored(fit.held_out, known[fit.rows]), facts)
+    return FittedHead(head, how, Scored(fit.held_out, known[fit.rows]), facts)
 
 
 def _image_weights(classes: np.ndarray, how: HeadTraining) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 from tlbatch.errors import ConfigError
 from tlbatch.execution.records import PredictionFormat
 from tlbatch.model.calibration import at_threshold, calibration_error, fit_temperature, threshold_for, thresholds_by_f1
-from tlbatch.model.head import DataSplit, HeadTraining, Scored, build_head, calibrate, scores_of, train_head
+from tlbatch.model.head import DataSplit, HeadTraining, Scored, build_head, calibrate, fit_head, scores_of, train_head
 from tlbatch.report.evaluate import measure_many
 
 
@@ -129,3 +129,17 @@ def test_of_a_single_label_the_images_that_have_it_are_measured():
     assert found["by_class"] == {"scratch": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "images": 1}}
     assert (found["micro_f1"], found["accuracy"]) == (0.0, 0.9)
     assert measure_many([["a"], []], [["a"], []], ["a"])["micro_f1"] == 1.0
+
+
+def test_a_head_of_many_labels_is_trained_by_adam_unless_the_convex_one_is_asked_for(monkeypatch):
+    train, validation, _ = parts(0)
+    folds = np.arange(360) % 5
+    monkeypatch.setattr("tlbatch.model.head._CONVEX_UP_TO", 360 * 8 - 1)
+    fitted = {way: fit_head(train, validation, folds, 3, HeadTraining(way, epochs=2)) for way in ("auto", "convex")}
+    assert fitted["auto"].how.head == "sgd"
+    assert fitted["auto"].facts["epochs"] == 2
+    assert len(fitted["auto"].held_out.scores) == 300
+    assert "epochs" not in fitted["convex"].how.facts
+    assert len(fitted["convex"].held_out.scores) == 360
+    monkeypatch.undo()
+    assert fit_head(train, validation, folds, 3, HeadTraining("auto")).how.head == "convex"
