@@ -78,7 +78,7 @@ def test_a_bundle_without_rules_keeps_its_digests(tmp_path):
 def test_a_store_of_features_has_one_rule(images, tmp_path, weights, ray_here):
     settings = {"images": str(images), "base": "MobileNetV2", "size": 96, "weights": weights, "output": str(tmp_path / "out")}
     tlbatch.extract(**settings, white_level=16_383)
-    with pytest.raises(OutputError, match=r"white_level 16383\.0; this command has .* white_level auto"):
+    with pytest.raises(OutputError, match=r"white_level 16383\.0, .*; this command has .* white_level auto"):
         tlbatch.extract(**settings)
 
 

@@ -23,7 +23,7 @@ def as_vgg(weight):
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize(
-    ("base", "name_of", "length"), [("MobileNetV2", by_layer, 1280), ("ResNet50", by_layer, 2048), ("VGG16", as_vgg, 512)]
+    ("base", "name_of", "length"), [("MobileNetV2", by_layer, 3392), ("ResNet50", by_layer, 6656), ("VGG16", as_vgg, 2048)]
 )
 def test_a_base_goes_through_all_verbs(base, name_of, length, tmp_path):
     """A seeded random base in a `_notop.h5` file: what is seen is that all ways lead to the same table."""

@@ -34,7 +34,8 @@ def test_a_bundle_holds_what_the_design_says(trained):
     )
     assert bundle.labels == ["blue", "green", "red"]
     assert bundle.size == (96, 96)
-    assert bundle.features_length == 1280
+    assert bundle.features_length == 192 + 384 + 576 + 960 + 1280
+    assert len(bundle.depths) == 5
     assert bundle.facts["base"]["name"] == "MobileNetV2"
     assert {"keras", "tensorflow"} <= set(bundle.facts["versions"])
     assert bundle.facts["metrics"]["accuracy"] >= 0.9
