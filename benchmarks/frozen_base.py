@@ -31,7 +31,7 @@ from tlbatch.commands.classify import OutputTable
 from tlbatch.output.run import Run
 
 ROOT = Path(__file__).parent.parent
-BASE = ["--base", "MobileNetV2", "--size", SIZE, "--weights", WEIGHTS]
+BASE = ["--base", "MobileNetV2", "--size", SIZE, "--weights", WEIGHTS, "--features-of", "last"]
 FIRST, ROUND, ROUNDS = 200, 100, 3
 #: Numbers of images whose features are rescored.
 ROWS = (50_000, 350_000)
