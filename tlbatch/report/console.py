@@ -368,7 +368,7 @@ class DemoStory:
         """Step 4: the accuracy on the test part, and published accuracies by method, which are of other splits."""
         self._step("4. Accuracy", f" on the {metrics['images']:,} test cells, which were not used in training")
         _print_metrics(self._console, metrics)
-        table = Table("accuracy on this data set (published: on other cells)", "")
+        table = Table("accuracy (published figures are of other cells)", "")
         low, high = held_out["interval"]
         table.add_row("this demo, a head on frozen features, this CPU", f"{metrics['accuracy']:.2%}", style="bold")
         table.add_row("the same in cross-validation", f"{held_out['accuracy']:.2%} ({low:.1%} to {high:.1%})")
