@@ -49,6 +49,25 @@ def test_the_result_says_how_it_went(trained):
     assert np.array(trained["metrics"]["confusion"]).sum() == 12
 
 
+@pytest.mark.sampled(1)
+def test_one_split_gives_one_head_which_says_how_good_it_is(store, bundle_url, tmp_path):
+    features = str(tmp_path / "features")
+    tlbatch.extract(images=str(store), bundle=bundle_url, output=features, report=False)
+    first = tlbatch.train(features=features, bundle=str(tmp_path / "first"))
+    assert (first["head"], first["epochs"]) == ("convex", None)
+    held_out = first["held_out"]
+    assert held_out["images"] == first["images"]["train"] + first["images"]["validation"] == 48
+    assert held_out["interval"][0] <= held_out["accuracy"] <= held_out["interval"][1]
+    assert "48 held-out images" in (tmp_path / "first" / "card.html").read_text()
+    known = {"features": features, "labels": str(tmp_path / "first" / "split.csv")}
+    others = [tlbatch.train(**known, seed=seed, bundle=str(tmp_path / str(seed))) for seed in (1, 2)]
+    heads = [load_bundle(one["bundle"]).probes()["scores"] for one in (first, *others)]
+    assert all(np.array_equal(heads[0], scores) for scores in heads[1:])
+    by_adam = tlbatch.train(**known, head="sgd", epochs=3, bundle=str(tmp_path / "adam"))
+    assert (by_adam["head"], by_adam["epochs"]) == ("sgd", 3)
+    assert by_adam["held_out"]["images"] == first["images"]["validation"]
+
+
 def test_only_the_bundle_is_left(trained):
     assert not Path(trained["bundle"], ".training").exists()
 
