@@ -4,6 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from s3fs import S3FileSystem
 from support.odd_s3 import OddS3
 from support.pictures import COLORS, encoded, noisy
 from support.s3_server import environment, options
@@ -34,8 +35,10 @@ def odd(served, monkeypatch):
     """The server as moto is, and this process's environment with what it takes to reach it."""
     for name, value in environment(served.endpoint).items():
         monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()  # one that another test made has another server's address from its environment
     served.reset()
-    return served
+    yield served
+    S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture
