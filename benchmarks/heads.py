@@ -12,16 +12,15 @@ import csv
 import statistics
 import sys
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from head_training import CELLS, SIZE, write_labels
 from photographs import WEIGHTS
 
 import tlbatch
 from tlbatch.commands.splits import split_classes
 
-CELLS = Path(find_spec("elpv_dataset").origin).parent / "data"
 COUNTS = (50, 100, 200, 500, 1000, None)
 #: Name -> which features, and which head.
 WAYS = {"last layer, Adam": ("last", "sgd"), "five depths, convex": ("depths", "convex")}
@@ -30,11 +29,11 @@ WAYS = {"last layer, Adam": ("last", "sgd"), "five depths, convex": ("depths", "
 def main() -> None:
     """Extract, train 2 x 6 x SPLITS heads, and print a table."""
     splits = int(sys.argv[1]) if len(sys.argv) > 1 else 10
-    labels = known_labels()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
+        labels = known_labels(root / "known.csv")
         for features_of, _ in WAYS.values():
-            settings = {"base": "MobileNetV2", "size": 160, "weights": str(WEIGHTS), "features_of": features_of}
+            settings = {"base": "MobileNetV2", "size": SIZE, "weights": str(WEIGHTS), "features_of": features_of}
             tlbatch.extract(images=str(CELLS), output=str(root / features_of), report=False, **settings)
         print("| labelled cells | " + " | ".join(f"{way}: accuracy | calibration error" for way in WAYS) + " | better |")
         print("| ---: |" + " ---: |" * (2 * len(WAYS) + 1))
@@ -43,10 +42,11 @@ def main() -> None:
             print(row(count, found), flush=True)
 
 
-def known_labels() -> dict[str, str]:
-    """Key -> label of every cell."""
-    lines = [line.split() for line in (CELLS / "labels.csv").read_text().splitlines()]
-    return {key: "defective" if float(probability) >= 0.5 else "functional" for key, probability, _ in lines}
+def known_labels(file: Path) -> dict[str, str]:
+    """Key -> label of every cell, by way of a labels file."""
+    write_labels(file)
+    with file.open() as known:
+        return {row["key"]: row["label"] for row in csv.DictReader(known)}
 
 
 def measure(root: Path, labels: dict[str, str], count: int | None, seed: int) -> list[tuple[float, float]]:

@@ -73,14 +73,18 @@ def freeze_named(config: TrainConfig | ExtractConfig, weights: str | bytes, like
     base = find_base(config.base)
     rules, features_of = PixelRules(config.white_level), config.features_of
     if like is not None:
-        given = config.model_fields_set
-        rules = rules if "white_level" in given else like.pixel_rules
-        features_of = features_of if "features_of" in given else _features_of(like)
+        rules = rules if "white_level" in config.model_fields_set else like.pixel_rules
+        features_of = _wanted_depths(config, like)
     return freeze(base, config.size or base.size, rules, _without_query(config.weights), weights, features_of)
 
 
 def _features_of(bundle: bundles.Bundle) -> FeaturesOf:
     return "depths" if bundle.depths else "last"
+
+
+def _wanted_depths(config: TrainConfig | ExtractConfig, like: bundles.Bundle) -> FeaturesOf:
+    """What the configuration says, or else what the bundle has: features that exist go on as they are."""
+    return config.features_of if "features_of" in config.model_fields_set else _features_of(like)
 
 
 def _without_query(weights: str) -> str:
@@ -90,10 +94,8 @@ def _without_query(weights: str) -> str:
 
 def _require_same_base(bundle: bundles.Bundle, base: Base, size: int, config: ExtractConfig) -> None:
     facts = bundle.facts["base"]
-    depths = _features_of(bundle)
-    old = (facts["name"], bundle.size[0], facts["weights"], bundle.pixel_rules.white_level, depths)
-    wanted = config.features_of if "features_of" in config.model_fields_set else depths
-    new = (base.name, size, _without_query(config.weights), config.white_level, wanted)
+    old = (facts["name"], bundle.size[0], facts["weights"], bundle.pixel_rules.white_level, _features_of(bundle))
+    new = (base.name, size, _without_query(config.weights), config.white_level, _wanted_depths(config, bundle))
     if old != new:
         form = "{} at {} pixels, weights {}, white_level {}, features_of {}"
         raise OutputError(

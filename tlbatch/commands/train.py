@@ -185,11 +185,12 @@ def _keras_thread() -> Iterator[ThreadPoolExecutor]:
 
 def _fit(features: TrainingSet, parts: Mapping[str, DataSplit], how: HeadTraining, watch: Watcher | None) -> FittedHead:
     """Fit the head, and tell of long fits."""
-    train, validation = parts["train"], parts["validation"]
-    known = np.concatenate([train.classes, validation.classes])
-    folds = fold_pictures(known, find_copies(np.concatenate([train.features, validation.features])), _FOLDS)
     tell = None if watch is None else lambda done, of: watch({"stage": "fit", "done": done, "of": of})
-    return fit_head(train, validation, folds, len(features.labels), how, tell)
+    return fit_head(parts["train"], parts["validation"], _fold, len(features.labels), how, tell)
+
+
+def _fold(features: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    return fold_pictures(classes, find_copies(features), _FOLDS)
 
 
 def _from_features(config: TrainConfig, how: HeadTraining, watch: Watcher | None) -> _Made:

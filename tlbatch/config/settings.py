@@ -80,6 +80,8 @@ WhiteLevel = Annotated[
     Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)],
     Field(description="Value that is white in images of more than 8 bits that do not say it; auto finds it in each image."),
 ]
+#: Settings of a head that Adam trains; a convex one has none of them.
+_OF_SGD = ("epochs", "patience", "learning_rate")
 _LABELS = "CSV or Parquet with key (or uri), label and optionally split."
 
 
@@ -310,7 +312,7 @@ class TrainConfig(Pretrained, Images, Resources):
         if self.multi_label and self.precision is not None:
             raise ValueError("precision: with multi_label every label has a threshold of its own")
         unused = [name for name in Images.model_fields if name != "images" and name in self.model_fields_set]
-        of_sgd = [name for name in ("epochs", "patience", "learning_rate") if name in self.model_fields_set]
+        of_sgd = [name for name in _OF_SGD if name in self.model_fields_set]
         if self.head == "convex" and of_sgd:
             raise ValueError(f"{of_sgd[0]}: a convex head has no epochs, so this setting does nothing; remove it")
         if self.features and unused:
@@ -320,7 +322,7 @@ class TrainConfig(Pretrained, Images, Resources):
     @property
     def way(self) -> Literal["auto", "convex", "sgd"]:
         """How the head is trained; auto looks at the number of labels."""
-        return "sgd" if {"epochs", "patience", "learning_rate"} & self.model_fields_set else self.head
+        return "sgd" if self.model_fields_set.intersection(_OF_SGD) else self.head
 
 
 class FolderConfig(Strict):

@@ -25,7 +25,7 @@ def fit_temperature(scores: np.ndarray, classes: np.ndarray) -> float:
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
-    logits = np.log(np.maximum(scores.astype(np.float64), _LEAST))
+    logits = _logits(scores)
     count, of = scores.shape
     targets = np.full(scores.shape, 1 / (count + 2) / max(of - 1, 1))
     targets[np.arange(count), classes] = (count + 1) / (count + 2)
@@ -41,7 +41,12 @@ def tempered(scores: np.ndarray, temperature: float) -> np.ndarray:
     """(n, C) softmax scores whose logits are divided by a temperature."""
     from scipy.special import softmax
 
-    return np.asarray(softmax(np.log(np.maximum(scores.astype(np.float64), _LEAST)) / temperature, axis=1), np.float32)
+    return np.asarray(softmax(_logits(scores) / temperature, axis=1), np.float32)
+
+
+def _logits(scores: np.ndarray) -> np.ndarray:
+    """Numbers whose softmax gives the scores, in float64."""
+    return np.asarray(np.log(np.maximum(scores.astype(np.float64), _LEAST)))
 
 
 def calibration_error(scores: np.ndarray, classes: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -77,6 +77,10 @@ class Scored(NamedTuple):
     classes: np.ndarray
 
 
+#: Features and classes, as in `DataSplit` -> (n,) the fold of each image in cross-validation.
+Fold = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
 @dataclass(frozen=True)
 class FittedHead:
     """A head, how it was trained, scores of images by a layer that they did not train, and what the bundle records."""
@@ -88,14 +92,14 @@ class FittedHead:
 
 
 def fit_head(
-    train: DataSplit, validation: DataSplit, folds: np.ndarray, classes: int, how: HeadTraining, tell: Tell | None = None
+    train: DataSplit, validation: DataSplit, fold: Fold, classes: int, how: HeadTraining, tell: Tell | None = None
 ) -> FittedHead:
     """Fit a head to labelled features.
 
     Args:
         train: images to train on.
         validation: images on which Adam's early stopping looks. A convex head trains on them too.
-        folds: for a convex head the fold of each image of both parts, train first.
+        fold: called for a convex head, with the images of both parts.
         classes: C.
         how: the settings.
         tell: called with the numbers of finished and of all problems.
@@ -109,7 +113,7 @@ def fit_head(
         return FittedHead(head, how, Scored(scores_of(head, validation), validation.classes), facts)
     values = np.concatenate([train.features, validation.features])
     known = np.concatenate([train.classes, validation.classes])
-    fit = fit_convex(values, known, folds, classes, _image_weights(known, how), tell)
+    fit = fit_convex(values, known, fold(values, known), classes, _image_weights(known, how), tell)
     head = _head_of(fit.layer, "sigmoid" if known.ndim == 2 else "softmax")
     facts = {"strengths": list(fit.strengths), "held_out_losses": list(fit.losses)}
     return FittedHead(head, how, Scored(fit.held_out, known[fit.rows]), facts)

@@ -133,13 +133,17 @@ def test_of_a_single_label_the_images_that_have_it_are_measured():
 
 def test_a_head_of_many_labels_is_trained_by_adam_unless_the_convex_one_is_asked_for(monkeypatch):
     train, validation, _ = parts(0)
-    folds = np.arange(360) % 5
+
+    def fold(features, classes):
+        assert features.shape == (360, 8)
+        return np.arange(len(classes)) % 5
+
     monkeypatch.setattr("tlbatch.model.head._CONVEX_UP_TO", 360 * 8 - 1)
-    fitted = {way: fit_head(train, validation, folds, 3, HeadTraining(way, epochs=2)) for way in ("auto", "convex")}
+    fitted = {way: fit_head(train, validation, fold, 3, HeadTraining(way, epochs=2)) for way in ("auto", "convex")}
     assert fitted["auto"].how.head == "sgd"
     assert fitted["auto"].facts["epochs"] == 2
     assert len(fitted["auto"].held_out.scores) == 300
     assert "epochs" not in fitted["convex"].how.facts
     assert len(fitted["convex"].held_out.scores) == 360
     monkeypatch.undo()
-    assert fit_head(train, validation, folds, 3, HeadTraining("auto")).how.head == "convex"
+    assert fit_head(train, validation, fold, 3, HeadTraining("auto")).how.head == "convex"
