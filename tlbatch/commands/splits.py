@@ -14,6 +14,8 @@ SPLITS = ("train", "validation", "test")
 _TRAIN, _VALIDATION, _TEST = range(len(SPLITS))
 #: Fewest images of a class: one each for training, early stopping and testing.
 FEWEST = len(SPLITS)
+#: Cosine of standardised features from which images are near-copies, and how many images are compared in pairs.
+_NEAR, _MOST_COMPARED, _BLOCK, _LEAST = 0.97, 10_000, 1024, 1e-6
 
 
 def split_classes(classes: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
@@ -36,23 +38,27 @@ def split_classes(classes: np.ndarray, validation: float, test: float, seed: int
     return part_of
 
 
-def split_pictures(classes: np.ndarray, pictures: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
-    """(n,) part numbers as in `split_classes`, with all copies of a picture in one part.
+def split_pictures(classes: np.ndarray, values: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
+    """(n,) part numbers as in `split_classes`, with all copies and near-copies of a picture in one part.
+
+    If a class has fewer than three different pictures, its near-copies count as pictures of their own; if that is not enough,
+    the copies of all pictures do. Both are logged.
 
     Args:
         classes: (n,) class numbers, or (n, C) with 1 where an image has a label.
-        pictures: (n,) of `find_copies`.
+        values: (n, F) features.
         validation: share of each class for validation.
         test: share of each class for testing.
         seed: seed of the shuffling.
     """
-    firsts, of_image = np.unique(pictures, return_inverse=True)
-    strata = _strata(classes[firsts])
-    numbers, counts = np.unique(strata, return_counts=True)
-    if len(firsts) < len(pictures) and (numbers[counts < FEWEST] >= 0).any():
-        log.warning("A class has fewer than %d different pictures, so copies of them are in several parts", FEWEST)
-        return split_classes(_strata(classes), validation, test, seed)
-    return split_classes(strata, validation, test, seed)[of_image]
+    for what, find in (("near-copies", find_near_copies), ("copies", find_copies)):
+        firsts, of_image = np.unique(find(values), return_inverse=True)
+        strata = _strata(classes[firsts])
+        numbers, counts = np.unique(strata, return_counts=True)
+        if len(firsts) == len(values) or not (numbers[counts < FEWEST] >= 0).any():
+            return split_classes(strata, validation, test, seed)[of_image]
+        log.warning("A class has fewer than %d different pictures, so %s of them are in several parts", FEWEST, what)
+    return split_classes(_strata(classes), validation, test, seed)
 
 
 def fold_pictures(classes: np.ndarray, pictures: np.ndarray, count: int) -> np.ndarray:
@@ -60,7 +66,7 @@ def fold_pictures(classes: np.ndarray, pictures: np.ndarray, count: int) -> np.n
 
     Args:
         classes: (n,) class numbers, or (n, C) with 1 where an image has a label.
-        pictures: (n,) of `find_copies`.
+        pictures: (n,) of `find_near_copies`.
         count: the number of folds.
     """
     random = np.random.default_rng(0)  # the folds, and so the head, are the same whatever the seed
@@ -117,6 +123,54 @@ def find_copies(values: np.ndarray) -> np.ndarray:
         digest = hashlib.blake2b(np.ascontiguousarray(values[number]).tobytes(), digest_size=16).digest()
         found[number] = first.setdefault(digest, int(number))
     return found
+
+
+def find_near_copies(values: np.ndarray) -> np.ndarray:
+    """(n,) for each image the number of the first image of its group: copies, and images with nearly the same features.
+
+    They are resized or recompressed copies, or photographs of a series. Images are near if the cosine of their standardised
+    features is at least 0.97, and near images of near images are in one group. Above 10,000 different images only copies are
+    found, because all pairs are compared.
+
+    Args:
+        values: (n, F) features.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    copies = find_copies(values)
+    firsts = np.unique(copies)
+    firsts = firsts[(values[firsts] != values[firsts, :1]).any(axis=1)]
+    if not 2 <= len(firsts) <= _MOST_COMPARED:
+        return copies
+    scaled = values[firsts] - values[firsts].mean(axis=0)
+    scaled /= np.maximum(scaled.std(axis=0), _LEAST)
+    scaled /= np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), _LEAST)
+    numbers = group = np.arange(len(firsts))
+    for start in range(0, len(firsts), _BLOCK):
+        rows, others = np.nonzero(scaled[start : start + _BLOCK] @ scaled.T >= _NEAR)
+        links = np.concatenate([numbers, rows + start]), np.concatenate([group, others])
+        graph = coo_matrix((np.ones(len(links[0]), np.int8), links), shape=(len(firsts), len(firsts)))
+        _, first_of, of_image = np.unique(
+            connected_components(graph, directed=False)[1], return_index=True, return_inverse=True
+        )
+        group = first_of[of_image]
+    near = np.arange(len(values))
+    near[firsts] = firsts[group]
+    found: np.ndarray = near[copies]
+    return found
+
+
+def tell_of_near_copies(part_of: np.ndarray, pictures: np.ndarray, keys: Sequence[str]) -> None:
+    """Log how many images are near-copies of one in another given part: the measured accuracy is too high for new pictures."""
+    numbers = np.arange(len(part_of))
+    apart = numbers[part_of != part_of[pictures]]
+    if len(apart):
+        log.warning(
+            "%d labelled images are nearly the same as pictures in another part (the first: %s and %s); the measured accuracy "
+            "counts them as new",
+            *(len(apart), keys[int(apart[0])], keys[int(pictures[apart[0]])]),
+        )
 
 
 def _strata(classes: np.ndarray) -> np.ndarray:

@@ -15,9 +15,10 @@ import numpy as np
 from tlbatch import schema
 from tlbatch.commands.classify import classify
 from tlbatch.commands.extract import freeze_named, probe_pixels, read_weights
-from tlbatch.commands.splits import find_copies, fold_pictures
+from tlbatch.commands.splits import find_near_copies, fold_pictures
 from tlbatch.commands.training_set import (
     LabelledStore,
+    SplitSet,
     TrainingSet,
     assemble,
     find_labelled,
@@ -41,6 +42,7 @@ from tlbatch.output.lease import Lease
 from tlbatch.output.progress import Watcher
 from tlbatch.output.table import read_errors, read_run_table
 from tlbatch.report.evaluate import measure, measure_many
+from tlbatch.report.held_out import doubted_labels, held_out_facts, learning_facts
 from tlbatch.report.model_card import make_model_card
 from tlbatch.storage.local import LocalLocation
 from tlbatch.storage.location import Location
@@ -52,8 +54,6 @@ _MOST_WARNINGS = 5
 _WORK = ".training"
 #: Parts into which cross-validation deals the images; each is scored by a layer that was fitted on the others.
 _FOLDS = 5
-#: What is said of the held-out images, besides the interval.
-_HELD_OUT = ("images", "accuracy", "balanced_accuracy")
 
 
 def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
@@ -65,9 +65,10 @@ def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
 
     Returns:
         `bundle` (its URL), `digest`, `base`, `labels`, `images` per part, `failed` labelled images, `accuracy` and `metrics` on
-        the test part, `calibration`, `head` (convex or sgd), `held_out` (the accuracy on images that did not train the layer
-        which scored them, with its 95 % interval), `epochs` (None for a convex head), `images_read`, `unlabelled` (images
-        outside shards without a label; None for features), `skipped_by_kind` (what else the store has), `seconds`.
+        the test part, `calibration`, `head` (convex or sgd), `class_weight`, `held_out` (of `held_out_facts`: the accuracy on
+        images that did not train the layer which scored them), `learning` (of `learning_facts`; None if it was not measured),
+        `doubted` (of `doubted_labels`), `epochs` (None for a convex head), `images_read`, `unlabelled` (images outside shards
+        without a label; None for features), `skipped_by_kind` (what else the store has), `seconds`.
 
     Raises:
         UsageError: base, weights, labels, images or features cannot be used; nothing was written.
@@ -93,14 +94,14 @@ def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
 def _train(config: TrainConfig, how: HeadTraining, location: Location, watch: Watcher | None, began: float) -> dict[str, Any]:
     """As `train`, once nobody else trains into the bundle."""
     made = _from_features(config, how, watch) if config.features else _from_images(config, how, location, watch)
-    features, test, head = made.features, made.parts["test"], made.fitted.head
+    features, test, head = made.features, made.split.parts["test"], made.fitted.head
     calibration = calibrate(head, made.fitted.held_out, test, config.precision)
     metrics = _measure(scores_of(head, test), test.classes, features.labels, calibration)
-    training = _training_facts(made, calibration)
+    training, doubted = _training_facts(made, calibration), _doubted(made)
     base = made.frozen.base
     classes = f"{', '.join(features.labels[:4])}{' …' if len(features.labels) > 4 else ''}"
     title = f"{classes}: {base.name} at {schema.in_words(made.frozen.size)} pixels"
-    extra = {bundles.CARD: make_model_card(title, training, metrics), bundles.SPLIT: made.split}
+    extra = {bundles.CARD: make_model_card(title, training, metrics, doubted), bundles.SPLIT: made.split.file}
     trained = Trained(head, features.labels, metrics, training, *_thresholds(calibration))
     saved = save_bundle(location, made.frozen, trained, features.probes, extra)
     return {
@@ -117,7 +118,10 @@ def _train(config: TrainConfig, how: HeadTraining, location: Location, watch: Wa
         "metrics": metrics,
         "calibration": dict(calibration.facts),
         "head": made.fitted.how.head,
+        "class_weight": made.fitted.how.class_weight,
         "held_out": training["held_out"],
+        "learning": training["learning"],
+        "doubted": doubted,
         "epochs": training.get("epochs"),
         "seconds": round(time.monotonic() - began, 3),
     }
@@ -128,9 +132,10 @@ def _training_facts(made: _Made, calibration: Calibration) -> dict[str, Any]:
     return {
         **made.fitted.how.facts,
         "seed": made.fitted.how.seed,
-        "images": {name: len(part.classes) for name, part in made.parts.items()},
+        "images": {name: len(part.classes) for name, part in made.split.parts.items()},
         "failed": made.features.failed,
-        "held_out": _held_out_accuracy(made, calibration),
+        "held_out": held_out_facts(_measure(*made.fitted.held_out, made.features.labels, calibration)),
+        "learning": learning_facts(made.fitted.curve),
         **made.fitted.facts,
         **calibration.facts,
     }
@@ -142,8 +147,7 @@ class _Made:
 
     frozen: Frozen
     features: TrainingSet
-    parts: Mapping[str, DataSplit]
-    split: bytes
+    split: SplitSet
     fitted: FittedHead
     unlabelled: int | None = None
     skipped_by_kind: Mapping[str, int] = field(default_factory=dict)
@@ -162,11 +166,11 @@ def _from_images(config: TrainConfig, how: HeadTraining, location: Location, wat
             start_ray()
             frozen = building.result()
             features = _extract(config, frozen, labelled, location, watch)
-            parts, split = split_set(features, config)
-            fitting = keras_thread.submit(_fit, features, parts, how, watch)
+            split = split_set(features, config)
+            fitting = keras_thread.submit(_fit, frozen, features, split.parts, how, watch)
         fitted = fitting.result()
     left_out = labelled.unlabelled, labelled.listing.skipped_by_kind
-    return _Made(frozen, features, parts, split, fitted, *left_out)
+    return _Made(frozen, features, split, fitted, *left_out)
 
 
 @contextlib.contextmanager
@@ -183,14 +187,17 @@ def _keras_thread() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=wait, cancel_futures=not wait)
 
 
-def _fit(features: TrainingSet, parts: Mapping[str, DataSplit], how: HeadTraining, watch: Watcher | None) -> FittedHead:
+def _fit(
+    frozen: Frozen, features: TrainingSet, parts: Mapping[str, DataSplit], how: HeadTraining, watch: Watcher | None
+) -> FittedHead:
     """Fit the head, and tell of long fits."""
     tell = None if watch is None else lambda done, of: watch({"stage": "fit", "done": done, "of": of})
-    return fit_head(parts["train"], parts["validation"], _fold, len(features.labels), how, tell)
+    last = int(frozen.network.outputs[-1].shape[-1]) if frozen.depths else None
+    return fit_head(parts["train"], parts["validation"], _fold, len(features.labels), how, tell, last)
 
 
 def _fold(features: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    return fold_pictures(classes, find_copies(features), _FOLDS)
+    return fold_pictures(classes, find_near_copies(features), _FOLDS)
 
 
 def _from_features(config: TrainConfig, how: HeadTraining, watch: Watcher | None) -> _Made:
@@ -198,8 +205,8 @@ def _from_features(config: TrainConfig, how: HeadTraining, watch: Watcher | None
     source = find_features(config.features or "", config.storage_options)
     frozen, base = _base_of(config, source)
     features = _looked_up(config, source, base)
-    parts, split = split_set(features, config)
-    return _Made(frozen, features, parts, split, _fit(features, parts, how, watch))
+    split = split_set(features, config)
+    return _Made(frozen, features, split, _fit(frozen, features, split.parts, how, watch))
 
 
 def _base_of(config: TrainConfig, source: FeatureTable) -> tuple[Frozen, bundles.Bundle]:
@@ -321,14 +328,13 @@ def _thresholds(calibration: Calibration) -> tuple[float | None, tuple[float, ..
     return calibration.abstain_threshold, calibration.label_thresholds
 
 
-def _held_out_accuracy(made: _Made, calibration: Calibration) -> dict[str, Any]:
-    """The accuracy of layers on images that did not train them, with the interval in which it lies with 95 %."""
-    from scipy.stats import binomtest
-
-    metrics = _measure(*made.fitted.held_out, made.features.labels, calibration)
-    right = round(metrics["accuracy"] * metrics["images"])
-    interval = binomtest(right, metrics["images"]).proportion_ci(method="wilson")
-    return {**{name: metrics[name] for name in _HELD_OUT if name in metrics}, "interval": [*map(float, interval)]}
+def _doubted(made: _Made) -> list[dict[str, Any]]:
+    """The labels that the layers of the other folds doubt most; none where images have several labels."""
+    scores, classes = made.fitted.held_out
+    if classes.ndim == 2:
+        return []
+    names = [*made.split.names["train"], *made.split.names["validation"]]
+    return doubted_labels(scores, classes, made.features.labels, [names[row] for row in made.fitted.rows])
 
 
 def _measure(scores: np.ndarray, classes: np.ndarray, labels: Sequence[str], calibration: Calibration) -> dict[str, Any]:

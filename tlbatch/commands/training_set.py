@@ -8,13 +8,23 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlbatch.commands.list_images import list_images
-from tlbatch.commands.splits import FEWEST, SPLITS, complete_parts, find_copies, separate_copies, split_pictures
+from tlbatch.commands.splits import (
+    FEWEST,
+    SPLITS,
+    complete_parts,
+    find_copies,
+    find_near_copies,
+    separate_copies,
+    split_pictures,
+    tell_of_near_copies,
+)
 from tlbatch.config import TrainConfig
 from tlbatch.errors import LabelsError
 from tlbatch.images.label_files import read_labels
@@ -39,6 +49,9 @@ from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import resolve
 
 log = logging.getLogger(__name__)
+
+#: With fewer images of a class, the 95 % interval of its recall is wider than 50 points.
+_MEASURABLE = 10
 
 
 @dataclass(frozen=True)
@@ -221,28 +234,47 @@ def assemble(config: TrainConfig, table: pa.Table, labelled: Labelled, *, images
     return TrainingSet(tuple(names), values, classes, labels, labelled.splits, failed, images_read, probes, by_uri)
 
 
-def split_set(features: TrainingSet, config: TrainConfig) -> tuple[dict[str, DataSplit], bytes]:
-    """Split stratified by class, unless the labels give the parts. Copies of one picture are in one part.
+class SplitSet(NamedTuple):
+    """The parts of a training set: features and classes, the names of their images, and a CSV file with the part of each."""
+
+    parts: Mapping[str, DataSplit]
+    names: Mapping[str, Sequence[ImageName]]
+    file: bytes
+
+
+def split_set(features: TrainingSet, config: TrainConfig) -> SplitSet:
+    """Split stratified by class, unless the labels give the parts. Copies and near-copies of one picture are in one part.
+
+    If the labels give the parts, near-copies stay where they are, which is logged; copies do not.
 
     Each class is shuffled and split separately, so that a class of three images has one image in each part. scikit-learn's
     stratified split is not used, because it refuses a test part smaller than the number of classes.
-
-    Returns:
-        The parts by name, and a CSV file with the part of each image.
     """
-    pictures, shares = find_copies(features.values), (config.validation, config.test, config.seed)
+    shares = (config.validation, config.test, config.seed)
     if features.split_of is not None:
         given = np.array([SPLITS.index(features.split_of.get(name, SPLITS[0])) for name in features.names])
         keys = [key for _, key in features.names]
-        part_of = separate_copies(complete_parts(given, features.classes, *shares), pictures, keys)
+        part_of = separate_copies(complete_parts(given, features.classes, *shares), find_copies(features.values), keys)
+        tell_of_near_copies(part_of, find_near_copies(features.values), keys)
     else:
-        part_of = split_pictures(features.classes, pictures, *shares)
-    parts = {
-        name: DataSplit(features.values[part_of == number], features.classes[part_of == number])
-        for number, name in enumerate(SPLITS)
-    }
+        part_of = split_pictures(features.classes, features.values, *shares)
+    rows = {name: np.flatnonzero(part_of == number) for number, name in enumerate(SPLITS)}
+    parts = {name: DataSplit(features.values[places], features.classes[places]) for name, places in rows.items()}
     _tell_of_missing(part_of, features)
-    return parts, _split_file(features, part_of)
+    _tell_of_scarce(features)
+    names = {name: [features.names[place] for place in places] for name, places in rows.items()}
+    return SplitSet(parts, names, _split_file(features, part_of))
+
+
+def _tell_of_scarce(features: TrainingSet) -> None:
+    """Log the classes with too few images for their recall to be known."""
+    images = Counter(label for labels in label_names(features.classes, features.labels) for label in labels)
+    scarce = [f"{label} ({images[label]})" for label in features.labels if images[label] < _MEASURABLE]
+    if scarce:
+        log.warning(
+            "%d classes have fewer than %d images, too few to measure how often the head finds them: %s",
+            *(len(scarce), _MEASURABLE, in_short(scarce)),
+        )
 
 
 def _tell_of_missing(part_of: np.ndarray, features: TrainingSet) -> None:

@@ -278,8 +278,10 @@ class TrainConfig(Pretrained, Images, Resources):
         default=None,
         description="Target precision, e.g. 0.95: images below the resulting score threshold are marked `abstained`.",
     )
-    class_weight: Literal["none", "balanced"] = Field(
-        default="none", description="balanced: rare classes weigh as much as common ones."
+    class_weight: Literal["auto", "none", "balanced"] = Field(
+        default="auto",
+        description="balanced: rare classes weigh as much as common ones; auto is balanced if a class has ten times as many "
+        "images as another.",
     )
     engine: Engine = "auto"
     head: Literal["auto", "convex", "sgd"] = Field(

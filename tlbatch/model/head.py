@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -17,7 +17,7 @@ from tlbatch.model.calibration import (
     threshold_for,
     thresholds_by_f1,
 )
-from tlbatch.model.convex_head import Dense, Tell, fit_convex
+from tlbatch.model.convex_head import CurvePoint, Dense, Tell, fit_convex
 from tlbatch.model.own_keras import with_own_keras
 
 if TYPE_CHECKING:
@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 DROPOUT = 0.2
 #: Most numbers (images x features) of a convex fit, which holds them three times, if the head is not chosen.
 _CONVEX_UP_TO = 300_000_000
+#: How many times as many images as the rarest class the commonest one has in an unbalanced set.
+_UNBALANCED = 10
 
 
 @dataclass(frozen=True)
 class HeadTraining:
     """How a head is trained: by `fit_convex`, or by Adam (sgd), whose settings are the next four; auto looks at the size.
 
-    Adam ends after `epochs` epochs, or when validation has not improved for `patience` epochs.
+    Adam ends after `epochs` epochs, or when validation has not improved for `patience` epochs. With the class weights `auto`,
+    classes weigh the same if the set is unbalanced.
     """
 
     head: Literal["auto", "convex", "sgd"] = "convex"
@@ -41,7 +44,7 @@ class HeadTraining:
     batch_size: int = 32
     learning_rate: float = 1e-3
     seed: int = 0
-    class_weight: str = "none"
+    class_weight: Literal["auto", "none", "balanced"] = "auto"
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -83,16 +86,33 @@ Fold = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class FittedHead:
-    """A head, how it was trained, scores of images by a layer that they did not train, and what the bundle records."""
+    """A trained head.
+
+    Attributes:
+        head: the head.
+        how: how it was trained; nothing is `auto`.
+        held_out: scores of images by a layer that they did not train.
+        rows: (n,) which images these are, of those of train and then of validation.
+        facts: what the bundle records.
+        curve: numbers of images and the accuracy of layers fitted on so many; empty if it was not measured.
+    """
 
     head: keras.Model
     how: HeadTraining
     held_out: Scored
+    rows: np.ndarray
     facts: Mapping[str, Any]
+    curve: Sequence[CurvePoint] = ()
 
 
 def fit_head(
-    train: DataSplit, validation: DataSplit, fold: Fold, classes: int, how: HeadTraining, tell: Tell | None = None
+    train: DataSplit,
+    validation: DataSplit,
+    fold: Fold,
+    classes: int,
+    how: HeadTraining,
+    tell: Tell | None = None,
+    last: int | None = None,
 ) -> FittedHead:
     """Fit a head to labelled features.
 
@@ -103,20 +123,44 @@ def fit_head(
         classes: C.
         how: the settings.
         tell: called with the numbers of finished and of all problems.
+        last: how many features are of the last layer, if there are others: `facts` then has `last_layer`, the held-out accuracy
+            of a convex head on these alone, if the learning curve is measured.
     """
+    how = replace(how, class_weight=_class_weights(train.classes, how.class_weight))
     if how.head == "auto":
         how = replace(how, head="convex" if train.features.size + validation.features.size <= _CONVEX_UP_TO else "sgd")
     if how.head == "sgd":
-        head, history = train_head(train, validation, classes, how)
-        best = history["val_accuracy"][int(np.argmin(history["val_loss"]))]
-        facts = {"epochs": len(history["loss"]), "validation_accuracy": best, "history": history}
-        return FittedHead(head, how, Scored(scores_of(head, validation), validation.classes), facts)
+        return _fit_by_adam(train, validation, classes, how)
     values = np.concatenate([train.features, validation.features])
     known = np.concatenate([train.classes, validation.classes])
-    fit = fit_convex(values, known, fold(values, known), classes, _image_weights(known, how), tell)
+    folds, weights = fold(values, known), _image_weights(known, how)
+    fit = fit_convex(values, known, folds, classes, weights, tell, curve=True)
     head = _head_of(fit.layer, "sigmoid" if known.ndim == 2 else "softmax")
-    facts = {"strengths": list(fit.strengths), "held_out_losses": list(fit.losses)}
-    return FittedHead(head, how, Scored(fit.held_out, known[fit.rows]), facts)
+    facts: dict[str, Any] = {"strengths": list(fit.strengths), "held_out_losses": list(fit.losses)}
+    if last and fit.curve:
+        alone = fit_convex(values[:, -last:], known, folds, classes, weights)
+        facts["last_layer"] = float((alone.held_out.argmax(axis=1) == known).mean())
+    return FittedHead(head, how, Scored(fit.held_out, known[fit.rows]), fit.rows, facts, fit.curve)
+
+
+def _fit_by_adam(train: DataSplit, validation: DataSplit, classes: int, how: HeadTraining) -> FittedHead:
+    head, history = train_head(train, validation, classes, how)
+    best = history["val_accuracy"][int(np.argmin(history["val_loss"]))]
+    facts = {"epochs": len(history["loss"]), "validation_accuracy": best, "history": history}
+    rows = len(train.classes) + np.arange(len(validation.classes))
+    return FittedHead(head, how, Scored(scores_of(head, validation), validation.classes), rows, facts)
+
+
+def is_unbalanced(images: Iterable[int]) -> bool:
+    """Whether the commonest class has ten times as many images as the rarest one that has any."""
+    counts = [count for count in images if count]
+    return bool(counts) and max(counts) >= _UNBALANCED * min(counts)
+
+
+def _class_weights(classes: np.ndarray, wanted: Literal["auto", "none", "balanced"]) -> Literal["none", "balanced"]:
+    if wanted != "auto":
+        return wanted
+    return "balanced" if classes.ndim == 1 and is_unbalanced(np.bincount(classes).tolist()) else "none"
 
 
 def _image_weights(classes: np.ndarray, how: HeadTraining) -> np.ndarray:

@@ -19,6 +19,10 @@ from tlbatch.storage.local import LocalLocation
 
 #: Kinds of skipped objects, and closed folders, that are printed.
 _MOST_KINDS, _MOST_FOLDERS = 6, 10
+#: Doubted labels that are printed.
+_DOUBTED = 3
+#: Classes whose recall is printed beside the balanced accuracy.
+_RAREST_FOUND = 5
 
 
 class _Console(Console):
@@ -158,6 +162,7 @@ def show_training(result: Mapping[str, Any]) -> None:
         soft_wrap=True,
     )
     console.print(held_out_in_words(result["held_out"], result["head"]), soft_wrap=True)
+    _show_advice(console, result)
     if result["failed"]:
         console.print(f"{result['failed']:,} labelled images could not be read and were left out")
     if result["unlabelled"]:
@@ -176,6 +181,25 @@ def show_training(result: Mapping[str, Any]) -> None:
         )
     show_metrics(result["metrics"])
     console.print(result["bundle"], soft_wrap=True)
+
+
+def _show_advice(console: Console, result: Mapping[str, Any]) -> None:
+    """Print what more labels would give, and which labels to look at."""
+    from tlbatch.report.held_out import learning_in_words
+
+    if result["class_weight"] == "balanced":
+        recall = sorted(result["held_out"]["recall"].items(), key=lambda item: item[1])[:_RAREST_FOUND]
+        console.print(
+            "Each class weighs the same in training (class_weight=balanced); in cross-validation the balanced accuracy is "
+            f"{result['held_out']['balanced_accuracy']:.1%}, the lowest recalls: "
+            + ", ".join(f"{label} {share:.1%}" for label, share in recall),
+            soft_wrap=True,
+        )
+    if result["learning"]:
+        console.print(learning_in_words(result["learning"]), soft_wrap=True)
+    if result["doubted"]:
+        named = [f"{one['key']} ({one['label']}, or {one['suggested']}?)" for one in result["doubted"]]
+        console.print(f"Labels to look at first: {', '.join(named[:_DOUBTED])}; all are in the card", soft_wrap=True)
 
 
 def show_comparison(result: Mapping[str, Any]) -> None:
@@ -242,8 +266,14 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
 
 
 def _print_metrics(console: Console, metrics: Mapping[str, Any]) -> None:
-    balanced = f", balanced accuracy {metrics['balanced_accuracy']:.2%}," if "balanced_accuracy" in metrics else ""
-    console.print(f"Accuracy {metrics['accuracy']:.2%}{balanced} on {metrics['images']:,} images")
+    from tlbatch.model.head import is_unbalanced
+
+    told = [f"accuracy {metrics['accuracy']:.2%}"]
+    if "balanced_accuracy" in metrics:
+        told.append(f"balanced accuracy {metrics['balanced_accuracy']:.2%}")
+    if is_unbalanced(one["images"] for one in metrics["by_class"].values()):
+        told.reverse()
+    console.print(f"{', '.join(told).capitalize()}, on {metrics['images']:,} images")
     for name in ("failed", "missing", "abstained"):
         if metrics.get(name):
             console.print(f"  {metrics[name]:,} {name}")

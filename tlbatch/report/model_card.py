@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tlbatch.model.head import is_unbalanced
+from tlbatch.report.held_out import learning_in_words
 from tlbatch.report.html import render
 
 
@@ -14,13 +16,16 @@ class _Table(NamedTuple):
     rows: Sequence[Sequence[Any]]
 
 
-def make_model_card(title: str, training: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> bytes:
+def make_model_card(
+    title: str, training: Mapping[str, Any], metrics: Mapping[str, Any] | None, doubted: Sequence[Mapping[str, Any]] = ()
+) -> bytes:
     """The model card as HTML.
 
     Args:
         title: the bundle in a few words.
         training: how the model was made, name -> value; `calibration_error` and `abstaining` become sentences.
         metrics: result of `measure` or `measure_many` on the test part; None if the model was not measured here.
+        doubted: result of `doubted_labels`.
     """
     settings = [[name, value] for name, value in training.items() if not isinstance(value, dict | list)]
     made = _Table("How the model was made", [], settings)
@@ -30,8 +35,10 @@ def make_model_card(title: str, training: Mapping[str, Any], metrics: Mapping[st
         accuracy = f"{metrics['accuracy']:.1%}"
         sentences = [f"Accuracy on {metrics['images']} test images that were not used in training: {accuracy}."]
         if "balanced_accuracy" in metrics:
-            sentences.append(f"Balanced accuracy, the mean recall of the classes: {metrics['balanced_accuracy']:.1%}.")
-        measured = _metrics_tables(metrics)
+            balanced = f"Balanced accuracy, the mean recall of the classes: {metrics['balanced_accuracy']:.1%}."
+            unbalanced = is_unbalanced(one["images"] for one in metrics["by_class"].values())
+            sentences = [balanced, *sentences] if unbalanced else [*sentences, balanced]
+        measured = [*_metrics_tables(metrics), *_held_out_tables(training, doubted)]
     return render(
         "card.html",
         title,
@@ -63,10 +70,37 @@ def _held_out_sentences(training: Mapping[str, Any]) -> list[str]:
         return []
     found = training["held_out"]
     low, high = found["interval"]
+    learning = training.get("learning")
     return [
         f"Accuracy on {found['images']} held-out images, each scored by a layer that was not trained on it: "
-        f"{found['accuracy']:.1%}; the 95 % interval is {low:.1%} to {high:.1%}."
+        f"{found['accuracy']:.1%}; the 95 % interval is {low:.1%} to {high:.1%}.",
+        *([learning_in_words(learning)] if learning else []),
+        *(
+            [f"With the last layer's features alone (--features-of last): {training['last_layer']:.1%} of them."]
+            if "last_layer" in training
+            else []
+        ),
     ]
+
+
+def _held_out_tables(training: Mapping[str, Any], doubted: Sequence[Mapping[str, Any]]) -> list[_Table]:
+    """The classes that are confused most, and the labels that are doubted most."""
+    tables = []
+    held_out = training.get("held_out", {})
+    if held_out.get("confused"):
+        rows = [
+            [one["label"], one["predicted"], one["images"], f"{1 - held_out['recall'][one['label']]:.1%}"]
+            for one in held_out["confused"]
+        ]
+        head = ["label", "predicted", "images", "of the label, not found"]
+        tables.append(_Table("Confused most, on the held-out images", head, rows))
+    if doubted:
+        rows = [
+            [one["key"], one["label"], f"{one['label_score']:.3f}", one["suggested"], f"{one['score']:.3f}"] for one in doubted
+        ]
+        head = ["image", "label", "its score", "more likely", "its score"]
+        tables.append(_Table("Labels to look at first: heads that did not see the image doubt them", head, rows))
+    return tables
 
 
 def _calibration_sentences(training: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from tlbatch.commands.splits import complete_parts, find_copies, separate_copies, split_classes, split_pictures
+from tlbatch.commands.splits import (
+    complete_parts,
+    find_copies,
+    find_near_copies,
+    separate_copies,
+    split_classes,
+    split_pictures,
+    tell_of_near_copies,
+)
 from tlbatch.commands.training_set import TrainingSet, find_labelled, split_set
 from tlbatch.config import TrainConfig
 from tlbatch.errors import LabelsError
@@ -24,7 +32,8 @@ def test_copies_have_equal_features(random):
 
 def test_without_copies_the_split_is_by_class_alone(random):
     classes = random.integers(0, 3, 60)
-    assert np.array_equal(split_pictures(classes, np.arange(60), 0.15, 0.2, 7), split_classes(classes, 0.15, 0.2, 7))
+    values = random.normal(0, 1, (60, 40)).astype(np.float32)
+    assert np.array_equal(split_pictures(classes, values, 0.15, 0.2, 7), split_classes(classes, 0.15, 0.2, 7))
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["one label", "many labels"])
@@ -32,16 +41,36 @@ def test_copies_are_in_one_part_and_every_class_in_every_part(random, many):
     classes = np.repeat(np.arange(3), 20)
     pictures = np.where(random.random(60) < 0.4, np.arange(60) // 20 * 20, np.arange(60))
     given = np.eye(3)[classes] if many else classes
-    part_of = split_pictures(given, pictures, 0.15, 0.2, 0)
+    values = random.normal(0, 1, (60, 40)).astype(np.float32)[pictures]
+    part_of = split_pictures(given, values + random.normal(0, 0.05, (60, 40)).astype(np.float32), 0.15, 0.2, 0)
     for picture in np.unique(pictures):
         assert len(set(part_of[pictures == picture])) == 1
     assert set(part_of) == {0, 1, 2}
 
 
 def test_a_class_of_too_few_pictures_is_split_all_the_same(caplog):
-    part_of = split_pictures(np.array([0] * 4 + [1] * 4), np.array([0, 0, 0, 0, 4, 5, 6, 7]), 0.15, 0.2, 0)
+    values = np.random.default_rng(0).normal(0, 1, (8, 20)).astype(np.float32)[[0, 0, 0, 0, 4, 5, 6, 7]]
+    part_of = split_pictures(np.array([0] * 4 + [1] * 4), values, 0.15, 0.2, 0)
     assert set(part_of[:4]) == set(part_of[4:]) == {0, 1, 2}
-    assert "fewer than 3 different pictures" in caplog.text
+    assert "fewer than 3 different pictures, so near-copies of them" in caplog.text
+    assert "fewer than 3 different pictures, so copies of them" in caplog.text
+
+
+def test_near_copies_are_one_picture_also_in_a_row(random):
+    values = random.normal(0, 1, (40, 60)).astype(np.float32)
+    values[7] = values[3] * 1.02 + random.normal(0, 0.05, 60)
+    values[21] = values[7] + random.normal(0, 0.05, 60)
+    values[30] = values[12]
+    values[[33, 34]] = 0.5  # says nothing
+    found = find_near_copies(values)
+    expected = np.arange(40)
+    expected[[7, 21, 30]] = 3, 3, 12
+    assert found.tolist() == expected.tolist()
+
+
+def test_near_copies_in_given_parts_stay_and_are_told_of(caplog):
+    tell_of_near_copies(np.array([0, 2, 1]), np.array([0, 0, 2]), list("abc"))
+    assert "1 labelled images are nearly the same as pictures in another part (the first: b and a)" in caplog.text
 
 
 def test_copies_in_given_parts_move_to_the_part_that_is_used_last(caplog):
@@ -75,16 +104,16 @@ def test_folders_of_parts_give_parts_and_copies_stay_in_one(tmp_path, folders, c
     names = names_of(found.listing.manifest)
     labelled = found.labels.of_images(names)
     assert set(labelled.labels.values()) == {("cat",), ("dog",)}
-    values = np.arange(len(keys) * 2, dtype=np.float32).reshape(-1, 2)
+    values = np.random.default_rng(0).normal(0, 1, (len(keys), 20)).astype(np.float32)
     listed = found.listing.manifest["key"].to_pylist()
     values[listed.index("train/cat/0.jpg")] = values[listed.index("test/cat/3.jpg")]  # a copy under another name
     classes = np.array([int("dog" in key) for key in listed])
     features = TrainingSet(tuple(names), values, classes, ("cat", "dog"), labelled.splits, 0, len(listed), values)
-    parts, table = split_set(features, config)
-    rows = dict(line.split(",")[::2] for line in table.decode().splitlines()[1:])
+    split = split_set(features, config)
+    rows = dict(line.split(",")[::2] for line in split.file.decode().splitlines()[1:])
     assert rows["test/cat/3.jpg"] == rows["train/cat/0.jpg"] == "test"
     assert all(rows[key] == "test" for key in listed if key.startswith("test/"))
-    assert all(len(parts[name].classes) for name in ("train", "validation", "test"))
+    assert all(len(split.parts[name].classes) == len(split.names[name]) > 0 for name in ("train", "validation", "test"))
     assert (
         "1 labelled images are copies of pictures in another part (the first: train/cat/0.jpg, of test/cat/3.jpg)"
         in caplog.text

@@ -147,3 +147,28 @@ def test_a_head_of_many_labels_is_trained_by_adam_unless_the_convex_one_is_asked
     assert len(fitted["convex"].held_out.scores) == 360
     monkeypatch.undo()
     assert fit_head(train, validation, fold, 3, HeadTraining("auto")).how.head == "convex"
+
+
+def test_classes_weigh_the_same_where_one_is_rare_unless_told_otherwise():
+    rare, validation = (DataSplit(part.features[kept], part.classes[kept]) for part, kept in map(thinned, parts(0)[:2]))
+    found = {}
+    for way in ("auto", "none"):
+        fitted = fit_head(rare, validation, lambda _, classes: np.arange(len(classes)) % 5, 3, HeadTraining(class_weight=way))
+        of_rare = fitted.held_out.scores[fitted.held_out.classes == 0]
+        found[fitted.how.class_weight] = float((of_rare.argmax(axis=1) == 0).mean())
+    assert set(found) == {"balanced", "none"}
+    assert found["balanced"] > found["none"] + 0.1, "the rare class is found more often"
+    several = np.eye(3, dtype=np.float32)[rare.classes]
+    fitted = fit_head(
+        DataSplit(rare.features, several),
+        DataSplit(validation.features, np.eye(3)[validation.classes]),
+        lambda _, classes: np.arange(len(classes)) % 5,
+        3,
+        HeadTraining(),
+    )
+    assert fitted.how.class_weight == "none"
+
+
+def thinned(part: DataSplit) -> tuple[DataSplit, np.ndarray]:
+    """A part, and its images without most of the class 0."""
+    return part, (part.classes != 0) | (np.arange(len(part.classes)) % 12 == 0)

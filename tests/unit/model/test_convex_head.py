@@ -99,7 +99,7 @@ def test_a_large_problem_is_held_against_one_fold_and_says_how_far_it_is(monkeyp
     assert fit.rows.tolist() == list(range(0, 100, 5))
     assert fit.held_out.shape == (20, 2)
     assert [done for done, _ in told] == list(range(1, len(told) + 1))
-    assert told[0][1] == len(STRENGTHS) + 1
+    assert told[0][1] == len(STRENGTHS) + 3
     assert told[-1] == (len(told), len(told))
 
 
@@ -112,3 +112,23 @@ def test_folds_have_the_share_of_each_class_and_keep_copies_together():
     for label, count in ((1, 5), (2, 2)):
         assert np.bincount(folds[truth == label], minlength=5).tolist() == [count] * 5
     assert np.array_equal(folds, fold_pictures(truth, pictures, 5))
+
+
+def test_the_learning_curve_is_that_of_new_images():
+    values, truth = points(4000, 60, 3, noise=4.0)
+    few, rest = slice(0, 400), slice(400, None)
+    fit = fit_convex(values[few], truth[few], np.arange(400) % 5, 3, np.ones(400), curve=True)
+    images, accuracies = zip(*fit.curve, strict=True)
+    assert images == pytest.approx([40, 80, 160, 320], abs=3)
+    assert list(accuracies) == sorted(accuracies)
+    for count, accuracy in fit.curve:
+        alone = fit_convex(values[:count], truth[:count], np.arange(count) % 5, 3, np.ones(count))
+        assert (scores(alone, values[rest]).argmax(axis=1) == truth[rest]).mean() == pytest.approx(accuracy, abs=0.08)
+
+
+def test_a_share_without_an_image_of_every_class_is_no_point_of_the_learning_curve():
+    values, truth = points(60, 8, 2)
+    truth[:5] = 2
+    assert [point.images for point in fit_convex(values, truth, np.arange(60) % 5, 3, np.ones(60), curve=True).curve][-1] == 48
+    labels = np.eye(3, dtype=np.float32)[truth]
+    assert fit_convex(values, labels, np.arange(60) % 5, 3, np.ones(60), curve=True).curve == ()
