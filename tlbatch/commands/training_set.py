@@ -79,7 +79,9 @@ def read_labels_of(config: TrainConfig, names: Callable[[], Sequence[ImageName]]
     """
     if not config.labels:
         return labels_from_folders(names(), where)
-    return read_labels([resolve(url, config.storage_options) for url in config.labels], many=config.multi_label)
+    files = [resolve(url, config.storage_options) for url in config.labels]
+    labels = read_labels(files, many=config.multi_label, columns=config.labels_columns)
+    return labels.fitted_to(key for _, key in names())
 
 
 def find_labelled(config: TrainConfig, watch: Watcher | None) -> LabelledStore:

@@ -57,9 +57,18 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _by_commas(value: Any) -> Any:
+    found = _as_tuple(value)
+    if isinstance(found, tuple) and all(isinstance(one, str) for one in found):
+        return tuple(name.strip() for one in found for name in one.split(",") if name.strip())
+    return found
+
+
 StorageOptions = Annotated[dict[str, Any], AfterValidator(_without_secrets)]
 #: One string or several; a tuple once it is checked.
 Strings = Annotated[Sequence[str], BeforeValidator(_as_tuple)]
+#: The same, several of which may be in one string, with commas between them.
+Names = Annotated[Sequence[str], BeforeValidator(_by_commas)]
 
 # Fields that several configurations share: their help stands here once.
 Options = Annotated[StorageOptions, Field(description="fsspec's options for all URLs, or for one s3://BUCKET; no secrets.")]
@@ -271,6 +280,9 @@ class TrainConfig(Pretrained, Images, Resources):
         default=(),
         description="CSV or Parquet with key or uri, and label; repeatable, later files win. Default: one folder per class.",
     )
+    labels_columns: Names = Field(
+        default=(), description="Columns of the labels files that name the image and its label, if called otherwise: id,breed."
+    )
     multi_label: bool = Field(
         default=False, description="An image may have any number of labels, one per row of the labels file."
     )
@@ -284,6 +296,19 @@ class TrainConfig(Pretrained, Images, Resources):
         "images as another.",
     )
     engine: Engine = "auto"
+    try_bases: Names = Field(
+        default=(),
+        description="Train on the features of each of these bases, and keep the most accurate: NAME, NAME@SIZE or "
+        "NAME@SIZE=WEIGHTS, with commas between them.",
+    )
+    budget: str | None = Field(
+        default=None,
+        pattern=r"^[1-9][0-9]*[smh]$",
+        description="try_bases: begin no base that will not be done in this time, such as 90s, 10m or 2h.",
+    )
+    min_speed: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="try_bases: keep only a base that predicts so many images a second on this machine's CPUs."
+    )
     head: Literal["auto", "convex", "sgd"] = Field(
         default="auto",
         description="convex: the one head that fits best, by cross-validation; sgd: Adam with early stopping, for millions of "
@@ -313,6 +338,12 @@ class TrainConfig(Pretrained, Images, Resources):
             raise ValueError("multi_label: images with several labels need a labels file; give labels")
         if self.multi_label and self.precision is not None:
             raise ValueError("precision: with multi_label every label has a threshold of its own")
+        of_one = [name for name in ("base", "size", "features") if name in self.model_fields_set]
+        if self.try_bases and of_one:
+            raise ValueError(f"{of_one[0]}: with try_bases every base has its own; write NAME@SIZE there")
+        of_several = [name for name in ("budget", "min_speed") if getattr(self, name) is not None]
+        if of_several and not self.try_bases:
+            raise ValueError(f"{of_several[0]}: without try_bases this setting does nothing; remove it")
         unused = [name for name in Images.model_fields if name != "images" and name in self.model_fields_set]
         of_sgd = [name for name in _OF_SGD if name in self.model_fields_set]
         if self.head == "convex" and of_sgd:
@@ -320,6 +351,11 @@ class TrainConfig(Pretrained, Images, Resources):
         if self.features and unused:
             raise ValueError(f"{unused[0]}: with features no image is read, so this setting does nothing; remove it")
         return self
+
+    @property
+    def budget_seconds(self) -> float:
+        """The seconds that `budget` stands for."""
+        return float("inf") if self.budget is None else int(self.budget[:-1]) * {"s": 1, "m": 60, "h": 3600}[self.budget[-1]]
 
     @property
     def way(self) -> Literal["auto", "convex", "sgd"]:
@@ -426,6 +462,9 @@ class EvaluateConfig(FolderConfig):
     """An output and the labels of its images."""
 
     labels: str = Field(description=_LABELS)
+    labels_columns: Names = Field(
+        default=(), description="Columns of the labels file that name the image and its label, if called otherwise: id,breed."
+    )
     split: Split = None
 
 

@@ -21,6 +21,8 @@ from tlbatch.storage.location import Location
 log = logging.getLogger(__name__)
 
 _COLUMNS = ("uri", "key", "label", "split")
+#: The columns that a user may name.
+_NAMED = ("key", "label")
 #: What others call the columns.
 _OTHER_NAMES = {
     **dict.fromkeys(("key", "filename", "file_name", "file", "image", "image_id", "path", "id"), "key"),
@@ -28,30 +30,32 @@ _OTHER_NAMES = {
 }
 
 
-def read_labels(locations: Sequence[Location], *, many: bool = False) -> Labels:
+def read_labels(locations: Sequence[Location], *, many: bool = False, columns: Sequence[str] = ()) -> Labels:
     """Read CSV or Parquet files with the columns `key` or `uri` or both, `label` and optionally `split`.
 
     Args:
         locations: the files; a later one overrides the labels of an earlier one, image by image.
         many: whether an image may have several labels, one row for each, or none, written `-`.
+        columns: the columns of the names of images and of the labels, if they are called otherwise.
 
     Raises:
         LabelsError: a file does not exist, cannot be parsed, lacks a column or has it twice, or gives one name two labels.
     """
-    files = tuple(_read_rows(location, many=many) for location in locations)
+    files = tuple(_read_rows(location, columns, many=many) for location in locations)
     return Labels(files, ", ".join(location.url for location in locations), many)
 
 
-def _read_rows(location: Location, *, many: bool) -> tuple[LabelRow, ...]:
-    table = _read_table(location)
+def _read_rows(location: Location, columns: Sequence[str], *, many: bool) -> tuple[LabelRow, ...]:
+    table = _read_table(location, columns)
     found = ", ".join(table.column_names)
+    advice = f"its columns are {found}; --labels-columns NAME,LABEL says which ones are meant"
     if not {"key", "uri"} & set(table.column_names):
-        raise LabelsError(f"The labels file {location.url} has no column key (or uri); its columns are {found}.")
+        raise LabelsError(f"The labels file {location.url} has no column key (or uri); {advice}.")
     if "label" not in table.column_names:
-        raise LabelsError(f"The labels file {location.url} has no column label; its columns are {found}.")
+        raise LabelsError(f"The labels file {location.url} has no column label; {advice}.")
     missing = [None] * table.num_rows
-    columns = [table[name].to_pylist() if name in table.column_names else missing for name in _COLUMNS]
-    rows = tuple(_row(*(value or None for value in values)) for values in zip(*columns, strict=True))
+    cells = [table[name].to_pylist() if name in table.column_names else missing for name in _COLUMNS]
+    rows = tuple(_row(*(value or None for value in values)) for values in zip(*cells, strict=True))
     if not any(row.label for row in rows):
         raise LabelsError(f"The labels file {location.url} has no row with a label.")
     nameless = sum(row.label is not None and row.uri is None and row.key is None for row in rows)
@@ -77,7 +81,7 @@ def _require_one_label(rows: Sequence[LabelRow], location: Location) -> None:
             raise LabelsError(f"The labels file {location.url} gives {row.name} two labels.")
 
 
-def _read_table(location: Location) -> pa.Table:
+def _read_table(location: Location, columns: Sequence[str] = ()) -> pa.Table:
     """The columns of a labels file, as text and under tlbatch's names."""
     try:
         data = location.read()
@@ -86,9 +90,11 @@ def _read_table(location: Location) -> pa.Table:
     except PermissionError as error:
         raise LabelsError(f"No permission to read the labels file {location.url}: {error}.") from None
     try:
-        table = from_parquet(data) if data.startswith(b"PAR1") else _parse_csv(decoded_text(data, location))
+        table = from_parquet(data) if data.startswith(b"PAR1") else _parse_csv(decoded_text(data, location), columns)
     except (pa.ArrowException, csv.Error) as error:
         raise LabelsError(f"The labels file {location.url} is neither CSV nor Parquet: {str(error).splitlines()[0]}.") from None
+    if columns:
+        table = table.rename_columns(_told_names(table.column_names, columns, location))
     table = table.rename_columns(_usual_names(table.column_names, location))
     twice = next((name for name in _COLUMNS if table.column_names.count(name) > 1), None)
     if twice:
@@ -109,22 +115,35 @@ def decoded_text(data: bytes, location: Location) -> str:
         return data.decode("cp1252", errors="replace")
 
 
-def _parse_csv(text: str) -> pa.Table:
+def _parse_csv(text: str, columns: Sequence[str] = ()) -> pa.Table:
     """CSV with commas, semicolons or tabs. All columns are text: a label "01" is not the number 1."""
     known = {delimiter: {name.lower() for name in _header(text, delimiter)} for delimiter in ",;\t"}
-    delimiter = max(known, key=lambda one: len({*_COLUMNS, *_OTHER_NAMES} & known[one]))
+    wanted = {*_COLUMNS, *_OTHER_NAMES, *(name.lower() for name in columns)}
+    delimiter = max(known, key=lambda one: len(wanted & known[one]))
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     header = next(rows, [])
     values = [row for row in rows if row]
     odd = next((number for number, row in enumerate(values, 1) if len(row) != len(header)), None)
     if odd is not None:
         raise csv.Error(f"row {odd} has {len(values[odd - 1])} columns instead of {len(header)}")
-    columns = zip(*values, strict=True) if values else [()] * len(header)
-    return pa.Table.from_arrays([pa.array(column, pa.string()) for column in columns], names=header)
+    cells = zip(*values, strict=True) if values else [()] * len(header)
+    return pa.Table.from_arrays([pa.array(column, pa.string()) for column in cells], names=header)
 
 
 def _header(text: str, delimiter: str) -> list[str]:
     return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True), [])
+
+
+def _told_names(found: Sequence[str], columns: Sequence[str], location: Location) -> list[str]:
+    """The columns with those that the user named as the key and the label; others of these names get out of their way."""
+    missing = [name for name in columns if name not in found]
+    if missing or len(set(columns)) != len(_NAMED):
+        raise LabelsError(
+            "labels_columns: write the column of names and the column of labels, as in id,breed; the columns of "
+            f"{location.url} are {', '.join(found)}."
+        )
+    ours = dict(zip(columns, _NAMED, strict=True))
+    return [ours.get(name, f"{name} of the file" if name in _NAMED else name) for name in found]
 
 
 def _usual_names(found: Sequence[str], location: Location) -> list[str]:

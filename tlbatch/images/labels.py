@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -127,6 +128,31 @@ class Labels:
             raise LabelsError(f"The labels file {self.source} has no images of split {split!r}; its splits are {known}.")
         return replace(self, files=kept)
 
+    def fitted_to(self, keys: Iterable[str]) -> Labels:
+        """These labels with keys of a store in place of their own, if none of their own is a key of the store.
+
+        A name fits a key that is equal but for the suffix of the key and for folders before either of them: `pets/1` fits
+        `1.jpg`. It has to fit one key only, and no other name may fit that key. What is replaced is logged.
+
+        Args:
+            keys: of all images of the store.
+        """
+        known = {_plain_form(key): key for key in keys}
+        names = {_plain_form(row.key) for row in self.rows if row.key is not None}
+        fits = {} if self.class_depth or not names.isdisjoint(known) else _fits(names, known)
+        if not fits:
+            return self
+        name, key = next(iter(fits.items()))
+        log.warning(
+            "No name of %s is a key of the store; %d of %d fit but for folders before them or the suffix (the first: %s is %s)",
+            *(self.source, len(fits), len(names), name, key),
+        )
+        files = tuple(
+            tuple(row if row.key is None else row._replace(key=fits.get(_plain_form(row.key), row.key)) for row in file)
+            for file in self.files
+        )
+        return replace(self, files=files)
+
     def of_images(self, images: Sequence[ImageName]) -> Labelled:
         """Give each image its labels.
 
@@ -146,6 +172,27 @@ def _forms(key: str) -> set[str]:
     plain = _plain_form(key)
     forms = {plain, unicodedata.normalize("NFD", plain)}
     return {key} | forms | {f"./{form}" for form in forms}
+
+
+def _fits(names: set[str], known: Mapping[str, str]) -> dict[str, str]:
+    """Names, and the one key that each fits but for folders before either and the suffix of the key."""
+    whole: dict[str, set[str]] = defaultdict(set)
+    ends: dict[str, set[str]] = defaultdict(set)
+    for form in known:
+        for base in {form, str(PurePosixPath(form).with_suffix(""))}:
+            whole[base].add(form)
+            for end in _ends(base):
+                ends[end].add(form)
+    found = {name: {*ends[name], *(form for end in _ends(name) for form in whole[end])} for name in sorted(names)}
+    fitting = Counter(form for forms in found.values() for form in forms)
+    only = {name: next(iter(forms)) for name, forms in found.items() if len(forms) == 1}
+    return {name: known[form] for name, form in only.items() if fitting[form] == 1}
+
+
+def _ends(path: str) -> list[str]:
+    """A path without its first folder, without its first two, and so on; the path itself first."""
+    folders = path.split("/")
+    return ["/".join(folders[start:]) for start in range(len(folders))]
 
 
 class _Join:

@@ -163,6 +163,7 @@ def show_training(result: Mapping[str, Any]) -> None:
     )
     console.print(held_out_in_words(result["held_out"], result["head"]), soft_wrap=True)
     _show_advice(console, result)
+    _show_tried(console, result)
     if result["failed"]:
         console.print(f"{result['failed']:,} labelled images could not be read and were left out")
     if result["unlabelled"]:
@@ -181,6 +182,23 @@ def show_training(result: Mapping[str, Any]) -> None:
         )
     show_metrics(result["metrics"])
     console.print(result["bundle"], soft_wrap=True)
+
+
+def _show_tried(console: Console, result: Mapping[str, Any]) -> None:
+    """Print what was measured of each base."""
+    if not result["tried"]:
+        return
+    table = Table(title="Bases, * the chosen one; images/s without decoding", title_justify="left")
+    for name in ("base", "pixels", "held-out accuracy", "calibration error", "images/s", "MB"):
+        table.add_column(name, justify="left" if name == "base" else "right")
+    for one in result["tried"]:
+        error = one["calibration_error"]
+        measured = [f"{one['accuracy']:.1%}", "" if error is None else f"{error:.3f}", f"{one['images_per_second']:,.0f}"]
+        name = f"{one['base']} *" if one["chosen"] else one["base"]
+        table.add_row(name, str(one["size"]), *measured, f"{one['megabytes']:,.0f}")
+    console.print(table)
+    if result["left_out"]:
+        console.print(f"No time was left for {', '.join(result['left_out'])}", soft_wrap=True)
 
 
 def _show_advice(console: Console, result: Mapping[str, Any]) -> None:

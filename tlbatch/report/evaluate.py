@@ -26,13 +26,19 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(
-    output: str, labels: str, *, split: str | None = None, storage_options: Mapping[str, Any] | None = None
+    output: str,
+    labels: str,
+    *,
+    labels_columns: Sequence[str] = (),
+    split: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure the accuracy of an output's published table on labelled images.
 
     Args:
         output: the output folder.
         labels: CSV or Parquet with `key` or `uri` or both, `label` and, if `split` is given, `split`.
+        labels_columns: the columns that name the image and its label, if they are called otherwise.
         split: only the rows of this part, for example "test".
         storage_options: fsspec's options for both.
 
@@ -44,12 +50,18 @@ def evaluate(
         LabelsError: the file cannot be used, none of its images is in the table, or a name fits several of them.
     """
     runs = require_published(resolve(output, storage_options))
-    return evaluate_rows(labelled_rows(runs, read_true_labels(runs, labels, split, storage_options)))
+    return evaluate_rows(labelled_rows(runs, read_true_labels(runs, labels, split, storage_options, labels_columns)))
 
 
-def read_true_labels(runs: Sequence[Run], url: str, split: str | None, storage_options: Mapping[str, Any] | None) -> Labels:
+def read_true_labels(
+    runs: Sequence[Run],
+    url: str,
+    split: str | None,
+    storage_options: Mapping[str, Any] | None,
+    columns: Sequence[str] = (),
+) -> Labels:
     """Read a labels file: one label per image, or any number if the bundle of the table's newest run is multi-label."""
-    labels = read_labels([resolve(url, storage_options)], many=gives_many_labels(runs))
+    labels = read_labels([resolve(url, storage_options)], many=gives_many_labels(runs), columns=columns)
     return labels if split is None else labels.of_split(split)
 
 
@@ -88,6 +100,11 @@ def labelled_rows(runs: Sequence[Run], labels: Labels) -> LabelledRows:
     predicted = list(zip(frame["uri"], frame["key"], strict=True))
     found = labels.of_images([*predicted, *errors])
     if not found.labels:
+        fitted = labels.fitted_to(
+            key for piece in read_groups(runs, "predictions", ["key"]) for key in piece["key"].to_pylist()
+        )
+        if fitted is not labels:
+            return labelled_rows(runs, fitted)
         raise LabelsError(f"No image of {labels.source} is in the table; the first one is {labels.rows[0].name}.")
     place = {name: number for number, name in enumerate(predicted)}
     known = [name for name in found.labels if name in place]

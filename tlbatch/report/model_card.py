@@ -100,6 +100,12 @@ def _held_out_tables(training: Mapping[str, Any], doubted: Sequence[Mapping[str,
         ]
         head = ["image", "label", "its score", "more likely", "its score"]
         tables.append(_Table("Labels to look at first: heads that did not see the image doubt them", head, rows))
+    if "tried" in training:
+        rows = [
+            [one["base"], one["size"], f"{one['accuracy']:.1%}", f"{one['images_per_second']:,.0f}", f"{one['megabytes']:,.0f}"]
+            for one in training["tried"]
+        ]
+        tables.append(_Table("Bases that were tried", ["", "pixels", "held-out accuracy", "images/s", "MB"], rows))
     return tables
 
 

@@ -178,3 +178,45 @@ def test_a_column_is_taken_by_another_name_only_without_doubt(tmp_path, caplog):
 
 def test_a_column_that_nobody_reads_may_stand_twice(tmp_path):
     assert labels_of(files_of(tmp_path, "key,label,note,note\na,cat,x,y\n"), "a") == {"a": ("cat",)}
+
+
+def test_columns_may_be_named_by_the_user(tmp_path):
+    (tmp_path / "l.csv").write_text("id;label;breed\n1;x;pug\n2;y;beagle\n")
+    labels = read_labels([resolve(str(tmp_path / "l.csv"))], columns=["id", "breed"])
+    assert [(row.key, row.label) for row in labels.rows] == [("1", "pug"), ("2", "beagle")]
+    for wrong in (["id", "race"], ["id"], ["id", "id"], ["id", "label", "breed"]):
+        with pytest.raises(LabelsError, match="labels_columns: write the column of names and the column of labels"):
+            read_labels([resolve(str(tmp_path / "l.csv"))], columns=wrong)
+
+
+@pytest.mark.parametrize(
+    ("names", "keys"),
+    [
+        (["1", "2"], ["1.jpg", "2.jpg"]),
+        (["pets/a/1.jpg", "pets/b/1.jpg"], ["a/1.jpg", "b/1.jpg"]),
+        (["1.jpg", "2.jpg"], ["train/1.jpg", "train/x/2.jpg"]),
+        (["pets/1", "pets/2.5"], ["1.jpg", "2.5.png"]),
+        (["x/1", "x/2"], ["y/x/1.jpg", "y/x/2.jpg"]),
+    ],
+)
+def test_names_fit_keys_but_for_the_suffix_and_folders_before_them(names, keys, tmp_path, caplog):
+    labels = files_of(tmp_path, "key,label\n" + "".join(f"{name},{number}\n" for number, name in enumerate(names)))
+    assert labels_of(labels.fitted_to([*keys, "other.jpg"]), *keys) == {key: (str(n),) for n, key in enumerate(keys)}
+    assert f"the first: {names[0]} is {keys[0]}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "keys"),
+    [
+        (["1"], ["1.jpg", "1.png"]),  # which of both?
+        (["1.jpg"], ["a/1.jpg", "b/1.jpg"]),
+        (["a/1.jpg"], ["b/1.jpg"]),
+        (["a/1.jpg", "b/1.jpg"], ["1.jpg"]),  # which of both?
+        (["11.jpg"], ["1.jpg"]),
+        (["a.jpg", "1.jpg"], ["a.jpg", "x/1.jpg"]),  # one name is a key as it stands, so all are meant to be
+    ],
+)
+def test_names_that_may_mean_another_image_are_left_alone(names, keys, tmp_path, caplog):
+    labels = files_of(tmp_path, "key,label\n" + "".join(f"{name},x\n" for name in names))
+    assert labels.fitted_to(keys) is labels
+    assert not caplog.text
