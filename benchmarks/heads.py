@@ -1,9 +1,9 @@
-"""Compare heads on the demo's solar cells: today's default with Adam on the last layer, by the number of labels.
+"""Compare heads on a small labelled set: today's default with Adam on the last layer, by the number of labels.
 
-    .venv/bin/python benchmarks/heads.py [SPLITS]
+    .venv/bin/python benchmarks/heads.py [cells|faces|digits|emoji] [SPLITS] [MobileNetV2|InceptionV3]
 
-The features are extracted once for each kind. In each split a fifth of the cells is for measuring; of the others, as many as
-the row says are labelled. Both heads get the same labelled cells and are measured on the same ones.
+The features are extracted once for each kind. In each split a fifth of the images is for measuring; of the others, as many as
+the row says are labelled, each class with its share. Both heads get the same labels and are measured on the same images.
 """
 
 from __future__ import annotations
@@ -15,47 +15,48 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from head_training import CELLS, SIZE, write_labels
+from head_training import SIZE
+from image_sets import image_set, inception_weights
 from photographs import WEIGHTS
 
 import tlbatch
 from tlbatch.commands.splits import split_classes
 
-COUNTS = (50, 100, 200, 500, 1000, None)
+COUNTS = (50, 100, 200, 500, 1000)
 #: Name -> which features, and which head.
 WAYS = {"last layer, Adam": ("last", "sgd"), "five depths, convex": ("depths", "convex")}
 
 
 def main() -> None:
-    """Extract, train 2 x 6 x SPLITS heads, and print a table."""
-    splits = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+    """Extract, train two heads for each number of labels and split, and print a table."""
+    name, splits, base = (*sys.argv[1:], *("cells", "10", "MobileNetV2")[len(sys.argv) - 1 :])
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        labels = known_labels(root / "known.csv")
+        images, labels = image_set(name, root)
+        weights = str(WEIGHTS if base == "MobileNetV2" else inception_weights(root))
         for features_of, _ in WAYS.values():
-            settings = {"base": "MobileNetV2", "size": SIZE, "weights": str(WEIGHTS), "features_of": features_of}
-            tlbatch.extract(images=str(CELLS), output=str(root / features_of), report=False, **settings)
-        print("| labelled cells | " + " | ".join(f"{way}: accuracy | calibration error" for way in WAYS) + " | better |")
+            network = {"base": base, "size": SIZE, "weights": weights, "features_of": features_of}
+            tlbatch.extract(images=str(images), output=str(root / features_of), report=False, **network)
+        print("| labels | " + " | ".join(f"{way}: accuracy | calibration error" for way in WAYS) + " | better |")
         print("| ---: |" + " ---: |" * (2 * len(WAYS) + 1))
-        for count in COUNTS:
-            found = [measure(root, labels, count, 100 + number) for number in range(splits)]
+        classes = len(set(labels.values()))
+        for count in [*(one for one in COUNTS if 2 * classes <= one < 0.8 * len(labels)), round(0.8 * len(labels))]:
+            found = [measure(root, labels, count, 100 + number) for number in range(int(splits))]
             print(row(count, found), flush=True)
 
 
-def known_labels(file: Path) -> dict[str, str]:
-    """Key -> label of every cell, by way of a labels file."""
-    write_labels(file)
-    with file.open() as known:
-        return {row["key"]: row["label"] for row in csv.DictReader(known)}
-
-
-def measure(root: Path, labels: dict[str, str], count: int | None, seed: int) -> list[tuple[float, float]]:
+def measure(root: Path, labels: dict[str, str], count: int, seed: int) -> list[tuple[float, float]]:
     """Accuracy and calibration error of each way on one split."""
     keys = sorted(labels)
-    classes = np.array([labels[key] == "functional" for key in keys], np.int64)
+    classes = np.unique([labels[key] for key in keys], return_inverse=True)[1]
     parts = split_classes(classes, 0.15, 0.2, seed)
-    labelled = np.random.default_rng(seed).permutation(np.flatnonzero(parts < 2))[:count]
-    held_out = set(labelled[: round(0.15 / 0.8 * len(labelled))].tolist())
+    random = np.random.default_rng(seed)
+    places = np.ones(len(keys))
+    for label in np.unique(classes):
+        members = random.permutation(np.flatnonzero((classes == label) & (parts < 2)))
+        places[members] = (np.arange(len(members)) + random.random()) / len(members)
+    labelled = np.argsort(places, kind="stable")[:count]
+    held_out = set(random.permutation(labelled)[: round(0.15 / 0.8 * len(labelled))].tolist())
     file = root / "labels.csv"
     with file.open("w", newline="") as out:
         writer = csv.writer(out)
@@ -71,9 +72,9 @@ def measure(root: Path, labels: dict[str, str], count: int | None, seed: int) ->
     return found
 
 
-def row(count: int | None, found: list[list[tuple[float, float]]]) -> str:
+def row(count: int, found: list[list[tuple[float, float]]]) -> str:
     """Means over the splits, with the range of the accuracies, and in how many of the splits the second way is better."""
-    told = [f"{count:,}" if count else "all"]
+    told = [f"{count:,}"]
     for ways in zip(*found, strict=True):
         accuracies, errors = zip(*ways, strict=True)
         low, high = min(accuracies), max(accuracies)

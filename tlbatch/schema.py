@@ -60,14 +60,20 @@ class PixelRules(NamedTuple):
     Attributes:
         white_level: the value that is white in samples of more than 8 bits whose file does not say it; `auto` finds it.
         color_profiles: `to_srgb` converts embedded colour profiles to sRGB; `ignored` takes the numbers as they are.
-        resize: `stretch` brings the whole image to the model's input size; `crop` and `pad` keep its aspect ratio.
-        interpolation: `bilinear`, `bicubic` and `lanczos` with antialiasing, `bilinear_no_antialias`, or `nearest`.
+        resize: `stretch` brings the whole image to the model's input size; `crop` and `pad` keep its aspect ratio. `crop` cuts
+            at whole pixels, `crop_exact` at fractions of them.
+        interpolation: `bilinear`, `bicubic` and `lanczos` with antialiasing, `bilinear_tensorflow` without it, `nearest`, or
+            `bilinear_no_antialias`, which older bundles have.
+        jpeg: the transform of JPEG's decoder: `accurate`, or `fast`, which is TensorFlow's default.
     """
 
     white_level: float | Literal["auto"] = "auto"
     color_profiles: Literal["to_srgb", "ignored"] = "to_srgb"
-    resize: Literal["stretch", "crop", "pad"] = "stretch"
-    interpolation: Literal["bilinear", "bilinear_no_antialias", "nearest", "bicubic", "lanczos"] = "bilinear"
+    resize: Literal["stretch", "crop", "crop_exact", "pad"] = "stretch"
+    interpolation: Literal["bilinear", "bilinear_tensorflow", "bilinear_no_antialias", "nearest", "bicubic", "lanczos"] = (
+        "bilinear"
+    )
+    jpeg: Literal["accurate", "fast"] = "accurate"
 
 
 #: The rules of a bundle that records none: it was made before there were any.

@@ -195,7 +195,7 @@ def test_what_loaded_the_training_images_sets_how_they_are_read(tmp_path):
     for loader, resize, fit, scale in (
         ("keras-dataset", "keras", "stretch", "[0,1]"),
         ("keras-generator", "nearest", "stretch", "[0,1]"),
-        ("teachable-machine", "lanczos", "crop", None),
+        ("teachable-machine", "lanczos", "crop-exact", None),
     ):
         given = {"scale": scale} if scale else {}
         result = imported(tmp_path, model, trained_with=loader, **given)

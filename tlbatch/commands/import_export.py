@@ -36,7 +36,7 @@ from tlbatch.storage.resolve import resolve
 #: Value of `--resize` -> name of the interpolation in the bundle.
 INTERPOLATIONS: dict[str, Any] = {
     "antialias": "bilinear",
-    "keras": "bilinear_no_antialias",
+    "keras": "bilinear_tensorflow",
     "nearest": "nearest",
     "bicubic": "bicubic",
     "lanczos": "lanczos",
@@ -55,9 +55,10 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
 
     Returns:
         `bundle` (its URL), `digest`, `labels`, `features_length`, `multi_label`; `size`, a number or [height, width]; `split`,
-        whether the graph shows where the head begins; `scale`, `resize` and `fit`; `off`, the largest difference between the
-        scores of the CPU engine and of the model in float32; `precision`, what the model computes in, and `off_float32`, the
-        largest difference of its outputs if that is not float32; `check`, what `check_bundle` returns, or None; `seconds`.
+        whether the graph shows where the head begins; `scale`, `resize`, `fit` and `jpeg`; `off`, the largest difference
+        between the scores of the CPU engine and of the model in float32; `precision`, what the model computes in, and
+        `off_float32`, the largest difference of its outputs if that is not float32; `check`, what `check_bundle` returns, or
+        None; `seconds`.
 
     Raises:
         UsageError: the model could run code, does not classify images, or does not fit its labels, or too many labels of the
@@ -73,7 +74,8 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
     scale = _scale_of(model, config.scale)
     scaling: Any = SCALINGS[scale]
     # Colour profiles are ignored as in the training of most: loaders do not convert them.
-    rules = PixelRules(config.white_level, "ignored", config.fit, INTERPOLATIONS[config.resize])
+    fit: Any = config.fit.replace("-", "_")
+    rules = PixelRules(config.white_level, "ignored", fit, INTERPOLATIONS[config.resize], config.transform)
     imported = split_base_and_head(model, config.model, scaling, config.shape, labels, rules)
     frozen, probes = imported.frozen, probe_pixels(imported.frozen.size)
     trained, card = _trained_of(imported, labels, {"imported": config.model, "scale": scale})
@@ -97,6 +99,7 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
         "scale": scale,
         "resize": config.resize,
         "fit": config.fit,
+        "jpeg": config.transform,
         "off": off,
         "precision": computes_in,
         "off_float32": 0.0 if model is original else apart(original, model, scaling, probes),

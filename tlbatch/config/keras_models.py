@@ -23,7 +23,7 @@ _TRAINED_WITH: dict[str, dict[str, Any]] = {
     "tlbatch": {"resize": "antialias", "fit": "stretch"},
     "keras-dataset": {"resize": "keras", "fit": "stretch"},
     "keras-generator": {"resize": "nearest", "fit": "stretch"},
-    "teachable-machine": {"resize": "lanczos", "fit": "crop", "scale": "[-1,1]"},
+    "teachable-machine": {"resize": "lanczos", "fit": "crop-exact", "scale": "[-1,1]"},
 }
 
 
@@ -49,8 +49,14 @@ class ImportConfig(Strict):
         default="antialias",
         description="How its training resized: keras for image_dataset_from_directory and Resizing, nearest for load_img.",
     )
-    fit: Literal["stretch", "crop", "pad"] = Field(
-        default="stretch", description="Whether its training stretched images, or kept their aspect ratio by crop or pad."
+    fit: Literal["stretch", "crop", "crop-exact", "pad"] = Field(
+        default="stretch",
+        description="Whether its training stretched images, or kept their aspect ratio by crop or pad; crop-exact cuts at "
+        "fractions of a pixel, as ImageOps.fit.",
+    )
+    jpeg: Literal["accurate", "fast"] | None = Field(
+        default=None,
+        description="What decoded its training's JPEGs: fast for TensorFlow, as is assumed of keras; accurate for most others.",
     )
     check: str | None = Field(
         default=None, description="Folder of images whose labels are compared with those of the model's own Keras pipeline."
@@ -72,7 +78,14 @@ class ImportConfig(Strict):
     def _is_checked(self) -> Self:
         if self.expected is not None and self.check is None:
             raise ValueError("expected: give the folder of its images with check")
+        if self.fit == "crop-exact" and self.resize in ("keras", "nearest"):
+            raise ValueError(f"fit: with resize={self.resize} Keras cuts at whole pixels; write crop")
         return self
+
+    @property
+    def transform(self) -> Literal["accurate", "fast"]:
+        """How JPEGs are decoded."""
+        return self.jpeg or ("fast" if self.resize == "keras" else "accurate")
 
     @property
     def shape(self) -> tuple[int, int] | None:

@@ -145,10 +145,23 @@ def _with_pillow(data: bytes, size: Size | None, limits: Limits, rules: PixelRul
         if is_jpeg:
             _draft(image, size, orientation, limits)
         profile = colour.fitting(image.info.get("icc_profile"), image.mode, rules)
-        flat, white = _to_8_bits_a_band(image, data, profile, rules)
+        fast = _with_fast_transform(data) if is_jpeg and rules.jpeg == "fast" and image.mode in ("L", "RGB") else None
+        flat, white = (fast, None) if fast is not None else _to_8_bits_a_band(image, data, profile, rules)
         if frame is not None and frame != (0, 0, *original):
             flat = _on_white_canvas(flat, frame)
         return Picture(flat, original, orientation, profile, white)
+
+
+def _with_fast_transform(data: bytes) -> Image.Image | None:
+    """A JPEG decoded as TensorFlow does by default, which Pillow cannot; None if it is damaged or of a rare kind."""
+    import simplejpeg
+
+    if not recognise.is_common_jpeg(data):  # the decoder is not safe with others
+        return None
+    try:
+        return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", fastdct=True, fastupsample=False))
+    except ValueError:
+        return None
 
 
 #: Formats of packages that are installed with the extra `formats`.

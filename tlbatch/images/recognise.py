@@ -135,6 +135,18 @@ def _is_beginning_of_heif(data: bytes) -> bool:
 
 def jpeg_frame(data: bytes) -> tuple[str, int] | None:
     """The kind of a JPEG and the bits of its samples; None if it ends before its frame."""
+    found = _frame_header(data)
+    return None if found is None else (_JPEG_KINDS[found[0]], found[1])
+
+
+def is_common_jpeg(data: bytes) -> bool:
+    """Whether this is a JPEG of the kinds that every decoder knows: Huffman coding, 8 bits, in rows or progressive."""
+    found = data.startswith(b"\xff\xd8") and _frame_header(data)
+    return bool(found) and found in ((0xC0, 8), (0xC1, 8), (0xC2, 8))
+
+
+def _frame_header(data: bytes) -> tuple[int, int] | None:
+    """The marker of a JPEG's frame, and the bits of its samples."""
     at = 2
     while at + 4 <= len(data):
         if data[at] != 0xFF:
@@ -143,7 +155,7 @@ def jpeg_frame(data: bytes) -> tuple[str, int] | None:
         if marker == 0xFF:  # a fill byte
             at += 1
         elif marker in _JPEG_KINDS:
-            return (_JPEG_KINDS[marker], data[at + 4]) if at + 4 < len(data) else None
+            return (marker, data[at + 4]) if at + 4 < len(data) else None
         elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
             at += 2
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tlbatch.schema import PixelRules
 
@@ -20,30 +20,48 @@ _BLACK = {"CMYK": (0, 0, 0, 255)}
 
 def needs_all_pixels(rules: PixelRules) -> bool:
     """Whether a picture must be decoded at its full size: a reduced one is a mean of pixels, like an antialiased one."""
-    return rules.interpolation != "bilinear"
+    return rules.interpolation != "bilinear" or rules.jpeg == "fast"
 
 
 def resized(image: Image.Image, size: tuple[int, int], rules: PixelRules) -> Image.Image:
     """The picture at Pillow's (width, height).
 
     `crop` and `pad` keep the aspect ratio as `image_dataset_from_directory` of Keras does with `crop_to_aspect_ratio` and
-    `pad_to_aspect_ratio`. Without antialiasing, bilinear interpolation takes the four pixels around each point, as
-    `tf.image.resize` does.
+    `pad_to_aspect_ratio`; `crop_exact` does as `ImageOps.fit` of Pillow. Without antialiasing, bilinear interpolation takes the
+    four pixels around each point, as `tf.image.resize` does: `bilinear_tensorflow` rounds the result, and
+    `bilinear_no_antialias`, which older bundles have, rounds it down.
     """
     if rules.resize == "pad":
         inner, place = _fitting(image.size, size)
         canvas = Image.new(image.mode, size, _BLACK.get(image.mode, 0))
         canvas.paste(_interpolated(image, inner, rules), place)
         return canvas
+    if rules.resize == "crop_exact":
+        return ImageOps.fit(image, size, _FILTERS[rules.interpolation])
     if rules.resize == "crop":
         image = image.crop(_middle(image.size, size))
     return _interpolated(image, size, rules)
 
 
 def _interpolated(image: Image.Image, size: tuple[int, int], rules: PixelRules) -> Image.Image:
+    if rules.interpolation == "bilinear_tensorflow":
+        return _as_tensorflow(image, size)
     if rules.interpolation == "bilinear_no_antialias":
         return image.transform(size, Image.Transform.EXTENT, (0, 0, *image.size), Image.Resampling.BILINEAR)
     return image.resize(size, _FILTERS[rules.interpolation])
+
+
+def _as_tensorflow(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Bilinear interpolation in float32, rounded. Pillow rounds down, and darker pixels change labels."""
+    values = np.asarray(image)
+    for axis, side in enumerate(size[::-1]):
+        length = values.shape[axis]
+        places = np.maximum((np.arange(side, dtype=np.float32) + 0.5) * np.float32(length / side) - 0.5, 0)
+        before = np.minimum(places.astype(np.int64), length - 1)
+        share = (places - before).reshape([-1 if one == axis else 1 for one in range(values.ndim)])
+        low, high = (values.take(rows, axis).astype(np.float32) for rows in (before, np.minimum(before + 1, length - 1)))
+        values = low + (high - low) * share
+    return Image.fromarray(np.rint(values).astype(np.uint8), image.mode)
 
 
 def _middle(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int, int, int]:

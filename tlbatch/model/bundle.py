@@ -305,6 +305,7 @@ class Frozen:
                 "interpolation": self.rules.interpolation,
                 "color": "rgb",
                 **({} if unrecorded else levels),
+                **({"jpeg": self.rules.jpeg} if self.rules.jpeg != PixelRules().jpeg else {}),
             },
             **({"depths": list(self.depths)} if self.depths else {}),
             "features_length": int(self.extractor.output["features"].shape[-1]),

@@ -40,7 +40,11 @@ def own_scores(
         ConfigError: Keras has no loader of this kind, or cannot read an image.
     """
     grey = model.inputs[0].shape[-1] == 1
-    load = _by_dataset if rules.interpolation == "bilinear_no_antialias" else _by_image
+    load = _by_image
+    if rules.interpolation == "bilinear_tensorflow":
+        load = _by_dataset
+    elif rules.jpeg == "fast" and rules.interpolation != "nearest":
+        load = _by_tensorflow
     try:
         paths, pixels = load(folder, size, rules, "grayscale" if grey else "rgb")
     except Exception as error:  # TensorFlow and Pillow raise errors of many kinds
@@ -65,11 +69,25 @@ def _by_image(folder: Path, size: Size, rules: PixelRules, colours: str) -> tupl
     """As `load_img` loads them."""
     if rules.resize == "pad":
         raise ConfigError("Keras pads only in the way of --resize keras")
+    if rules.resize == "crop_exact":
+        raise ConfigError("Keras has no loader that cuts at fractions of a pixel; give --expected FILE.csv")
     load = import_keras().utils.load_img
     how = {"interpolation": rules.interpolation, "keep_aspect_ratio": rules.resize == "crop", "color_mode": colours}
     paths = list(images_in(folder).values())
     pixels = [np.asarray(load(path, target_size=size, **how), np.float32) for path in paths]
     return paths, np.stack([one if one.ndim == 3 else one[..., None] for one in pixels])
+
+
+def _by_tensorflow(folder: Path, size: Size, rules: PixelRules, colours: str) -> tuple[list[Path], np.ndarray]:
+    """As `tf.image.resize` with antialiasing loads them."""
+    import tensorflow as tf
+
+    if rules.resize != "stretch":
+        raise ConfigError("TensorFlow crops and pads only in the way of --resize keras")
+    method = {"bilinear": "bilinear", "bicubic": "bicubic", "lanczos": "lanczos3"}[rules.interpolation]
+    paths, channels = list(images_in(folder).values()), 1 if colours == "grayscale" else 3
+    decoded = (tf.io.decode_image(path.read_bytes(), channels, expand_animations=False) for path in paths)
+    return paths, np.stack([tf.image.resize(one, size, method, antialias=True).numpy() for one in decoded])
 
 
 def images_in(folder: Path) -> dict[str, Path]:
