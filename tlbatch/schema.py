@@ -75,6 +75,11 @@ class PixelRules(NamedTuple):
     )
     jpeg: Literal["accurate", "fast"] = "accurate"
 
+    @property
+    def dtype(self) -> Literal["uint8", "float32"]:
+        """The type of the pixels, which are from 0 to 255 in any case: TensorFlow's are not rounded after resizing."""
+        return "float32" if self.interpolation == "bilinear_tensorflow" else "uint8"
+
 
 #: The rules of a bundle that records none: it was made before there were any.
 UNRECORDED_RULES = PixelRules(color_profiles="ignored")

@@ -229,6 +229,26 @@ def test_a_bundle_is_checked_against_keras_own_loaders(tmp_path, folder, resize,
     assert (result["check"]["images"], result["check"]["equal"], result["check"]["different"]) == (12, 1.0, [])
 
 
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("plan", ["fused", "split"])
+def test_a_run_gives_the_scores_of_keras_own_pipeline(tmp_path, folder, ray_here, plan):
+    """On JPEGs and PNGs, whose pixels are not rounded."""
+    for number in range(4):
+        (folder / f"{number}.jpg").write_bytes(encoded(noisy((128, 100, 160), number, (131, 97))))
+    model = sharp()
+    result = imported(tmp_path, model, trained_with="keras-dataset")
+    tlbatch.classify(images=str(folder), bundle=result["bundle"], output=str(tmp_path / "o"), plan=plan, top_k=3)
+    table = tlbatch.read_predictions(str(tmp_path / "o"))
+    how = {"labels": None, "image_size": (48, 48), "shuffle": False, "verbose": False}
+    dataset = keras.utils.image_dataset_from_directory(folder, **how)
+    own = dict(zip(dataset.file_paths, model.predict(dataset, verbose=0), strict=True))
+    assert len(table) == len(own) == 16
+    for row in table.itertuples():
+        given = dict(zip(row.top_labels, row.top_scores, strict=True))
+        wanted = dict(zip(LABELS, own[row.uri], strict=True))
+        assert given == pytest.approx(wanted, abs=1e-4)
+
+
 def test_a_bundle_that_says_something_else_than_expected_is_not_written(tmp_path, folder):
     """The labels are those of another way of resizing."""
     model = sharp()

@@ -139,5 +139,5 @@ def probe_pixels(config: TrainConfig | ExtractConfig, frozen: Frozen, manifest: 
             pixels = decode.decode(data, size, rules=frozen.rules, **limits)
             if isinstance(pixels, Pixels):
                 chosen.append(pixels.array)
-    noise = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8).astype(frozen.rules.dtype)
     return np.stack([*chosen, *noise])

@@ -77,7 +77,7 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
     fit: Any = config.fit.replace("-", "_")
     rules = PixelRules(config.white_level, "ignored", fit, INTERPOLATIONS[config.resize], config.transform)
     imported = split_base_and_head(model, config.model, scaling, config.shape, labels, rules)
-    frozen, probes = imported.frozen, probe_pixels(imported.frozen.size)
+    frozen, probes = imported.frozen, probe_pixels(imported.frozen.size, rules.dtype)
     trained, card = _trained_of(imported, labels, {"imported": config.model, "scale": scale})
     with tempfile.TemporaryDirectory() as folder:
         trial = save_bundle(resolve(folder), frozen, trained, probes, {bundles.CARD: card})

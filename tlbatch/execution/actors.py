@@ -37,7 +37,7 @@ class DecodingActor:
     def __init__(self, job: ClassifyJob, *, after_a_death: bool = False) -> None:
         decode.prepare_process()
         bundle = load_bundle(job.bundle_url, job.storage_options)
-        self._size = bundle.size
+        self._size, self._dtype = bundle.size, bundle.pixel_rules.dtype
         self._decoder = Decoder(job, bundle, 2 * job.decode_threads, Watchdog(MIN_HANG_SECONDS))
         self._isolation = IsolationMode(after_a_death=after_a_death)
 
@@ -45,8 +45,8 @@ class DecodingActor:
         """One block of images, read and decoded."""
         rows = block.to_pylist()
         return self._isolation.run(
-            isolated=lambda: attempts_to_table(list(self._decoder.attempts_isolated(rows)), self._size),
-            normal=lambda: attempts_to_table(list(self._decoder.attempts(rows)), self._size),
+            isolated=lambda: attempts_to_table(list(self._decoder.attempts_isolated(rows)), self._size, self._dtype),
+            normal=lambda: attempts_to_table(list(self._decoder.attempts(rows)), self._size, self._dtype),
         )
 
 

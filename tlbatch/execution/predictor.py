@@ -34,7 +34,7 @@ class Predictor:
         self._heads_free = threading.Lock()
         self.at_once = self._engine.at_once
         began = time.perf_counter()
-        self._engine.predict(np.zeros((self.at_once, *bundle.size, 3), np.uint8))
+        self._engine.predict(np.zeros((self.at_once, *bundle.size, 3), bundle.pixel_rules.dtype))
         self.watchdog = Watchdog(max(MIN_HANG_SECONDS, _HANG_FACTOR * (time.perf_counter() - began)))
         self._largest = float(np.finfo(job.features_dtype).max) if job.features_dtype else math.inf
         predictions = prediction_format_of(bundle, job.top_k) if job.predictions else None

@@ -48,13 +48,13 @@ class Classified(NamedTuple):
     predict_seconds: float = 0.0
 
 
-def attempts_to_table(attempts: Sequence[Attempt], size: Size) -> pa.Table:
-    """Attempts as a block; `pixels` holds height x width x 3 bytes, null for an image that failed."""
+def attempts_to_table(attempts: Sequence[Attempt], size: Size, dtype: str = "uint8") -> pa.Table:
+    """Attempts as a block; `pixels` holds height x width x 3 numbers, null for an image that failed."""
     arrays = [one.outcome.array if isinstance(one.outcome, Pixels) else None for one in attempts]
-    flat = np.empty((len(arrays), *size, 3), np.uint8)
+    flat = np.empty((len(arrays), *size, 3), dtype)
     for slot, array in zip(flat, arrays, strict=True):
         slot[...] = 0 if array is None else array
-    length = flat[0].nbytes if len(flat) else 3 * size[0] * size[1]
+    length = 3 * size[0] * size[1]
     missing = pa.array([array is None for array in arrays], pa.bool_())
     values = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), length, mask=missing)
     failures = [one.outcome if isinstance(one.outcome, Failure) else None for one in attempts]

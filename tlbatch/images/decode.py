@@ -1,4 +1,4 @@
-"""Stage 3: bytes -> uint8 RGB pixels of one fixed size; pure functions, without I/O and without TensorFlow.
+"""Stage 3: bytes -> RGB pixels of one fixed size; pure functions, without I/O and without TensorFlow.
 
 Training and inference both call `decode`, with the rules of the bundle. Others resize otherwise, for example without
 antialiasing (`keras.utils.image_dataset_from_directory`), and a model that was trained so needs such pixels.
@@ -17,7 +17,7 @@ from tlbatch.errors import ErrorKind, Failure
 from tlbatch.images import colour, png, recognise
 from tlbatch.images.pictures import SIDEWAYS, Limits, Picture, read_picture, stored_size
 from tlbatch.images.recognise import TooLargeError, UnsupportedError
-from tlbatch.images.resize import needs_all_pixels, resized
+from tlbatch.images.resize import needs_all_pixels, resized, resized_as_tensorflow
 from tlbatch.schema import PixelRules, Size
 
 # EXIF orientation -> the transposition that turns the stored image upright (TIFF 6.0, tag 274).
@@ -42,7 +42,7 @@ class Pixels(NamedTuple):
     """A decoded image.
 
     Attributes:
-        array: (height, width, 3) uint8 RGB in the requested size.
+        array: (height, width, 3) RGB from 0 to 255 in the requested size, of the rules' type.
         width: width of the original in pixels, after its EXIF orientation is applied.
         height: height of the original, likewise.
         white_level: the value that was taken as white, if the samples had more than 8 bits or were floats.
@@ -108,14 +108,17 @@ def thumbnail(
 
 
 def _upright(picture: Picture, size: Size, rules: PixelRules) -> Pixels:
-    """Resize, convert to sRGB, and turn."""
-    small = resized(picture.image, stored_size(size, picture.orientation), rules)
-    small = colour.to_srgb(small, picture.profile)
+    """Resize, convert to sRGB, and turn; what is not rounded after resizing is converted and turned before."""
+    image = picture.image
+    if rules.dtype == "uint8":
+        image = resized(image, stored_size(size, picture.orientation), rules)
+    image = colour.to_srgb(image, picture.profile)
     if picture.orientation in _UPRIGHT:
-        small = small.transpose(_UPRIGHT[picture.orientation])
+        image = image.transpose(_UPRIGHT[picture.orientation])
+    array = np.asarray(image) if rules.dtype == "uint8" else resized_as_tensorflow(image, size[::-1], rules)
     width, height = picture.size
     upright = (height, width) if picture.orientation in SIDEWAYS else (width, height)
-    return Pixels(np.asarray(small), *upright, picture.white_level)
+    return Pixels(array, *upright, picture.white_level)
 
 
 def _failure(error: Exception, data: bytes) -> Failure:

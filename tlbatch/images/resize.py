@@ -27,9 +27,8 @@ def resized(image: Image.Image, size: tuple[int, int], rules: PixelRules) -> Ima
     """The picture at Pillow's (width, height).
 
     `crop` and `pad` keep the aspect ratio as `image_dataset_from_directory` of Keras does with `crop_to_aspect_ratio` and
-    `pad_to_aspect_ratio`; `crop_exact` does as `ImageOps.fit` of Pillow. Without antialiasing, bilinear interpolation takes the
-    four pixels around each point, as `tf.image.resize` does: `bilinear_tensorflow` rounds the result, and
-    `bilinear_no_antialias`, which older bundles have, rounds it down.
+    `pad_to_aspect_ratio`; `crop_exact` does as `ImageOps.fit` of Pillow. `bilinear_no_antialias`, which older bundles have, is
+    bilinear interpolation as TensorFlow's, rounded down.
     """
     if rules.resize == "pad":
         inner, place = _fitting(image.size, size)
@@ -44,24 +43,34 @@ def resized(image: Image.Image, size: tuple[int, int], rules: PixelRules) -> Ima
 
 
 def _interpolated(image: Image.Image, size: tuple[int, int], rules: PixelRules) -> Image.Image:
-    if rules.interpolation == "bilinear_tensorflow":
-        return _as_tensorflow(image, size)
     if rules.interpolation == "bilinear_no_antialias":
         return image.transform(size, Image.Transform.EXTENT, (0, 0, *image.size), Image.Resampling.BILINEAR)
     return image.resize(size, _FILTERS[rules.interpolation])
 
 
-def _as_tensorflow(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Bilinear interpolation in float32, rounded. Pillow rounds down, and darker pixels change labels."""
-    values = np.asarray(image)
-    for axis, side in enumerate(size[::-1]):
+def resized_as_tensorflow(image: Image.Image, size: tuple[int, int], rules: PixelRules) -> np.ndarray:
+    """(height, width, 3) float32: an RGB picture brought to Pillow's (width, height) as `tf.image.resize` does it.
+
+    It takes the four pixels around each point and does not round; a label in a hundred changes with rounding alone.
+    """
+    if rules.resize == "pad":
+        inner, (left, top) = _fitting(image.size, size)
+        canvas = np.zeros((size[1], size[0], 3), np.float32)
+        canvas[top : top + inner[1], left : left + inner[0]] = _between_pixels(image, inner)
+        return canvas
+    return _between_pixels(image.crop(_middle(image.size, size)) if rules.resize == "crop" else image, size)
+
+
+def _between_pixels(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    values = np.asarray(image, np.float32)
+    for axis, side in ((1, size[0]), (0, size[1])):
         length = values.shape[axis]
         places = np.maximum((np.arange(side, dtype=np.float32) + 0.5) * np.float32(length / side) - 0.5, 0)
         before = np.minimum(places.astype(np.int64), length - 1)
-        share = (places - before).reshape([-1 if one == axis else 1 for one in range(values.ndim)])
-        low, high = (values.take(rows, axis).astype(np.float32) for rows in (before, np.minimum(before + 1, length - 1)))
+        share = np.expand_dims(places - before, (0, 2) if axis else (1, 2)).astype(np.float32)
+        low, high = values.take(before, axis), values.take(np.minimum(before + 1, length - 1), axis)
         values = low + (high - low) * share
-    return Image.fromarray(np.rint(values).astype(np.uint8), image.mode)
+    return values
 
 
 def _middle(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -128,14 +128,14 @@ def with_preprocessing(base: Base, network: keras.Model, size: int) -> tuple[Any
     return pixels, keras.layers.Concatenate(name="features")([keras.layers.GlobalAveragePooling2D()(one) for one in maps])
 
 
-def scaled(scaling: Scaling, size: Size, channels: int = 3) -> tuple[Any, Any]:
-    """Symbolic uint8 pixels (batch, height, width, 3), and the float32 numbers (batch, height, width, channels) of the network.
+def scaled(scaling: Scaling, size: Size, channels: int = 3, dtype: str = "uint8") -> tuple[Any, Any]:
+    """Symbolic pixels (batch, height, width, 3), and the float32 numbers (batch, height, width, channels) of the network.
 
-    For one channel the pixels become grey as by Pillow's `convert("L")`, to the same whole numbers.
+    For one channel the pixels become grey as by Pillow's `convert("L")`, to the same whole numbers if they are uint8.
     """
     import keras
 
-    pixels = keras.Input((*size, 3), dtype="uint8", name="pixels")
+    pixels = keras.Input((*size, 3), dtype=dtype, name="pixels")
     return pixels, _scaling_of(scaling, pixels if channels == 3 else _grey(pixels))
 
 
@@ -149,6 +149,8 @@ def _grey(pixels: Any) -> Any:
     parts = keras.layers.Conv2D(1, 1, use_bias=False, trainable=False, name="grey_parts")
     summed = parts(keras.layers.Rescaling(1.0)(pixels))
     parts.set_weights([np.array(GREY_PARTS, np.float32).reshape(1, 1, 3, 1)])
+    if pixels.dtype != "uint8":
+        return keras.layers.Rescaling(1 / 65536)(summed)
     return keras.ops.floor(keras.layers.Rescaling(1 / 65536, offset=0.5)(summed))
 
 

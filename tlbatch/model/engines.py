@@ -50,7 +50,7 @@ class Engine(Protocol):
     parallel: int
 
     def predict(self, pixels: np.ndarray) -> Outputs:
-        """Features and scores of (n, height, width, 3) uint8 pixels, for any n."""
+        """Features and scores of (n, height, width, 3) pixels from 0 to 255, for any n."""
 
 
 def load_engine(

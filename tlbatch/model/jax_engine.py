@@ -50,12 +50,12 @@ class JaxEngine:
         if half:
             to_half_precision(model)
         names = [name for name in ("features", "scores") if name in model.output]
-        self._step = _compiled(model, device, (batch_size, *bundle.size, 3), "uint8", names, half=half)
+        self._step = _compiled(model, device, (batch_size, *bundle.size, 3), bundle.pixel_rules.dtype, names, half=half)
         self._batch = batch_size
         self.at_once = _BATCHES_AT_ONCE * batch_size
 
     def predict(self, pixels: np.ndarray) -> Outputs:
-        """Features and scores of (n, height, width, 3) uint8 pixels, for any n. Two threads may call it at once."""
+        """Features and scores of (n, height, width, 3) pixels from 0 to 255, for any n. Two threads may call it at once."""
         outputs: list[list[np.ndarray]] = []
         running: deque[list[Any]] = deque()
         for batch in fixed_batches(pixels, self._batch):

@@ -82,11 +82,11 @@ def split_base_and_head(
         ConfigError: the size is missing, or is not the model's size; or its one channel cannot be scaled so.
     """
     shape, channels = _input_of(model, size, scaling)
-    probes = probe_pixels(shape)
+    probes = probe_pixels(shape, rules.dtype)
     outputs = np.asarray(model(as_trained(scaling, probes, channels), training=False))
     features, layers = _features_of(model)
     network = _as_network(model, features)
-    pixels, inputs = scaled(scaling, shape, channels)
+    pixels, inputs = scaled(scaling, shape, channels, rules.dtype)
     extractor = _model(pixels, {"features": network(inputs, training=False)})
     kind = _kind(model, outputs)
     head, multi_label = _head(features, layers, outputs.shape[1], kind, labels)
@@ -160,12 +160,12 @@ def _constants(operation: Any) -> list[Any]:
 
 @with_own_keras
 def plain_model(bundle_model: keras.Model) -> keras.Model:
-    """The model of a bundle as a plain Keras model: uint8 pixels -> scores."""
+    """The model of a bundle as a plain Keras model: pixels -> scores."""
     return _model(bundle_model.input, bundle_model.output["scores"])
 
 
-def probe_pixels(size: Size) -> np.ndarray:
-    """(8, height, width, 3) uint8: smooth patterns and noise, from dark to bright."""
+def probe_pixels(size: Size, dtype: str = "uint8") -> np.ndarray:
+    """(8, height, width, 3) pixels from 0 to 255: smooth patterns and noise, from dark to bright."""
     random = np.random.default_rng(0)
     coarse = random.uniform(0, 255, (8, 5, 5, 3))
     (top, down), (left, right) = (_between(length) for length in size)
@@ -173,7 +173,7 @@ def probe_pixels(size: Size) -> np.ndarray:
     smooth = rows[:, :, left] * (1 - right)[None, None] + rows[:, :, left + 1] * right[None, None]
     noise = random.normal(0, np.linspace(0, 60, 8)[:, None, None, None], smooth.shape)
     bounded: np.ndarray = np.clip(smooth + noise, 0, 255)
-    return bounded.astype(np.uint8)
+    return bounded.astype(dtype)
 
 
 def _between(length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -292,7 +292,8 @@ def as_scores(outputs: np.ndarray, kind: str, classes: int) -> np.ndarray:
 def as_trained(scaling: Scaling, pixels: np.ndarray, channels: int = 3) -> np.ndarray:
     """RGB pixels as a model took them in training, by plain arithmetic, to check the layers that will do it."""
     if channels == 1:
-        pixels = ((pixels.astype(np.int64) @ np.array(bases.GREY_PARTS) + 32768) >> 16)[..., None]
+        summed = (pixels @ np.array(bases.GREY_PARTS, np.float64))[..., None] / 65536
+        pixels = np.floor(summed + 0.5) if pixels.dtype == np.uint8 else summed
     return numbers(scaling, pixels)
 
 

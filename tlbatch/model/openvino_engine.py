@@ -35,7 +35,7 @@ class OpenVinoEngine:
         self._names = [name for name in ("features", "scores") if any(name in port.get_names() for port in model.outputs)]
 
     def predict(self, pixels: np.ndarray) -> Outputs:
-        """Features and scores of (n, height, width, 3) uint8 pixels, for any n."""
+        """Features and scores of (n, height, width, 3) pixels from 0 to 255, for any n."""
         outputs: list[list[np.ndarray]] = []
         running: deque[Any] = deque()
         try:

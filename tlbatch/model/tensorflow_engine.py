@@ -54,7 +54,7 @@ class TensorFlowEngine:
         model = load_safely(bundle.folder / MODEL)
         if half:
             to_half_precision(model)
-        signature = tf.TensorSpec((batch_size, *bundle.size, 3), tf.uint8)
+        signature = tf.TensorSpec((batch_size, *bundle.size, 3), bundle.pixel_rules.dtype)
         self._step = tf.function(
             lambda pixels: model(pixels, training=False), input_signature=[signature], jit_compile=bool(gpus)
         )
@@ -63,7 +63,7 @@ class TensorFlowEngine:
         self._names = [name for name in ("features", "scores") if name in model.output]
 
     def predict(self, pixels: np.ndarray) -> Outputs:
-        """Features and scores of (n, height, width, 3) uint8 pixels, for any n."""
+        """Features and scores of (n, height, width, 3) pixels from 0 to 255, for any n."""
         return outputs_of(in_fixed_batches(self._infer, pixels, self._batch))
 
     def _infer(self, batch: np.ndarray) -> list[np.ndarray]:

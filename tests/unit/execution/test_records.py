@@ -1,5 +1,7 @@
 """Attempts become Arrow and come back as they were."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -28,6 +30,18 @@ def test_there_and_back(chosen):
     given = attempts()[chosen]
     table = attempts_to_table(given, SIZE)
     assert table.schema.equals(attempts_to_table(attempts(), SIZE).schema), "whatever is in it"
+    same_as(attempts_from_table(table, SIZE), given)
+
+
+def test_pixels_that_are_not_rounded_keep_their_fractions():
+    given = [
+        replace(one, outcome=one.outcome._replace(array=one.outcome.array / np.float32(3)))
+        if isinstance(one.outcome, Pixels)
+        else one
+        for one in attempts()
+    ]
+    table = attempts_to_table(given, SIZE, "float32")
+    assert table.schema.equals(attempts_to_table(given[1:2], SIZE, "float32").schema), "also of failures alone"
     same_as(attempts_from_table(table, SIZE), given)
 
 
