@@ -278,7 +278,7 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
 
 @_settings_of(ExportConfig)
 def export_model(config: ExportConfig) -> dict[str, Any]:
-    """Write a bundle's model as a plain Keras model, from uint8 pixels to scores.
+    """Write a bundle's model as a plain Keras model, from pixels to scores.
 
     Returns:
         `model` (the file) and `labels` (in the order of its scores).

@@ -223,7 +223,7 @@ VERBS: Mapping[str, Verb] = {
     "export": Verb(
         TRAIN,
         configs.ExportConfig,
-        "Write a bundle's model as a plain Keras model, from uint8 pixels to scores.",
+        "Write a bundle's model as a plain Keras model, from pixels to scores.",
         _plainly("tlbatch.commands.import_export.export_model"),
         "show_export",
     ),

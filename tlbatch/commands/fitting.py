@@ -9,11 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tlbatch import schema
 from tlbatch.commands.classify import classify
 from tlbatch.commands.extract import freeze_named, probe_pixels, read_weights
-from tlbatch.commands.splits import find_near_copies, fold_pictures
+from tlbatch.commands.splits import enough_pictures, find_copies, find_near_copies, fold_pictures
 from tlbatch.commands.training_set import (
     LabelledStore,
     SplitSet,
@@ -108,7 +110,11 @@ def _fit(
 
 
 def _fold(features: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    return fold_pictures(classes, find_near_copies(features), _FOLDS)
+    """The fold of each image: near-copies are together, unless a class then has too few pictures to be in every fold."""
+    pictures = find_near_copies(features)
+    if not enough_pictures(classes, pictures, _FOLDS):
+        pictures = find_copies(features)
+    return fold_pictures(classes, pictures if enough_pictures(classes, pictures, 2) else np.arange(len(classes)), _FOLDS)
 
 
 def from_features(config: TrainConfig, how: HeadTraining, watch: Watcher | None) -> Made:
@@ -170,7 +176,8 @@ def _extract(
 def _looked_up(config: TrainConfig, source: FeatureTable, base: bundles.Bundle) -> TrainingSet:
     """The stored features of the labelled images."""
     manifest, where = source.manifest, source.newest.location.url
-    labels = read_labels_of(config, lambda: names_of(manifest), where)
+    loose = pc.all(pc.is_in(manifest["format"], pa.array([schema.IMAGE, schema.ARCHIVED]))).as_py()
+    labels = read_labels_of(config, lambda: names_of(manifest), where, manifest["key"] if loose else None)
     table = look_up(source, labels.uris, labels.keys)
     found = labels.of_images([*names_of(table), *names_of(labels.named(source.errors()))])
     require_some(found, labels, where, manifest)

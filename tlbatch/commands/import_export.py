@@ -154,7 +154,7 @@ def _distance(bundle: Bundle) -> float:
 
 
 def export_model(config: ExportConfig) -> dict[str, Any]:
-    """Write a bundle's model as a plain Keras model that takes uint8 pixels and returns scores.
+    """Write a bundle's model as a plain Keras model that takes pixels and returns scores.
 
     Args:
         config: the bundle, and the file to write.

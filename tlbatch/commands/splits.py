@@ -15,7 +15,7 @@ _TRAIN, _VALIDATION, _TEST = range(len(SPLITS))
 #: Fewest images of a class: one each for training, early stopping and testing.
 FEWEST = len(SPLITS)
 #: Cosine of standardised features from which images are near-copies, and how many images are compared in pairs.
-_NEAR, _MOST_COMPARED, _BLOCK, _LEAST = 0.97, 10_000, 1024, 1e-6
+_NEAR, _MOST_COMPARED, _FEWEST_FEATURES, _BLOCK, _LEAST = 0.97, 10_000, 32, 1024, 1e-6
 
 
 def split_classes(classes: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
@@ -52,13 +52,26 @@ def split_pictures(classes: np.ndarray, values: np.ndarray, validation: float, t
         seed: seed of the shuffling.
     """
     for what, find in (("near-copies", find_near_copies), ("copies", find_copies)):
-        firsts, of_image = np.unique(find(values), return_inverse=True)
-        strata = _strata(classes[firsts])
-        numbers, counts = np.unique(strata, return_counts=True)
-        if len(firsts) == len(values) or not (numbers[counts < FEWEST] >= 0).any():
-            return split_classes(strata, validation, test, seed)[of_image]
+        pictures = find(values)
+        firsts, of_image = np.unique(pictures, return_inverse=True)
+        if len(firsts) == len(values) or enough_pictures(classes, pictures, FEWEST):
+            return split_classes(_strata(classes[firsts]), validation, test, seed)[of_image]
         log.warning("A class has fewer than %d different pictures, so %s of them are in several parts", FEWEST, what)
     return split_classes(_strata(classes), validation, test, seed)
+
+
+def enough_pictures(classes: np.ndarray, pictures: np.ndarray, least: int) -> bool:
+    """Whether every class has at least so many pictures, each of which counts for the class of its first image.
+
+    Args:
+        classes: (n,) class numbers, or (n, C) with 1 where an image has a label.
+        pictures: (n,) of `find_copies` or `find_near_copies`.
+        least: the number.
+    """
+    firsts = np.unique(pictures)
+    strata, counts = np.unique(_strata(classes[firsts]), return_counts=True)
+    hidden = classes.ndim == 1 and len(strata) < len(np.unique(classes))
+    return not hidden and len(firsts) >= least and not (strata[counts < least] >= 0).any()
 
 
 def fold_pictures(classes: np.ndarray, pictures: np.ndarray, count: int) -> np.ndarray:
@@ -130,7 +143,7 @@ def find_near_copies(values: np.ndarray) -> np.ndarray:
 
     They are resized or recompressed copies, or photographs of a series. Images are near if the cosine of their standardised
     features is at least 0.97, and near images of near images are in one group. Above 10,000 different images only copies are
-    found, because all pairs are compared.
+    found, because all pairs are compared; and with fewer than 32 features, whose cosines say little.
 
     Args:
         values: (n, F) features.
@@ -141,7 +154,7 @@ def find_near_copies(values: np.ndarray) -> np.ndarray:
     copies = find_copies(values)
     firsts = np.unique(copies)
     firsts = firsts[(values[firsts] != values[firsts, :1]).any(axis=1)]
-    if not 2 <= len(firsts) <= _MOST_COMPARED:
+    if not 2 <= len(firsts) <= _MOST_COMPARED or values.shape[1] < _FEWEST_FEATURES:
         return copies
     scaled = values[firsts] - values[firsts].mean(axis=0)
     scaled /= np.maximum(scaled.std(axis=0), _LEAST)

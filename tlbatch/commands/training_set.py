@@ -69,19 +69,22 @@ class LabelledStore:
     unlabelled: int
 
 
-def read_labels_of(config: TrainConfig, names: Callable[[], Sequence[ImageName]], where: str) -> Labels:
+def read_labels_of(
+    config: TrainConfig, names: Callable[[], Sequence[ImageName]], where: str, keys: pa.ChunkedArray | None
+) -> Labels:
     """Read the labels files, or take the labels from the folders in the keys.
 
     Args:
         config: its `labels` are the files; if it has none, the folders are used.
         names: returns the images of the store, for labels from folders.
         where: the store, for messages.
+        keys: of all images of the store; None if they are not known, because it has shards.
     """
     if not config.labels:
         return labels_from_folders(names(), where)
     files = [resolve(url, config.storage_options) for url in config.labels]
     labels = read_labels(files, many=config.multi_label, columns=config.labels_columns)
-    return labels.fitted_to(key for _, key in names())
+    return labels if keys is None else labels.fitted_to(keys)
 
 
 def find_labelled(config: TrainConfig, watch: Watcher | None) -> LabelledStore:
@@ -96,7 +99,7 @@ def find_labelled(config: TrainConfig, watch: Watcher | None) -> LabelledStore:
     loose, shards = listing.manifest.filter(is_loose), listing.manifest.filter(pc.invert(is_loose))
     if not config.labels and IMAGE not in loose["format"].to_pylist():
         raise LabelsError(f"labels: {store.url} contains shards, which have no class folders; give --labels.")
-    labels = read_labels_of(config, lambda: names_of(loose), store.url)
+    labels = read_labels_of(config, lambda: names_of(loose), store.url, None if shards.num_rows else loose["key"])
     # A shard beside class folders, such as the archive they were taken from, has no label. For labels from a file the listing
     # does not show which images a shard contains.
     shards = labels.shards(shards) if config.labels else shards.slice(0, 0)

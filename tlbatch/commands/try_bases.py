@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _CANDIDATE = re.compile(r"(?P<base>\w+)(?:@(?P<size>\d+))?(?:=(?P<weights>.+))?")
 #: A base's speed is measured for so many seconds, on batches of so many images.
 _SECONDS, _BATCH = 2.0, 16
+_LEAST_SIZE = 32
 
 
 class Tried(NamedTuple):
@@ -70,10 +71,12 @@ def candidates(config: TrainConfig) -> list[TrainConfig]:
     for entry in config.try_bases:
         given = _CANDIDATE.fullmatch(entry)
         if given is None:
-            raise ConfigError(f"try_bases: write NAME, NAME@SIZE or NAME@SIZE=WEIGHTS; found {entry!r}.")
+            raise ConfigError(f"try_bases: write NAME, NAME@SIZE or NAME@SIZE=WEIGHTS; found {_without_weights(entry)!r}.")
         changes: dict[str, Any] = {"base": find_base(given["base"]).name, "try_bases": ()}
         if given["size"]:
             changes["size"] = int(given["size"])
+            if changes["size"] < _LEAST_SIZE:
+                raise ConfigError(f"try_bases: a size is at least {_LEAST_SIZE}; found {_without_weights(entry)!r}.")
         if given["weights"]:
             changes["weights"] = given["weights"]
         found.append(config.model_copy(update=changes))
@@ -111,7 +114,12 @@ def choose_base(config: TrainConfig, make: Callable[[TrainConfig], Made]) -> Cho
     if best is None:
         speeds = ", ".join(f"{one.base} at {one.size} pixels {one.images_per_second:,.0f}" for one in tried)
         raise ConfigError(f"min_speed: no base reaches {config.min_speed:,.0f} images a second here: {speeds}.")
-    return Choice(best[1], tried, list(config.try_bases[len(tried) :]))
+    return Choice(best[1], tried, [_without_weights(entry) for entry in config.try_bases[len(tried) :]])
+
+
+def _without_weights(entry: str) -> str:
+    """An entry without its weights, whose URL may hold a signature."""
+    return entry.partition("=")[0]
 
 
 def _measured(config: TrainConfig, made: Made, started: float) -> Tried:

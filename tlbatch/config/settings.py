@@ -334,6 +334,8 @@ class TrainConfig(Pretrained, Images, Resources):
             raise ValueError("validation and test together leave nothing to train on")
         if bool(self.images) == bool(self.features):
             raise ValueError("give either images or features to train on")
+        if self.labels_columns and not self.labels:
+            raise ValueError("labels_columns: without labels this setting does nothing; remove it")
         if self.multi_label and not self.labels:
             raise ValueError("multi_label: images with several labels need a labels file; give labels")
         if self.multi_label and self.precision is not None:

@@ -143,7 +143,7 @@ def _told_names(found: Sequence[str], columns: Sequence[str], location: Location
             f"{location.url} are {', '.join(found)}."
         )
     ours = dict(zip(columns, _NAMED, strict=True))
-    return [ours.get(name, f"{name} of the file" if name in _NAMED else name) for name in found]
+    return [ours.get(name, f"{name} of the file" if name in (*_NAMED, "uri") else name) for name in found]
 
 
 def _usual_names(found: Sequence[str], location: Location) -> list[str]:

@@ -9,7 +9,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -128,19 +127,21 @@ class Labels:
             raise LabelsError(f"The labels file {self.source} has no images of split {split!r}; its splits are {known}.")
         return replace(self, files=kept)
 
-    def fitted_to(self, keys: Iterable[str]) -> Labels:
+    def fitted_to(self, keys: pa.Array | pa.ChunkedArray) -> Labels:
         """These labels with keys of a store in place of their own, if none of their own is a key of the store.
 
         A name fits a key that is equal but for the suffix of the key and for folders before either of them: `pets/1` fits
-        `1.jpg`. It has to fit one key only, and no other name may fit that key. What is replaced is logged.
+        `1.jpg`. It has to fit one key only, no other name may fit that key, and half of the names have to fit one. What is
+        replaced is logged.
 
         Args:
             keys: of all images of the store.
         """
-        known = {_plain_form(key): key for key in keys}
         names = {_plain_form(row.key) for row in self.rows if row.key is not None}
-        fits = {} if self.class_depth or not names.isdisjoint(known) else _fits(names, known)
-        if not fits:
+        if self.class_depth or not names or pc.any(pc.is_in(keys, self.keys)).as_py():
+            return self
+        fits = _fits(names, {_plain_form(key): key for key in keys.to_pylist()})
+        if 2 * len(fits) < len(names):
             return self
         name, key = next(iter(fits.items()))
         log.warning(
@@ -179,7 +180,7 @@ def _fits(names: set[str], known: Mapping[str, str]) -> dict[str, str]:
     whole: dict[str, set[str]] = defaultdict(set)
     ends: dict[str, set[str]] = defaultdict(set)
     for form in known:
-        for base in {form, str(PurePosixPath(form).with_suffix(""))}:
+        for base in {form, re.sub(r"\.[^./]+$", "", form)} - {""}:
             whole[base].add(form)
             for end in _ends(base):
                 ends[end].add(form)

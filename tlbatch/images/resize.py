@@ -62,13 +62,14 @@ def resized_as_tensorflow(image: Image.Image, size: tuple[int, int], rules: Pixe
 
 
 def _between_pixels(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    values = np.asarray(image, np.float32)
+    values = np.asarray(image)  # float32 only after there are fewer rows and columns
     for axis, side in ((1, size[0]), (0, size[1])):
         length = values.shape[axis]
         places = np.maximum((np.arange(side, dtype=np.float32) + 0.5) * np.float32(length / side) - 0.5, 0)
         before = np.minimum(places.astype(np.int64), length - 1)
         share = np.expand_dims(places - before, (0, 2) if axis else (1, 2)).astype(np.float32)
-        low, high = values.take(before, axis), values.take(np.minimum(before + 1, length - 1), axis)
+        rows = before, np.minimum(before + 1, length - 1)
+        low, high = (values.take(one, axis).astype(np.float32, copy=False) for one in rows)
         values = low + (high - low) * share
     return values
 

@@ -17,8 +17,8 @@ import numpy as np
 #: strengths between the best one and its neighbours are tried.
 STRENGTHS: Sequence[float] = tuple(10.0**power for power in range(5, -3, -1))
 _BETWEEN = (10**0.5, 10**-0.5)
-#: A weaker penalty must lower the loss at least to this share.
-_BETTER = 0.999
+#: A weaker penalty must lower the loss at least to this share, and the path is left when it raises the loss to that one.
+_BETTER, _WORSE = 0.999, 1.001
 #: Shares of the images for the learning curve, and about how many it is measured on.
 _CURVE_SHARES = (1 / 8, 1 / 4, 1 / 2)
 _CURVE_IMAGES = 1000
@@ -100,7 +100,7 @@ def fit_convex(
     if features.size * count >= _ONE_FOLD_FROM:
         numbers = numbers[:1]
     rows = np.flatnonzero(np.isin(folds, numbers))
-    progress = _Progress(tell, len(numbers) * (len(STRENGTHS) * (2 if curve else 1) + len(_BETWEEN)) + 1)
+    progress = _Progress(tell, len(numbers) * (len(STRENGTHS) * (1 + curve * len(_CURVE_SHARES)) + len(_BETWEEN)) + 1)
     parts = [_Fold(problem, folds != number, folds == number, folds == number) for number in numbers]
     path = _follow_path(problem, parts, progress, between=_BETWEEN)
     layer = problem.solve(path.strengths, np.ones(len(features), bool), path.states[0])
@@ -164,9 +164,9 @@ def _follow_path(problem: _Problem, folds: Sequence[_Fold], progress: _Progress,
     path = _Path(np.zeros(labels), np.full(labels, np.inf), np.zeros(problem.wanted.shape, np.float32), nothing, [])
     states = nothing
     for strength in STRENGTHS:
-        states, loss, better = _try(problem, folds, np.full(labels, strength), states, path, progress)
-        path.losses.append(loss)
-        if not better:
+        states, losses = _try(problem, folds, np.full(labels, strength), states, path, progress)
+        path.losses.append(float(losses.mean()))
+        if (losses > _WORSE * path.best).all():
             break
     chosen, starts = path.strengths, path.states
     for factor in between:
@@ -181,11 +181,11 @@ def _try(
     starts: Sequence[np.ndarray],
     path: _Path,
     progress: _Progress,
-) -> tuple[list[np.ndarray], float, bool]:
+) -> tuple[list[np.ndarray], np.ndarray]:
     """Solve each fold, and put what is better into the path.
 
     Returns:
-        The solutions, the mean held-out loss, and whether it is the lowest for some label.
+        The solutions, and the held-out loss of each label.
     """
     measured = np.any([fold.places for fold in folds], axis=0)
     scores, states = np.zeros_like(path.held_out), []
@@ -199,7 +199,7 @@ def _try(
     path.held_out[:, better] = scores[:, better]
     # Weights and biases end with the label.
     path.states = [np.where(np.resize(better, len(new)), new, old) for new, old in zip(states, path.states, strict=True)]
-    return states, float(found.mean()), bool(better.any())
+    return states, found
 
 
 def _learning_curve(

@@ -275,7 +275,7 @@ def show_import(result: Mapping[str, Any]) -> None:
 def show_export(result: Mapping[str, Any]) -> None:
     """Print where the model is, its input and its output."""
     console = _console()
-    console.print(f"{result['model']}: uint8 RGB pixels -> scores of {', '.join(result['labels'])}", soft_wrap=True)
+    console.print(f"{result['model']}: RGB pixels from 0 to 255 -> scores of {', '.join(result['labels'])}", soft_wrap=True)
 
 
 def show_metrics(metrics: Mapping[str, Any]) -> None:

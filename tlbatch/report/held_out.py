@@ -11,6 +11,7 @@ import numpy as np
 _CONFUSED, _DOUBTED = 10, 20
 #: Fewest points of a learning curve from which a trend is read, and the most times as many labels that it is followed to.
 _POINTS, _FURTHEST = 3, 10
+_POINT = 0.01
 
 
 def held_out_facts(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +82,8 @@ def learning_facts(points: Sequence[tuple[int, float]]) -> dict[str, Any] | None
 
     Returns:
         `points`; `twice`, the accuracy to be expected of twice as many labels; `one_point`, how many times as many labels one
-        point of accuracy more takes, None if more than ten times. None if there are too few points.
+        point of accuracy more takes, None if more than ten times or if less than a point is missing. None if there are too
+        few points.
     """
     if len(points) < _POINTS:
         return None
@@ -89,7 +91,7 @@ def learning_facts(points: Sequence[tuple[int, float]]) -> dict[str, Any] | None
     errors = np.maximum(1 - accuracies, 0.5 / images)
     slope = min(float(np.polyfit(np.log(images), np.log(errors), 1)[0]), 0.0)
     last = float(1 - accuracies[-1])
-    wanted = last - 0.01
+    wanted = last - _POINT
     powers = np.log(wanted / last) / slope if slope and wanted > 0 else np.inf  # of e
     return {
         "points": [[int(count), float(accuracy)] for count, accuracy in points],
@@ -103,6 +105,9 @@ def learning_in_words(facts: Mapping[str, Any]) -> str:
     *counts, count = [f"{images:,}" for images, _ in facts["points"]]
     *values, value = [f"{accuracy:.1%}" for _, accuracy in facts["points"]]
     curve = f"Heads fitted on {', '.join(counts)} and {count} images are right on {', '.join(values)} and {value} of others."
+    *_, (_, reached) = facts["points"]
+    if 1 - reached <= _POINT:
+        return f"{curve} If this goes on, twice as many labels give about {facts['twice']:.1%}."
     more = (
         f"one point more takes about {facts['one_point']:.1f} times as many"
         if facts["one_point"]

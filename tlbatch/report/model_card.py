@@ -27,7 +27,8 @@ def make_model_card(
         metrics: result of `measure` or `measure_many` on the test part; None if the model was not measured here.
         doubted: result of `doubted_labels`.
     """
-    settings = [[name, value] for name, value in training.items() if not isinstance(value, dict | list)]
+    told = (dict, list, type(None))
+    settings = [[name, value] for name, value in training.items() if not isinstance(value, told) and name != "last_layer"]
     made = _Table("How the model was made", [], settings)
     if metrics is None:
         sentences, measured = ["The accuracy of this model has not been measured here."], []

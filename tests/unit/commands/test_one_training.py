@@ -2,7 +2,8 @@
 
 import pytest
 
-from tlbatch.commands.train import _alone, _work_folder
+from tlbatch.commands.fitting import _work_folder
+from tlbatch.commands.train import _alone
 from tlbatch.errors import LeaseHeldError
 from tlbatch.storage.resolve import resolve
 

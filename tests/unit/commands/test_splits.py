@@ -5,6 +5,7 @@ import pytest
 
 from tlbatch.commands.splits import (
     complete_parts,
+    enough_pictures,
     find_copies,
     find_near_copies,
     separate_copies,
@@ -126,3 +127,31 @@ def test_folders_of_parts_without_one_for_training_are_a_sentence(tmp_path):
         (tmp_path / "s" / key).write_bytes(b"x")
     with pytest.raises(LabelsError, match="are parts of a data set, and none of them is for training"):
         find_labelled(TrainConfig(images=str(tmp_path / "s"), bundle=str(tmp_path / "b")), None)
+
+
+def test_features_that_are_few_have_no_near_copies(random):
+    values = random.normal(0, 1, (300, 2)).astype(np.float32)
+    assert find_near_copies(values).tolist() == list(range(300))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "enough"),
+    [
+        ([0, 1, 2, 3, 4, 5], True),
+        ([0, 1, 1, 3, 4, 5], False),  # two pictures of the first class
+        ([0, 1, 2, 0, 1, 2], False),  # no picture of the second class is its own
+    ],
+)
+def test_every_class_needs_pictures_of_its_own(pictures, enough):
+    assert enough_pictures(np.array([0, 0, 0, 1, 1, 1]), np.array(pictures), 3) is enough
+
+
+def test_a_class_that_is_one_series_is_in_every_fold_all_the_same(random):
+    from tlbatch.commands.fitting import _fold
+
+    values = random.normal(0, 1, (60, 64)).astype(np.float32)
+    values[:30] = values[0] + random.normal(0, 0.05, (30, 64))
+    folds = _fold(values, np.repeat([0, 1], 30))
+    assert np.bincount(folds[:30], minlength=5).tolist() == [6] * 5
+    same = _fold(np.repeat(values[:1], 20, axis=0), np.repeat([0, 1], 10))
+    assert len(np.unique(same)) == 5

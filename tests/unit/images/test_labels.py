@@ -2,6 +2,7 @@
 
 import unicodedata
 
+import pyarrow as pa
 import pytest
 
 from tlbatch.errors import LabelsError
@@ -201,7 +202,7 @@ def test_columns_may_be_named_by_the_user(tmp_path):
 )
 def test_names_fit_keys_but_for_the_suffix_and_folders_before_them(names, keys, tmp_path, caplog):
     labels = files_of(tmp_path, "key,label\n" + "".join(f"{name},{number}\n" for number, name in enumerate(names)))
-    assert labels_of(labels.fitted_to([*keys, "other.jpg"]), *keys) == {key: (str(n),) for n, key in enumerate(keys)}
+    assert labels_of(labels.fitted_to(pa.array([*keys, "other.jpg"])), *keys) == {key: (str(n),) for n, key in enumerate(keys)}
     assert f"the first: {names[0]} is {keys[0]}" in caplog.text
 
 
@@ -218,5 +219,5 @@ def test_names_fit_keys_but_for_the_suffix_and_folders_before_them(names, keys, 
 )
 def test_names_that_may_mean_another_image_are_left_alone(names, keys, tmp_path, caplog):
     labels = files_of(tmp_path, "key,label\n" + "".join(f"{name},x\n" for name in names))
-    assert labels.fitted_to(keys) is labels
+    assert labels.fitted_to(pa.array(keys)) is labels
     assert not caplog.text

@@ -51,6 +51,7 @@ def test_the_fast_transform_is_that_of_tensorflow(how):
     """Also of pictures that are gray, progressive, or have coarse colours."""
     import tensorflow as tf
 
+    how = dict(how)
     image = noisy((90, 140, 60), 3, (123, 77)).convert("L" if how.pop("L", False) else "RGB")
     data = encoded(image, **how)
     wanted = tf.io.decode_image(data, channels=3).numpy()

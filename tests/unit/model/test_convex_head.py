@@ -132,3 +132,15 @@ def test_a_share_without_an_image_of_every_class_is_no_point_of_the_learning_cur
     assert [point.images for point in fit_convex(values, truth, np.arange(60) % 5, 3, np.ones(60), curve=True).curve][-1] == 48
     labels = np.eye(3, dtype=np.float32)[truth]
     assert fit_convex(values, labels, np.arange(60) % 5, 3, np.ones(60), curve=True).curve == ()
+
+
+def test_many_classes_of_few_images_are_fitted_although_the_strongest_penalties_change_nothing():
+    """Three images of each of thirty classes, told apart by a few features."""
+    random = np.random.default_rng(0)
+    truth = np.tile(np.arange(30), 3)
+    values = (random.normal(0, 1, (30, 16))[truth] + random.normal(0, 0.2, (90, 16))).astype(np.float32)
+    told = []
+    tell = lambda done, of: told.append((done, of))  # noqa: E731
+    fit = fit_convex(values, truth, np.arange(90) // 30, 30, np.ones(90), tell, curve=True)
+    assert (fit.held_out.argmax(axis=1) == truth).mean() > 0.8
+    assert all(done <= of for done, of in told)
