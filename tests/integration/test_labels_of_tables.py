@@ -148,3 +148,16 @@ def test_what_training_does_not_use_is_said(tmp_path, caplog):
 def test_a_setting_of_images_does_nothing_with_features(tmp_path):
     with pytest.raises(ConfigError, match="exclude: with features no image is read"):
         tlbatch.train(features=str(tmp_path), exclude="*.png", bundle=str(tmp_path / "b"))
+
+
+def test_names_without_folder_and_suffix_train_and_measure(tiny_url, tmp_path):
+    store = write_store(tmp_path / "store", 6)
+    tlbatch.classify(images=str(store), bundle=tiny_url, output=str(tmp_path / "out"), features=True)
+    paths = sorted(path for path in store.rglob("*") if path.is_file())
+    rows = [(f"pets/{path.parent.name}/{path.stem}", path.parent.name) for path in paths]
+    pd.DataFrame(rows, columns=["id", "breed"]).to_csv(tmp_path / "labels.csv", index=False)
+    given = {"labels": str(tmp_path / "labels.csv"), "labels_columns": "id,breed"}
+    trained = tlbatch.train(features=str(tmp_path / "out"), bundle=str(tmp_path / "bundle"), **given)
+    assert sum(trained["images"].values()) == len(rows)
+    measured = tlbatch.evaluate(output=str(tmp_path / "out"), labels=given["labels"], labels_columns=["id", "breed"])
+    assert (measured["images"], measured["missing"]) == (len(rows), 0)

@@ -86,7 +86,14 @@ def test_a_python_that_is_not_there_stops_no_other_command(project):
 def test_every_benchmark_has_its_place_in_the_page():
     page = (ROOT / "docs" / "benchmarks.md").read_text()
     commands = re.findall(r"^<!-- \S+/python benchmarks/(\S+\.py)(?: (\w+))?", page, re.MULTILINE)
-    helpers = {"document.py", "generated.py", "image_sets.py", "peers.py", "photographs.py", "gpu.py"}  # gpu.py runs on another machine
+    helpers = {
+        "document.py",
+        "generated.py",
+        "image_sets.py",
+        "peers.py",
+        "photographs.py",
+        "gpu.py",
+    }  # gpu.py runs on another machine
     assert {script for script, _ in commands} == {path.name for path in (ROOT / "benchmarks").glob("*.py")} - helpers
     assert page.count("<!-- end -->") == len(commands)
     source = (ROOT / "benchmarks" / "compare.py").read_text()

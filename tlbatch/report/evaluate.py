@@ -100,7 +100,7 @@ def labelled_rows(runs: Sequence[Run], labels: Labels) -> LabelledRows:
     predicted = list(zip(frame["uri"], frame["key"], strict=True))
     found = labels.of_images([*predicted, *errors])
     if not found.labels:
-        fitted = labels.fitted_to(pa.concat_tables(read_groups(runs, "predictions", ["key"]))["key"])
+        fitted = labels.fitted_to(pa.concat_tables(read_groups(runs, "predictions", ["uri", "key"]))["key"])
         if fitted is not labels:
             return labelled_rows(runs, fitted)
         raise LabelsError(f"No image of {labels.source} is in the table; the first one is {labels.rows[0].name}.")
