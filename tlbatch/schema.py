@@ -112,6 +112,12 @@ MANIFEST_SCHEMA = _versioned(
     _MANIFEST_VERSION,
 )
 
+
+def is_loose(manifest: pa.Table) -> pa.ChunkedArray:
+    """Whether each object of a manifest is an image of its own, and not a shard."""
+    return pc.is_in(manifest["format"], pa.array([IMAGE, ARCHIVED]))
+
+
 #: Objects that an incremental run removes from the table, by uri and key.
 REMOVED_SCHEMA = pa.schema([("uri", pa.string()), ("key", pa.string())])
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlbatch import schema
@@ -22,6 +22,7 @@ from tlbatch.commands.training_set import (
     TrainingSet,
     assemble,
     find_labelled,
+    label_names,
     read_labels_of,
     require_parts,
     require_some,
@@ -38,6 +39,7 @@ from tlbatch.model.head import DataSplit, FittedHead, HeadTraining, fit_head
 from tlbatch.output.features import FeatureTable, find_features, look_up
 from tlbatch.output.progress import Watcher
 from tlbatch.output.table import read_errors, read_run_table
+from tlbatch.report.evaluate import measure, measure_many
 from tlbatch.storage.location import Location
 
 log = logging.getLogger(__name__)
@@ -176,8 +178,8 @@ def _extract(
 def _looked_up(config: TrainConfig, source: FeatureTable, base: bundles.Bundle) -> TrainingSet:
     """The stored features of the labelled images."""
     manifest, where = source.manifest, source.newest.location.url
-    loose = pc.all(pc.is_in(manifest["format"], pa.array([schema.IMAGE, schema.ARCHIVED]))).as_py()
-    labels = read_labels_of(config, lambda: names_of(manifest), where, manifest["key"] if loose else None)
+    keys = manifest["key"] if pc.all(schema.is_loose(manifest)).as_py() else None
+    labels = read_labels_of(config, lambda: names_of(manifest), where, keys)
     table = look_up(source, labels.uris, labels.keys)
     found = labels.of_images([*names_of(table), *names_of(labels.named(source.errors()))])
     require_some(found, labels, where, manifest)
@@ -187,6 +189,18 @@ def _looked_up(config: TrainConfig, source: FeatureTable, base: bundles.Bundle) 
     if made.failed:
         log.warning("%d labelled images have no features in %s and are left out", made.failed, where)
     return made
+
+
+def measure_scores(
+    scores: np.ndarray, classes: np.ndarray, labels: Sequence[str], thresholds: Sequence[float] | None
+) -> dict[str, Any]:
+    """The result of `measure`, or with a threshold for each label that of `measure_many`."""
+    actual = label_names(classes, labels)
+    if thresholds is not None:
+        predicted = (scores >= np.asarray(thresholds, np.float32)).astype(np.float32)
+        return measure_many(actual, label_names(predicted, labels), labels)
+    best = [labels[number] for number in scores.argmax(axis=1)]
+    return measure([label for (label,) in actual], best, labels)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from tlbatch.output.diff import too_many_deleted
 from tlbatch.output.progress import Watcher
 from tlbatch.output.receipts import numbered
 from tlbatch.output.run import OutputState, read_output, read_report
-from tlbatch.schema import ARCHIVED, IMAGE
+from tlbatch.schema import ARCHIVED, IMAGE, is_loose
 
 #: Fields of the spec of a run that did not read images.
 _NOT_READ = {"rescored", "compacted"}
@@ -188,6 +188,6 @@ def _sample(left: pa.Table) -> pa.Table:
 
 def _images(left: pa.Table, images_per_byte: float) -> int:
     """The estimated number of images."""
-    shards = left.filter(pc.invert(pc.is_in(left["format"], pa.array([IMAGE, ARCHIVED]))))
+    shards = left.filter(pc.invert(is_loose(left)))
     size = pc.sum(shards["size"]).as_py() or 0
     return int(left.num_rows - shards.num_rows + max(shards.num_rows, round(size * images_per_byte)))

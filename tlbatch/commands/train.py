@@ -7,13 +7,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from tlbatch import schema
-from tlbatch.commands.fitting import WORK, Made, from_features, from_images
-from tlbatch.commands.training_set import (
-    label_names,
-)
+from tlbatch.commands.fitting import WORK, Made, from_features, from_images, measure_scores
 from tlbatch.commands.try_bases import candidates, choose_base
 from tlbatch.config import TrainConfig
 from tlbatch.errors import LeaseHeldError
@@ -23,7 +18,6 @@ from tlbatch.model.bundle import Trained, require_bundle_place, save_bundle
 from tlbatch.model.head import Calibration, HeadTraining, calibrate, scores_of
 from tlbatch.output.lease import Lease
 from tlbatch.output.progress import Watcher
-from tlbatch.report.evaluate import measure, measure_many
 from tlbatch.report.held_out import doubted_labels, held_out_facts, learning_facts
 from tlbatch.report.model_card import make_model_card
 from tlbatch.storage.local import LocalLocation
@@ -63,18 +57,24 @@ def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
         seed=config.seed,
         class_weight=config.class_weight,
     )
-    if config.try_bases:
-        candidates(config)  # what is misspelled is told before a base runs
+    tries = candidates(config)  # what is misspelled is told before a base runs
     with _alone(location):
-        return _train(config, how, location, watch, began)
+        return _train(config, how, tries, location, watch, began)
 
 
-def _train(config: TrainConfig, how: HeadTraining, location: Location, watch: Watcher | None, began: float) -> dict[str, Any]:
+def _train(
+    config: TrainConfig,
+    how: HeadTraining,
+    tries: Sequence[TrainConfig],
+    location: Location,
+    watch: Watcher | None,
+    began: float,
+) -> dict[str, Any]:
     """As `train`, once nobody else trains into the bundle."""
-    made, tried, left_out = _made(config, how, location, watch)
+    made, tried, left_out = _made(config, how, tries, location, watch)
     features, test, head = made.features, made.split.parts["test"], made.fitted.head
     calibration = calibrate(head, made.fitted.held_out, test, config.precision)
-    metrics = _measure(scores_of(head, test), test.classes, features.labels, calibration)
+    metrics = measure_scores(scores_of(head, test), test.classes, features.labels, calibration.label_thresholds)
     training, doubted = _training_facts(made, calibration), _doubted(made)
     if tried:
         training["tried"] = tried
@@ -110,14 +110,14 @@ def _train(config: TrainConfig, how: HeadTraining, location: Location, watch: Wa
 
 
 def _made(
-    config: TrainConfig, how: HeadTraining, location: Location, watch: Watcher | None
+    config: TrainConfig, how: HeadTraining, tries: Sequence[TrainConfig], location: Location, watch: Watcher | None
 ) -> tuple[Made, list[dict[str, Any]], list[str]]:
     """The trained head, what was measured of each base that was tried, and the bases that were left out."""
     if config.features:
         return from_features(config, how, watch), [], []
-    if not config.try_bases:
+    if not tries:
         return from_images(config, how, location, watch), [], []
-    choice = choose_base(config, lambda one: from_images(one, how, location, watch))
+    choice = choose_base(config, tries, lambda one: from_images(one, how, location, watch))
     return choice.made, [one._asdict() for one in choice.tried], choice.left_out
 
 
@@ -128,7 +128,7 @@ def _training_facts(made: Made, calibration: Calibration) -> dict[str, Any]:
         "seed": made.fitted.how.seed,
         "images": {name: len(part.classes) for name, part in made.split.parts.items()},
         "failed": made.features.failed,
-        "held_out": held_out_facts(_measure(*made.fitted.held_out, made.features.labels, calibration)),
+        "held_out": held_out_facts(measure_scores(*made.fitted.held_out, made.features.labels, calibration.label_thresholds)),
         "learning": learning_facts(made.fitted.curve),
         **made.fitted.facts,
         **calibration.facts,
@@ -170,12 +170,3 @@ def _doubted(made: Made) -> list[dict[str, Any]]:
         return []
     names = [*made.split.names["train"], *made.split.names["validation"]]
     return doubted_labels(scores, classes, made.features.labels, [names[row] for row in made.fitted.rows])
-
-
-def _measure(scores: np.ndarray, classes: np.ndarray, labels: Sequence[str], calibration: Calibration) -> dict[str, Any]:
-    actual = label_names(classes, labels)
-    if calibration.label_thresholds is not None:
-        predicted = (scores >= np.asarray(calibration.label_thresholds, np.float32)).astype(np.float32)
-        return measure_many(actual, label_names(predicted, labels), labels)
-    best = [labels[number] for number in scores.argmax(axis=1)]
-    return measure([label for (label,) in actual], best, labels)

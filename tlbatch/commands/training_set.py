@@ -44,7 +44,7 @@ from tlbatch.images.names import is_litter
 from tlbatch.model.head import DataSplit
 from tlbatch.output.features import matrix
 from tlbatch.output.progress import Watcher
-from tlbatch.schema import ARCHIVED, IMAGE
+from tlbatch.schema import IMAGE, is_loose
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import resolve
 
@@ -95,8 +95,8 @@ def find_labelled(config: TrainConfig, watch: Watcher | None) -> LabelledStore:
     """
     store = resolve(config.images, config.storage_options)
     listing = list_images(config, resolve(config.bundle, config.storage_options), watch)
-    is_loose = pc.is_in(listing.manifest["format"], pa.array([IMAGE, ARCHIVED]))
-    loose, shards = listing.manifest.filter(is_loose), listing.manifest.filter(pc.invert(is_loose))
+    alone = is_loose(listing.manifest)
+    loose, shards = listing.manifest.filter(alone), listing.manifest.filter(pc.invert(alone))
     if not config.labels and IMAGE not in loose["format"].to_pylist():
         raise LabelsError(f"labels: {store.url} contains shards, which have no class folders; give --labels.")
     labels = read_labels_of(config, lambda: names_of(loose), store.url, None if shards.num_rows else loose["key"])

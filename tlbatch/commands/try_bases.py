@@ -6,14 +6,14 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tlbatch.commands.extract import read_weights
-from tlbatch.commands.fitting import Made
+from tlbatch.commands.fitting import Made, measure_scores
 from tlbatch.config import TrainConfig
 from tlbatch.errors import ConfigError
 from tlbatch.model.bases import find_base
@@ -84,23 +84,23 @@ def candidates(config: TrainConfig) -> list[TrainConfig]:
     return found
 
 
-def choose_base(config: TrainConfig, make: Callable[[TrainConfig], Made]) -> Choice:
+def choose_base(config: TrainConfig, tries: Sequence[TrainConfig], make: Callable[[TrainConfig], Made]) -> Choice:
     """Train a head on the features of each base, and keep the one with the highest held-out accuracy.
 
     After the first base, no base is begun that would take longer than the rest of the budget, to judge by the one before it.
 
     Args:
         config: `try_bases`, `min_speed` and `budget`.
+        tries: the result of `candidates`.
         make: runs a base over the labelled images and trains a head.
 
     Raises:
         ConfigError: no base is as fast as is wanted.
     """
     began = time.monotonic()
-    wanted = candidates(config)
     best: tuple[float, Made] | None = None
     tried: list[Tried] = []
-    for candidate in wanted:
+    for candidate in tries:
         left = config.budget_seconds - (time.monotonic() - began)
         if tried and left < tried[-1].seconds:
             break
@@ -124,23 +124,17 @@ def _without_weights(entry: str) -> str:
 
 def _measured(config: TrainConfig, made: Made, started: float) -> Tried:
     scores, classes = made.fitted.held_out
-    if classes.ndim == 2:
-        from sklearn.metrics import f1_score
-
-        given = scores >= np.asarray(thresholds_by_f1(scores, classes), np.float32)
-        accuracy, error = float(f1_score(classes, given, average="micro", zero_division=0.0)), None
-    else:
-        hits = scores.argmax(axis=1) == classes
-        shares = [hits[classes == number].mean() for number in np.unique(classes)]
-        accuracy = float(np.mean(shares) if made.fitted.how.class_weight == "balanced" else hits.mean())
-        error = calibration_error(tempered(scores, fit_temperature(scores, classes)), classes)
+    several = classes.ndim == 2
+    metrics = measure_scores(scores, classes, made.features.labels, thresholds_by_f1(scores, classes) if several else None)
+    balanced = made.fitted.how.class_weight == "balanced"
+    accuracy = metrics["micro_f1" if several else "balanced_accuracy" if balanced else "accuracy"]
+    error = None if several else calibration_error(tempered(scores, fit_temperature(scores, classes)), classes)
     with tempfile.TemporaryDirectory() as folder:
         saved = save_bundle(resolve(str(Path(folder, "base"))), made.frozen, None, made.features.probes)
         megabytes = sum(file.stat().st_size for file in Path(folder, "base").rglob("*") if file.is_file()) / 1e6
         rate = _images_per_second(load_engine(saved, config.engine, threads=os.cpu_count() or 1), made.features.probes)
-    weights = config.weights.split("?", maxsplit=1)[0]
     base, size = made.frozen.base.name, made.frozen.size[0]
-    return Tried(base, size, weights, accuracy, error, rate, megabytes, time.monotonic() - started)
+    return Tried(base, size, made.frozen.weights, accuracy, error, rate, megabytes, time.monotonic() - started)
 
 
 def _images_per_second(engine: Engine, pixels: np.ndarray) -> float:

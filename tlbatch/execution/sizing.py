@@ -22,7 +22,7 @@ from tlbatch.execution.executor import Worker
 from tlbatch.execution.records import ClassifyJob
 from tlbatch.execution.resources import ActorPool, ClusterResources
 from tlbatch.model.engines import calls_at_once
-from tlbatch.schema import ARCHIVED, IMAGE
+from tlbatch.schema import is_loose
 
 #: CPUs of one actor unless configured. With more, Python's lock slows the decoding threads down.
 _CPUS_PER_ACTOR = 4
@@ -99,7 +99,7 @@ def work_of(rows: pa.Table, per_task: int) -> np.ndarray:
     """(n,) int: the work of each object, in images. A shard counts by its bytes, and as a whole task if its size is unknown."""
     bytes_per_image = max(1, _SHARD_BYTES_PER_TASK // per_task)
     sizes = pc.fill_null(rows["size"], 0).to_numpy()
-    is_image = pc.is_in(rows["format"], pa.array([IMAGE, ARCHIVED])).to_numpy()
+    is_image = is_loose(rows).to_numpy()
     return np.where(is_image, 1, np.where(sizes > 0, np.maximum(1, sizes // bytes_per_image), per_task))
 
 
@@ -112,7 +112,7 @@ def cut_blocks(rows: pa.Table, weights: np.ndarray, per_task: int) -> list[pa.Ta
 
 def parallelism_of(job: ClassifyJob, plan: ExecutionPlan, rows: pa.Table) -> dict[str, int]:
     """How many tasks of each stage can run at once, over all actors. The members of a shard are read one after the other."""
-    only_images = pc.all(pc.is_in(rows["format"], pa.array([IMAGE, ARCHIVED]))).as_py()
+    only_images = pc.all(is_loose(rows)).as_py()
     first, last = plan.pools[0][1], plan.pools[-1][1]
     return {
         "list": 1,

@@ -132,7 +132,7 @@ class _Progress:
 
 @dataclass
 class _Path:
-    """The best strength of each label, and the scores of the images in `measured` by layers that did not see them."""
+    """The best strength and loss of each label, what layers of that strength say of images that they did not see, and these."""
 
     strengths: np.ndarray
     best: np.ndarray

@@ -105,12 +105,8 @@ def learning_in_words(facts: Mapping[str, Any]) -> str:
     *counts, count = [f"{images:,}" for images, _ in facts["points"]]
     *values, value = [f"{accuracy:.1%}" for _, accuracy in facts["points"]]
     curve = f"Heads fitted on {', '.join(counts)} and {count} images are right on {', '.join(values)} and {value} of others."
-    *_, (_, reached) = facts["points"]
-    if 1 - reached <= _POINT:
-        return f"{curve} If this goes on, twice as many labels give about {facts['twice']:.1%}."
-    more = (
-        f"one point more takes about {facts['one_point']:.1f} times as many"
-        if facts["one_point"]
-        else (f"one point more takes over {_FURTHEST} times as many")
-    )
-    return f"{curve} If this goes on, twice as many labels give about {facts['twice']:.1%}; {more}."
+    told = f"{curve} If this goes on, twice as many labels give about {facts['twice']:.1%}"
+    if 1 - facts["points"][-1][1] <= _POINT:
+        return f"{told}."
+    times = f"about {facts['one_point']:.1f}" if facts["one_point"] else f"over {_FURTHEST}"
+    return f"{told}; one point more takes {times} times as many."
