@@ -114,7 +114,7 @@ def test_the_engine_on_gpus_follows_from_what_is_wanted_and_what_is_there(monkey
         classify, "find_engine_on_gpus", lambda *_: pytest.fail("it was asked") if found == "never asked" else found
     )
     config = RunConfig(images="i", bundle="b", output="o", engine=asked, num_gpus=gpus)
-    given = classify._with_gpus(config, lambda: None)
+    given = classify._with_gpus(config, [], lambda: None)
     assert (given.engine, given.num_gpus) == becomes
 
 
@@ -122,7 +122,7 @@ def test_reserved_gpus_that_nothing_sees_are_a_sentence(monkeypatch):
     monkeypatch.setattr(classify, "find_engine_on_gpus", lambda *_: "")
     config = RunConfig(images="i", bundle="b", output="o", num_gpus=1)
     with pytest.raises(ConfigError, match=r"neither JAX nor TensorFlow sees them; install tlbatch\[gpu-jax\]"):
-        classify._with_gpus(config, lambda: None)
+        classify._with_gpus(config, [], lambda: None)
 
 
 def test_a_bundle_without_openvino_falls_back_or_says_so(copy):

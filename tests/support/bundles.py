@@ -10,8 +10,9 @@ from sklearn.linear_model import LogisticRegression
 
 from tlbatch.images.decode import decode
 from tlbatch.model.bases import BASES
-from tlbatch.model.bundle import Frozen, Trained, freeze, frozen_base_of, load_bundle, save_bundle
+from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import load_engine
+from tlbatch.model.frozen import Frozen, Trained, freeze, frozen_base_of, save_bundle
 from tlbatch.model.head import build_head
 from tlbatch.schema import PixelRules
 from tlbatch.storage.resolve import resolve

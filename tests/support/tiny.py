@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from tlbatch.model.bases import Base, with_preprocessing
-from tlbatch.model.bundle import Bundle, Frozen, Trained, save_bundle
+from tlbatch.model.bundle import Bundle
+from tlbatch.model.frozen import Frozen, Trained, frozen_keras, save_bundle
 from tlbatch.model.head import build_head
-from tlbatch.model.openvino import export_openvino
 from tlbatch.schema import PixelRules
 from tlbatch.storage.resolve import resolve
 
@@ -41,7 +41,7 @@ def tiny_base() -> Frozen:
     base = Base("Tiny", SIZE, "inside")
     inputs, features = with_preprocessing(base, network, SIZE)
     extractor = keras.Model(inputs, {"features": features})
-    return Frozen(base, (SIZE, SIZE), PixelRules(), "made by hand", network, extractor, export_openvino(extractor))
+    return frozen_keras(base, (SIZE, SIZE), PixelRules(), "made by hand", network, extractor)
 
 
 def tiny_bundle(folder: Path | str, head: np.ndarray = HEAD_A, frozen: Frozen | None = None) -> Bundle:

@@ -12,7 +12,7 @@ USUAL = {"floatx": "float32", "epsilon": 1e-07, "backend": "tensorflow", "image_
 CODE = """
 import os, sys
 from tlbatch.model.bases import BASES
-from tlbatch.model.bundle import freeze, save_bundle
+from tlbatch.model.frozen import freeze, save_bundle
 from tlbatch.model.engines import load_engine
 from tlbatch.schema import PixelRules
 from tlbatch.storage.resolve import resolve

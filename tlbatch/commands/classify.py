@@ -29,7 +29,7 @@ from tlbatch.execution.resources import find_engine_on_gpus, unseen_gpus
 from tlbatch.execution.session import ray_session
 from tlbatch.images.listing import Listing
 from tlbatch.images.reader import choose_probes
-from tlbatch.model.bundle import Bundle, installed_versions, load_bundle
+from tlbatch.model.bundle import ONNX, Bundle, installed_versions, load_bundle
 from tlbatch.model.engines import choose, engine_on_gpu
 from tlbatch.output.commit import Promotion, RunInput, RunSpec, Target, WorkStats, run_to_continue, run_to_publication
 from tlbatch.output.diff import StalenessRule, diff_with_table, too_many_deleted, with_left
@@ -175,7 +175,7 @@ def classify(config: RunConfig, watch: Watcher | None = None, listing: Listing |
     bundles = [load_bundle(one.bundle, config.storage_options) for one in config.tables.values()]
     _require_usable(config, bundles)
     with ray_session(config.address) as start_ray:
-        config = _with_gpus(config, start_ray)
+        config = _with_gpus(config, bundles, start_ray)
         tables = [OutputTable.of(one, bundle) for one, bundle in zip(config.tables.values(), bundles, strict=True)]
         root = resolve(config.output, config.storage_options)
         reports, continued = _publish(tables, root, start_ray, watch, listing=listing)
@@ -188,12 +188,14 @@ def classify(config: RunConfig, watch: Watcher | None = None, listing: Listing |
     return {**reports[0], "output": root.url, "tables": dict(zip(config.tables, reports, strict=True))}
 
 
-def _with_gpus(config: RunConfig, start_ray: Callable[[], None]) -> RunConfig:
+def _with_gpus(config: RunConfig, bundles: Sequence[Bundle], start_ray: Callable[[], None]) -> RunConfig:
     """The configuration with `num_gpus` and, on GPUs, the engine that sees them.
 
     If GPUs are configured and no machine has them now, an autoscaler may start one. The engine is then the one of `choose`, and
-    the actors check it.
+    the actors check it. Bundles from ONNX run on CPUs.
     """
+    if config.num_gpus is None and any(bundle.has(ONNX) for bundle in bundles):
+        return config.model_copy(update={"num_gpus": 0.0})
     if config.num_gpus == 0 or config.engine == "openvino" or (config.num_gpus and config.engine != "auto"):
         return config if config.num_gpus is not None else config.model_copy(update={"num_gpus": 0.0})
     found = find_engine_on_gpus(start_ray, config.address, config.engine, config.num_gpus, engine_on_gpu)

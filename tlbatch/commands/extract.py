@@ -16,8 +16,8 @@ from tlbatch.images import decode
 from tlbatch.images.decode import Pixels
 from tlbatch.model import bundle as bundles
 from tlbatch.model.bases import Base, find_base
-from tlbatch.model.bundle import Frozen, freeze, save_bundle
 from tlbatch.model.depths import FeaturesOf
+from tlbatch.model.frozen import Frozen, freeze, save_bundle
 from tlbatch.output.documents import ReportDocument
 from tlbatch.output.lease import require_free
 from tlbatch.output.progress import Watcher

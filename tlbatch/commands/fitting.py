@@ -34,7 +34,8 @@ from tlbatch.errors import InterruptedRunError, LabelsError
 from tlbatch.execution.session import ray_session
 from tlbatch.images.labels import ImageName, names_of
 from tlbatch.model import bundle as bundles
-from tlbatch.model.bundle import Frozen, frozen_base_of, load_bundle, save_bundle
+from tlbatch.model.bundle import load_bundle
+from tlbatch.model.frozen import Frozen, frozen_base_of, save_bundle
 from tlbatch.model.head import DataSplit, FittedHead, HeadTraining, fit_head
 from tlbatch.output.features import FeatureTable, find_features, look_up
 from tlbatch.output.progress import Watcher
@@ -107,8 +108,7 @@ def _fit(
 ) -> FittedHead:
     """Fit the head, and tell of long fits."""
     tell = None if watch is None else lambda done, of: watch({"stage": "fit", "done": done, "of": of})
-    last = int(frozen.network.outputs[-1].shape[-1]) if frozen.depths else None
-    return fit_head(parts["train"], parts["validation"], _fold, len(features.labels), how, tell, last)
+    return fit_head(parts["train"], parts["validation"], _fold, len(features.labels), how, tell, frozen.last_length)
 
 
 def _fold(features: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A Keras model file <-> a bundle: `import` reads a classifier trained elsewhere, `export` writes a plain Keras model."""
+"""A model file of Keras or ONNX <-> a bundle: `import` reads a classifier trained elsewhere, `export` writes a plain model."""
 
 from __future__ import annotations
 
@@ -15,17 +15,13 @@ from tlbatch.config import ExportConfig, ImportConfig
 from tlbatch.errors import BundleError, ConfigError, WeightsError
 from tlbatch.images.label_files import read_classes
 from tlbatch.model import bundle as bundles
-from tlbatch.model.bundle import Bundle, Trained, copy_bundle, load_bundle, require_bundle_place, save_bundle, saved
+from tlbatch.model.bundle import Bundle, copy_bundle, load_bundle, require_bundle_place
+from tlbatch.model.classifiers import Classifier, Imported, as_trained, probe_pixels, size_of
 from tlbatch.model.engines import load_engine
-from tlbatch.model.float32 import in_float32, precision
-from tlbatch.model.keras_import import (
-    Imported,
-    apart,
-    plain_model,
-    probe_pixels,
-    scaling_layer,
-    split_base_and_head,
-)
+from tlbatch.model.frozen import Trained, save_bundle, saved
+from tlbatch.model.keras_import import KerasClassifier, plain_model
+from tlbatch.model.onnx_export import export_onnx
+from tlbatch.model.onnx_import import OnnxClassifier
 from tlbatch.model.own_pipeline import own_scores
 from tlbatch.model.safe_load import load_safely
 from tlbatch.report.model_card import make_model_card
@@ -48,7 +44,7 @@ SCALINGS = {"[-1,1]": "tf", "[0,1]": "unit", "raw": "inside", "caffe": "caffe", 
 
 
 def import_model(config: ImportConfig) -> dict[str, Any]:
-    """Make a bundle from a Keras classifier and check that both give the same scores.
+    """Make a bundle from a classifier of Keras or ONNX and check that both give the same scores.
 
     Args:
         config: the model, its labels, its scaling, and the folder for the bundle.
@@ -68,15 +64,13 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
     location = resolve(config.bundle, config.storage_options)
     require_bundle_place(location)
     labels = read_classes(resolve(config.labels, config.storage_options))
-    original = _load(resolve(config.model, config.storage_options))
-    computes_in = precision(original)
-    model = original if computes_in == "float32" else in_float32(original)
+    model = _load(resolve(config.model, config.storage_options), config.model_output)
     scale = _scale_of(model, config.scale)
     scaling: Any = SCALINGS[scale]
     # Colour profiles are ignored as in the training of most: loaders do not convert them.
     fit: Any = config.fit.replace("-", "_")
     rules = PixelRules(config.white_level, "ignored", fit, INTERPOLATIONS[config.resize], config.transform)
-    imported = split_base_and_head(model, config.model, scaling, config.shape, labels, rules)
+    imported = model.split(config.model, scaling, size_of(model, config.shape, scaling), labels, rules)
     frozen, probes = imported.frozen, probe_pixels(imported.frozen.size, rules.dtype)
     trained, card = _trained_of(imported, labels, {"imported": config.model, "scale": scale})
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +80,7 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
             raise BundleError(
                 f"The bundle's scores differ from those of the model {config.model}: off by {off:.2g}; nothing was written."
             )
-        checked = None if config.check is None else check_bundle(config, trial, _own_labels(config, original, imported, trial))
+        checked = None if config.check is None else check_bundle(config, trial, _own_labels(config, model, imported, trial))
         made = copy_bundle(trial, location)
     return {
         "bundle": made.location.url,
@@ -101,8 +95,8 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
         "fit": config.fit,
         "jpeg": config.transform,
         "off": off,
-        "precision": computes_in,
-        "off_float32": 0.0 if model is original else apart(original, model, scaling, probes),
+        "precision": model.precision,
+        "off_float32": model.off_float32(as_trained(scaling, probes, model.channels)),
         "check": checked,
         "seconds": round(time.monotonic() - began, 3),
     }
@@ -116,15 +110,15 @@ def _trained_of(imported: Imported, labels: Sequence[str], facts: Mapping[str, A
     return Trained(imported.head, tuple(labels), {}, known, label_thresholds=thresholds), card
 
 
-def _scale_of(model: Any, scale: str | None) -> str:
+def _scale_of(model: Classifier, scale: str | None) -> str:
     """How the pixels are scaled outside a model: as given, or `raw` if it shows that it scales them itself.
 
     Raises:
         ConfigError: it scales its pixels itself, or takes integers like one of `export`, and another scale is given; or none is
             given and it shows nothing.
     """
-    takes = str(model.inputs[0].dtype)
-    layer = None if "int" in takes else scaling_layer(model)
+    takes = model.takes
+    layer = None if "int" in takes else model.scaling_layer()
     where = f"scales its pixels itself, in its layer {layer!r}"
     told = f"takes {takes}, so it scales its pixels itself" if "int" in takes else where
     if "int" not in takes and layer is None:
@@ -136,7 +130,7 @@ def _scale_of(model: Any, scale: str | None) -> str:
     return "raw"
 
 
-def _own_labels(config: ImportConfig, model: Any, imported: Imported, bundle: Bundle) -> dict[str, str]:
+def _own_labels(config: ImportConfig, model: Classifier, imported: Imported, bundle: Bundle) -> dict[str, str]:
     """What the model's own pipeline says of the checked images, or what the user says that it said."""
     if config.expected is not None:
         return expected_labels(config)
@@ -154,7 +148,7 @@ def _distance(bundle: Bundle) -> float:
 
 
 def export_model(config: ExportConfig) -> dict[str, Any]:
-    """Write a bundle's model as a plain Keras model that takes pixels and returns scores.
+    """Write a bundle's model as a plain model of Keras or ONNX that takes pixels and returns scores.
 
     Args:
         config: the bundle, and the file to write.
@@ -164,19 +158,24 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
 
     Raises:
         BundleError: the bundle is damaged or has no head.
-        WeightsError: the name of the file does not end in .keras.
+        WeightsError: the name of the file ends in neither .keras nor .onnx, or the bundle cannot be written as such a file.
     """
     bundle = load_bundle(config.bundle, config.storage_options)
     if not bundle.labels:
         raise BundleError(f"The bundle {bundle.location.url} has no head, so it cannot be exported as a classifier.")
-    if not config.model.endswith(".keras"):
-        raise WeightsError(f"model: write a file name that ends in .keras; found {config.model!r}.")
+    if not config.model.endswith((".keras", ".onnx")):
+        raise WeightsError(f"model: write a file name that ends in .keras or .onnx; found {config.model!r}.")
     target = resolve(config.model, config.storage_options)
-    target.write(saved(plain_model(load_safely(bundle.folder / bundles.MODEL))))
+    if config.model.endswith(".onnx"):
+        target.write(export_onnx(bundle))
+    elif bundle.has(bundles.ONNX):
+        raise WeightsError(f"The bundle {bundle.location.url} comes from ONNX, which Keras cannot take in; export it as .onnx.")
+    else:
+        target.write(saved(plain_model(load_safely(bundle.folder / bundles.MODEL))))
     return {"model": target.url, "labels": bundle.labels}
 
 
-def _load(location: Location) -> Any:
+def _load(location: Location, output: str | None) -> Classifier:
     try:
         data = location.read()
     except (FileNotFoundError, IsADirectoryError):
@@ -186,10 +185,12 @@ def _load(location: Location) -> Any:
                 "TensorFlow that wrote it, and save it as one file: model.save('model.keras')."
             ) from None
         raise WeightsError(f"model: there is no file {location.url}.") from None
+    if location.url.endswith(".onnx"):
+        return OnnxClassifier(data, location.url, output)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras" if data.startswith(b"PK") else "model.h5")  # Keras selects its reader by the name
         path.write_bytes(data)
         try:
-            return load_safely(path)
+            return KerasClassifier(load_safely(path), output)
         except WeightsError as error:
             raise WeightsError(str(error).replace(str(path), location.url)) from None

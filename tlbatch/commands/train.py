@@ -14,7 +14,8 @@ from tlbatch.config import TrainConfig
 from tlbatch.errors import LeaseHeldError
 from tlbatch.model import bundle as bundles
 from tlbatch.model.bases import find_base
-from tlbatch.model.bundle import Trained, require_bundle_place, save_bundle
+from tlbatch.model.bundle import require_bundle_place
+from tlbatch.model.frozen import Trained, save_bundle
 from tlbatch.model.head import Calibration, HeadTraining, calibrate, scores_of
 from tlbatch.output.lease import Lease
 from tlbatch.output.progress import Watcher

@@ -17,9 +17,9 @@ from tlbatch.commands.fitting import Made, measure_scores
 from tlbatch.config import TrainConfig
 from tlbatch.errors import ConfigError
 from tlbatch.model.bases import find_base
-from tlbatch.model.bundle import save_bundle
 from tlbatch.model.calibration import calibration_error, fit_temperature, tempered, thresholds_by_f1
 from tlbatch.model.engines import load_engine
+from tlbatch.model.frozen import save_bundle
 from tlbatch.storage.resolve import resolve
 
 if TYPE_CHECKING:

@@ -30,7 +30,8 @@ _TRAINED_WITH: dict[str, dict[str, Any]] = {
 class ImportConfig(Strict):
     """A classifier that was trained elsewhere, and the bundle made from it."""
 
-    model: str = Field(description="A .keras or .h5 file with a whole model, or its URL.")
+    model: str = Field(description="A .keras, .h5 or .onnx file with a whole model, or its URL.")
+    model_output: str | None = Field(default=None, description="Name of the output that classifies, if the model has several.")
     labels: str = Field(description="Its classes in the order of its outputs: lines of text, CSV, Parquet or JSON.")
     trained_with: Literal["tlbatch", "keras-dataset", "keras-generator", "teachable-machine"] | None = Field(
         default=None,
@@ -102,8 +103,8 @@ class ImportConfig(Strict):
 
 
 class ExportConfig(Strict):
-    """A bundle, and the plain Keras model made from it."""
+    """A bundle, and the plain model made from it."""
 
     bundle: str = Field(description="Folder or URL of the bundle.")
-    model: str = Field(description="The .keras file to write, or its URL.")
+    model: str = Field(description="The .keras or .onnx file to write, or its URL.")
     storage_options: Options = {}  # noqa: RUF012  # pydantic copies it

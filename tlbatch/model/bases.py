@@ -154,21 +154,25 @@ def _grey(pixels: Any) -> Any:
     return keras.ops.floor(keras.layers.Rescaling(1 / 65536, offset=0.5)(summed))
 
 
+def scale_and_offset(scaling: Scaling) -> tuple[float | list[float], float | list[float]]:
+    """What pixels are multiplied with, and what is added then: one number, or one for each channel (of caffe: blue first)."""
+    if scaling == "unit":
+        return 1 / 255, 0.0
+    if scaling == "tf":
+        return 1 / 127.5, -1.0
+    if scaling == "torch":
+        parts = zip(TORCH_MEAN, TORCH_STD, strict=True)
+        return [1 / (255 * std) for std in TORCH_STD], [-mean / std for mean, std in parts]
+    return 1.0, [-mean for mean in CAFFE_MEAN_BGR] if scaling == "caffe" else 0.0
+
+
 def _scaling_of(scaling: Scaling, pixels: Any) -> Any:
     import keras
 
-    if scaling == "unit":
-        return keras.layers.Rescaling(1 / 255, name="scale")(pixels)
-    if scaling == "tf":
-        return keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(pixels)
-    if scaling == "torch":
-        scale = [1 / (255 * std) for std in TORCH_STD]
-        offset = [-mean / std for mean, std in zip(TORCH_MEAN, TORCH_STD, strict=True)]
-        return keras.layers.Rescaling(scale, offset=offset, name="scale")(pixels)
-    if scaling == "caffe":
-        bgr = keras.ops.flip(pixels, axis=-1)
-        return keras.layers.Rescaling(1.0, offset=[-mean for mean in CAFFE_MEAN_BGR], name="scale")(bgr)
-    return keras.layers.Rescaling(1.0, name="scale")(pixels)
+    scale, offset = scale_and_offset(scaling)
+    return keras.layers.Rescaling(scale, offset=offset, name="scale")(
+        keras.ops.flip(pixels, axis=-1) if scaling == "caffe" else pixels
+    )
 
 
 def weights_digest(network: keras.Model) -> str:

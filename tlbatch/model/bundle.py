@@ -7,12 +7,10 @@ not a bundle. The model includes the base's preprocessing, so it takes uint8 RGB
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import re
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,35 +23,29 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import from_json
 
 from tlbatch.errors import BundleError
-from tlbatch.model import bases
-from tlbatch.model.depths import FeaturesOf, at_depths, depths_of
-from tlbatch.model.openvino import Files, export_openvino, join_openvino
-from tlbatch.model.own_keras import import_keras, with_own_keras
-from tlbatch.model.safe_load import load_safely
 from tlbatch.schema import PIN, UNRECORDED_RULES, PixelRules, Size, sha256
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import local_copy, resolve
 
 if TYPE_CHECKING:
-    import keras
+    pass
 
 FORMAT_VERSION = 1
 
 BUNDLE = "bundle.json"
 MODEL = "model.keras"
+ONNX = "base.onnx"
 HEAD = "head.keras"
 PROBES = "probes.npz"
 CARD = "card.html"
 SPLIT = "split.csv"
 
 #: Everything that a bundle's folder may contain.
-NAMES = frozenset((BUNDLE, MODEL, HEAD, PROBES, CARD, SPLIT, "openvino"))
+NAMES = frozenset((BUNDLE, MODEL, ONNX, HEAD, PROBES, CARD, SPLIT, "openvino"))
 
 #: The largest difference in a probe's scores that the self-test allows. In float32, engines differ by up to 1e-5. With
 #: bfloat16, which OpenVINO uses by default on processors that support it, the difference was measured at 0.2.
 PROBE_TOLERANCE = 1e-3
-_PROBES = 8
-
 
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Score = Annotated[float, Field(ge=0, le=1)]
@@ -74,6 +66,7 @@ class _Input(_Strict):
     size: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)]
     white_level: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
     color_profiles: Literal["to_srgb", "ignored"] = "ignored"
+    batch: Literal[1] | None = None
 
 
 class _Facts(_Strict):
@@ -127,6 +120,11 @@ class Bundle:
         return UNRECORDED_RULES._replace(**found)
 
     @property
+    def batch(self) -> int | None:
+        """The only batch size that its network takes; None for any."""
+        return cast("int | None", self.facts["input"].get("batch"))
+
+    @property
     def labels(self) -> list[str]:
         """The classes in the order of the scores; empty if the bundle has only a base."""
         return list(self.facts["labels"])
@@ -147,7 +145,7 @@ class Bundle:
 
         Equal digests mean equal features.
         """
-        return _base_digest(self.facts)
+        return base_digest(self.facts)
 
     @property
     def abstain_threshold(self) -> float | None:
@@ -266,114 +264,12 @@ def _is_inside(name: str) -> bool:
     return name.split("/", maxsplit=1)[0] in NAMES and not {"..", ""} & set(name.split("/")) and "\\" not in name
 
 
-@dataclass(frozen=True)
-class Frozen:
-    """A base that is ready to run and to get heads.
-
-    Attributes:
-        base: a network of `keras.applications`, or an imported one.
-        size: height and width of its input, in pixels.
-        rules: how the numbers in image files become its pixels.
-        weights: the source of its weights, as the user gave it.
-        network: the network itself.
-        extractor: uint8 pixels (batch, height, width, 3) -> features (batch, F); includes the preprocessing.
-        openvino: the extractor's OpenVINO files.
-        depths: the layers whose averages are the features; empty for the last one alone.
-    """
-
-    base: bases.Base
-    size: Size
-    rules: PixelRules
-    weights: str
-    network: keras.Model
-    extractor: keras.Model
-    openvino: Files
-    depths: tuple[str, ...] = ()
-
-    @cached_property
-    def facts(self) -> dict[str, Any]:
-        """The fields of `bundle.json` that describe the base."""
-        base = {"name": self.base.name, "weights": self.weights, "weights_digest": bases.weights_digest(self.network)}
-        how = self.rules._asdict()
-        levels = {name: how[name] for name in ("white_level", "color_profiles")}
-        unrecorded = all(getattr(UNRECORDED_RULES, name) == value for name, value in levels.items())
-        return {
-            "base": {**base, "scaling": self.base.scaling},
-            "input": {
-                "size": list(self.size),
-                "resize": self.rules.resize,
-                "interpolation": self.rules.interpolation,
-                "color": "rgb",
-                **({} if unrecorded else levels),
-                **({"jpeg": self.rules.jpeg} if self.rules.jpeg != PixelRules().jpeg else {}),
-            },
-            **({"depths": list(self.depths)} if self.depths else {}),
-            "features_length": int(self.extractor.output["features"].shape[-1]),
-        }
-
-    @property
-    def digest(self) -> str:
-        """The same digest as `Bundle.base_digest`."""
-        return _base_digest(self.facts)
-
-
-def _base_digest(facts: Mapping[str, Any]) -> str:
+def base_digest(facts: Mapping[str, Any]) -> str:
+    """As `Bundle.base_digest`, of the contents of a `bundle.json`."""
     base = {name: facts["base"][name] for name in ("name", "weights_digest", "scaling")}
     depths = {"depths": facts["depths"]} if facts.get("depths") else {}
     wanted = {**base, **depths, "input": facts["input"], "features_length": facts["features_length"]}
     return sha256(json.dumps(wanted, sort_keys=True).encode())
-
-
-@with_own_keras
-def freeze(
-    base: bases.Base, size: int, rules: PixelRules, weights: str, data: str | bytes, features_of: FeaturesOf = "last"
-) -> Frozen:
-    """Build a base with its weights and export it to OpenVINO.
-
-    Args:
-        base: which network.
-        size: height and width of its input, in pixels.
-        rules: how the numbers in image files become its pixels.
-        weights: the source of the weights.
-        data: "imagenet", "random", or the bytes of the weights file.
-        features_of: whether the features are the averages of several depths, or of the last one.
-
-    Raises:
-        WeightsError: the weights cannot be downloaded or do not fit.
-    """
-    network = bases.build_network(base, size, data)
-    depths = depths_of(network) if features_of == "depths" else ()
-    network = at_depths(network, depths) if depths else network
-    import keras
-
-    pixels, features = bases.with_preprocessing(base, network, size)
-    extractor = keras.Model(pixels, {"features": features})
-    return Frozen(base, (size, size), rules, weights, network, extractor, export_openvino(extractor), depths)
-
-
-@with_own_keras
-def frozen_base_of(bundle: Bundle) -> Frozen:
-    """The base of a bundle, ready to get another head."""
-    keras = import_keras()
-    model = load_safely(bundle.folder / MODEL)
-    extractor = keras.Model(model.input, {"features": model.output["features"]})
-    network = next(layer for layer in extractor.layers if isinstance(layer, keras.Model))
-    base = bundle.facts["base"]
-    known = bases.Base(base["name"], bundle.size[0], base["scaling"])
-    files = export_openvino(extractor)
-    return Frozen(known, bundle.size, bundle.pixel_rules, base["weights"], network, extractor, files, bundle.depths)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A head for a frozen base, its labels and thresholds, and how it was trained and measured."""
-
-    head: keras.Model
-    labels: tuple[str, ...]
-    metrics: Mapping[str, Any]
-    training: Mapping[str, Any]
-    abstain_threshold: float | None = None
-    label_thresholds: tuple[float, ...] | None = None
 
 
 def require_bundle_place(location: Location) -> None:
@@ -385,38 +281,6 @@ def require_bundle_place(location: Location) -> None:
         raise BundleError(
             f"{location.url} contains files that do not belong to a bundle ({foreign[0]}, …); choose another --bundle."
         )
-
-
-@with_own_keras
-def save_bundle(
-    location: Location,
-    frozen: Frozen,
-    trained: Trained | None,
-    probe_pixels: np.ndarray,
-    extra: Mapping[str, bytes] | None = None,
-) -> Bundle:
-    """Join base and head into one model and write the bundle, `bundle.json` last.
-
-    Args:
-        location: where the bundle is written; an existing bundle is replaced.
-        frozen: the base.
-        trained: the head; None for a bundle that only extracts features.
-        probe_pixels: (n, height, width, 3) uint8 images; some become the probes of the bundle's self-test.
-        extra: further files, name -> bytes, such as the model card.
-    """
-    model = _stack(frozen, trained)
-    files = {MODEL: saved(model), PROBES: _probes(model, probe_pixels), **(extra or {})}
-    if trained is None:
-        files |= frozen.openvino
-    else:
-        files |= {HEAD: saved(trained.head), **join_openvino(frozen.openvino, export_openvino(trained.head))}
-    facts = _facts(frozen, trained, {name: sha256(data) for name, data in sorted(files.items())})
-    location.join(BUNDLE).unlink()
-    for name, data in files.items():
-        location.join(*name.split("/")).write(data)
-    data = json.dumps(facts, indent=1).encode()
-    location.join(BUNDLE).write(data)
-    return Bundle(location, facts, sha256(data))
 
 
 def installed_versions(*packages: str) -> dict[str, str]:
@@ -436,46 +300,3 @@ def copy_bundle(bundle: Bundle, location: Location) -> Bundle:
         location.join(*name.split("/")).write((bundle.folder / name).read_bytes())
     location.join(BUNDLE).write(data)
     return Bundle(location, bundle.facts, bundle.digest)
-
-
-def _stack(frozen: Frozen, trained: Trained | None) -> keras.Model:
-    """uint8 pixels (batch, height, width, 3) -> {"features": (batch, F), "scores": (batch, C)}, both float32."""
-    import keras
-
-    features = frozen.extractor.output["features"]
-    outputs = {"features": features}
-    if trained is not None:
-        outputs["scores"] = trained.head(features, training=False)
-    return keras.Model(frozen.extractor.input, outputs, name=f"tlbatch_{frozen.base.name}")
-
-
-@with_own_keras
-def saved(model: keras.Model) -> bytes:
-    """A Keras model as the bytes of a `.keras` file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.keras")
-        model.save(path)
-        return path.read_bytes()
-
-
-def _probes(model: keras.Model, pixels: np.ndarray) -> bytes:
-    chosen = pixels[np.linspace(0, len(pixels) - 1, min(_PROBES, len(pixels))).astype(int)]
-    expected = {name: np.asarray(value) for name, value in model(chosen, training=False).items()}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, pixels=chosen, **expected)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
-def _facts(frozen: Frozen, trained: Trained | None, files: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        "format_version": FORMAT_VERSION,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **frozen.facts,
-        "labels": list(trained.labels) if trained else [],
-        "abstain_threshold": trained.abstain_threshold if trained else None,
-        "label_thresholds": trained.label_thresholds if trained else None,
-        "metrics": dict(trained.metrics) if trained else {},
-        "training": dict(trained.training) if trained else {},
-        "files": dict(files),
-        "versions": installed_versions("keras", "openvino", "tensorflow", "tlbatch"),
-    }

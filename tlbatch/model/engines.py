@@ -14,7 +14,7 @@ import numpy as np
 
 from tlbatch.errors import BundleError, ConfigError
 from tlbatch.model.batches import Outputs
-from tlbatch.model.bundle import PROBE_TOLERANCE, Bundle
+from tlbatch.model.bundle import ONNX, PROBE_TOLERANCE, Bundle
 from tlbatch.model.jax_engine import JaxEngine, JaxHead, jax_sees_a_gpu
 from tlbatch.model.openvino import XML
 from tlbatch.model.openvino_engine import OpenVinoEngine, OpenVinoHead
@@ -126,6 +126,11 @@ def choose(bundle: Bundle, engine: str, *, gpu: bool) -> str:
     """
     if engine == "openvino" and not bundle.has(XML):
         raise ConfigError(f"engine: the bundle {bundle.location.url} has no OpenVINO model; use --engine tensorflow.")
+    if bundle.has(ONNX) and (gpu or engine not in ("auto", "openvino")):
+        raise ConfigError(
+            f"engine: the bundle {bundle.location.url} comes from ONNX, which runs in OpenVINO on CPUs; leave engine out "
+            "and set num_gpus=0."
+        )
     if engine != "auto":
         return engine
     if gpu:

@@ -7,23 +7,32 @@ show such layers, the scores themselves are the features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlbatch.errors import ConfigError, LabelsError, WeightsError
+from tlbatch.errors import ConfigError, WeightsError
 from tlbatch.model import bases
 from tlbatch.model.bases import Scaling, scaled
-from tlbatch.model.bundle import Frozen
-from tlbatch.model.openvino import export_openvino
+from tlbatch.model.classifiers import (
+    OF_BYTES,
+    Imported,
+    as_trained,
+    head_of,
+    kind_of,
+    probe_pixels,
+    require_channels,
+    require_same,
+    shrinks,
+)
+from tlbatch.model.float32 import in_float32, precision
+from tlbatch.model.frozen import frozen_keras
 from tlbatch.model.own_keras import with_own_keras
-from tlbatch.schema import PixelRules, Size, in_words
+from tlbatch.schema import PixelRules, Size
 
 if TYPE_CHECKING:
     import keras
 
-#: The largest difference between the scores of the bundle and those of the imported model.
-TOLERANCE = 1e-5
 _HEAD_LAYERS = [
     "Dense",
     "Dropout",
@@ -44,86 +53,81 @@ _HEAD_LAYERS = [
 ]
 
 
-class Imported(NamedTuple):
-    """A model in two parts.
-
-    Attributes:
-        frozen: the base.
-        head: the head.
-        multi_label: whether an image may have several labels.
-        split: whether the graph showed where the head begins.
-        kind: what the model's outputs are: `softmax`, `sigmoid` or `logits`.
-    """
-
-    frozen: Frozen
-    head: keras.Model
-    multi_label: bool
-    split: bool
-    kind: str
-
-
-@with_own_keras
-def split_base_and_head(
-    model: keras.Model, name: str, scaling: Scaling, size: Size | None, labels: Sequence[str], rules: PixelRules
-) -> Imported:
-    """Split a classifier into base and head, and put its preprocessing in front of the base.
+class KerasClassifier:
+    """A Keras model as a `Classifier`.
 
     Args:
         model: takes images (batch, height, width, 3 or 1) and gives (batch, classes) probabilities or logits.
-        name: the source of the model.
-        scaling: how its pixels were scaled in training.
-        size: height and width of its input in pixels, needed if the model takes images of any size.
-        labels: its classes in the order of its outputs. For a single output they are two, and the second is the positive class.
-        rules: how image files become its pixels.
+        output: the name of the output that classifies, if there are several.
 
     Raises:
-        WeightsError: its inputs or outputs are of another kind, or base and head do not give its scores.
-        LabelsError: there are more or fewer labels than classes.
-        ConfigError: the size is missing, or is not the model's size; or its one channel cannot be scaled so.
+        WeightsError: its inputs or outputs are of another kind.
+        ConfigError: it has several outputs and none is named, or none of that name.
     """
-    shape, channels = _input_of(model, size, scaling)
-    probes = probe_pixels(shape, rules.dtype)
-    outputs = np.asarray(model(as_trained(scaling, probes, channels), training=False))
-    features, layers = _features_of(model)
-    network = _as_network(model, features)
-    pixels, inputs = scaled(scaling, shape, channels, rules.dtype)
-    extractor = _model(pixels, {"features": network(inputs, training=False)})
-    kind = _kind(model, outputs)
-    head, multi_label = _head(features, layers, outputs.shape[1], kind, labels)
-    base = bases.Base(model.name, shape[0], scaling)
-    frozen = Frozen(base, shape, rules, name, network, extractor, export_openvino(extractor))
-    scores = np.asarray(head(extractor(probes, training=False)["features"], training=False))
-    distance = float(np.abs(scores - as_scores(outputs, kind, len(labels))).max())
-    if not distance <= TOLERANCE:
-        raise WeightsError(f"The model {name} cannot be split into base and head: the scores then differ by {distance:.2g}.")
-    return Imported(frozen, head, multi_label, bool(layers), kind)
+
+    def __init__(self, model: keras.Model, output: str | None = None) -> None:
+        if output or len(model.outputs) > 1:
+            model = _with_one_output(model, output)
+        if len(model.inputs) != 1 or len(model.inputs[0].shape) != 4 or len(model.outputs[0].shape) != 2:
+            raise WeightsError("The model cannot be imported: it must take one image and give one vector of scores.")
+        _, height, width, channels = model.inputs[0].shape
+        self.channels, self.size = require_channels(channels), (height, width)
+        self.precision, self.takes = precision(model), str(model.inputs[0].dtype)
+        self._original = model
+        self._model = model if self.precision == "float32" else in_float32(model)
+
+    @with_own_keras
+    def scaling_layer(self) -> str | None:
+        """As `Classifier` says."""
+        return _scaling_layer(self._model)[0]
+
+    @with_own_keras
+    def split(self, name: str, scaling: Scaling, size: Size, labels: Sequence[str], rules: PixelRules) -> Imported:
+        """As `Classifier` says."""
+        model = self._model
+        probes = probe_pixels(size, rules.dtype)
+        outputs = np.asarray(model(as_trained(scaling, probes, self.channels), training=False))
+        features, layers = _features_of(model)
+        network = _as_network(model, features)
+        pixels, inputs = scaled(scaling, size, self.channels, rules.dtype)
+        extractor = _model(pixels, {"features": network(inputs, training=False)})
+        kind = kind_of(_last_activation(model), outputs)
+        head, multi_label = head_of(features.shape[-1], layers, outputs.shape[1], kind, labels)
+        frozen = frozen_keras(bases.Base(model.name, size[0], scaling), size, rules, name, network, extractor)
+        scores = np.asarray(head(extractor(probes, training=False)["features"], training=False))
+        require_same(scores, outputs, kind, labels, name)
+        return Imported(frozen, head, multi_label, bool(layers), kind)
+
+    @with_own_keras
+    def outputs(self, numbers: np.ndarray) -> np.ndarray:
+        """As `Classifier` says."""
+        return np.asarray(self._original(numbers, training=False), np.float32)
+
+    @with_own_keras
+    def off_float32(self, numbers: np.ndarray) -> float:
+        """As `Classifier` says."""
+        if self._model is self._original:
+            return 0.0
+        one, two = (np.asarray(each(numbers, training=False), np.float32) for each in (self._original, self._model))
+        return float(np.abs(one - two).max())
 
 
 @with_own_keras
-def apart(model: keras.Model, other: keras.Model, scaling: Scaling, probes: np.ndarray) -> float:
-    """The largest difference between the outputs of two models on some pixels."""
-    channels = model.inputs[0].shape[-1]
-    values = as_trained(scaling, probes, channels)
-    one, two = (np.asarray(each(values, training=False), np.float32) for each in (model, other))
-    return float(np.abs(one - two).max())
-
-
-#: Numbers from which a constant, or a mean of a normalization, means pixels from 0 to 255 and not from 0 to 1.
-_OF_BYTES = 20.0
-
-
-@with_own_keras
-def scaling_layer(model: keras.Model) -> str | None:
-    """The name of the layer that brings pixels from 0 to 255 to a smaller range, before the first layer with weights.
-
-    None if there is none. Layers that map a smaller range to another one, such as [0,1] to [-1,1], do not count.
-    """
-    found, _ = _scaling_layer(model)
-    return found
+def _with_one_output(model: keras.Model, wanted: str | None) -> keras.Model:
+    names = [str(name) for name in model.output_names]
+    if wanted not in names:
+        known = ", ".join(names)
+        raise ConfigError(
+            f"model_output: the model has the outputs {known}; say which one classifies."
+            if wanted is None
+            else f"model_output: the model has no output {wanted!r}; it has {known}."
+        )
+    inputs = model.inputs[0] if len(model.inputs) == 1 else model.inputs
+    return _model(inputs, model.outputs[names.index(wanted)], model.name)
 
 
 def _scaling_layer(model: Any) -> tuple[str | None, bool]:
-    """As `scaling_layer`, and whether the search has ended."""
+    """The layer that scales, and whether the search has ended."""
     for layer in getattr(model, "operations", model.layers):
         if getattr(layer, "layers", None):
             found, ended = _scaling_layer(layer)
@@ -137,16 +141,12 @@ def _scaling_layer(model: Any) -> tuple[str | None, bool]:
 
 
 def _shrinks(layer: Any) -> bool:
-    """Whether a layer or an arithmetic operation divides by, or subtracts, numbers of the size of bytes."""
     kind = type(layer).__name__
     if kind == "Rescaling":
-        return bool(np.max(np.abs(layer.scale)) <= 1 / _OF_BYTES or np.max(np.abs(layer.offset)) >= _OF_BYTES)
+        return bool(np.max(np.abs(layer.scale)) <= 1 / OF_BYTES or np.max(np.abs(layer.offset)) >= OF_BYTES)
     if kind == "Normalization":
-        return bool(np.max(np.abs(np.asarray(layer.mean))) >= _OF_BYTES)
-    constants = [float(np.abs(one).max()) for one in _constants(layer)] if hasattr(layer, "_inbound_nodes") else []
-    if kind in ("TrueDivide", "Divide", "Subtract", "Add"):
-        return any(one >= _OF_BYTES for one in constants)
-    return kind == "Multiply" and any(0 < one <= 1 / _OF_BYTES for one in constants)
+        return bool(np.max(np.abs(np.asarray(layer.mean))) >= OF_BYTES)
+    return hasattr(layer, "_inbound_nodes") and shrinks(kind, _constants(layer))
 
 
 def _constants(operation: Any) -> list[Any]:
@@ -162,42 +162,6 @@ def _constants(operation: Any) -> list[Any]:
 def plain_model(bundle_model: keras.Model) -> keras.Model:
     """The model of a bundle as a plain Keras model: pixels -> scores."""
     return _model(bundle_model.input, bundle_model.output["scores"])
-
-
-def probe_pixels(size: Size, dtype: str = "uint8") -> np.ndarray:
-    """(8, height, width, 3) pixels from 0 to 255: smooth patterns and noise, from dark to bright."""
-    random = np.random.default_rng(0)
-    coarse = random.uniform(0, 255, (8, 5, 5, 3))
-    (top, down), (left, right) = (_between(length) for length in size)
-    rows = coarse[:, top] * (1 - down)[None, :, :, None] + coarse[:, top + 1] * down[None, :, :, None]
-    smooth = rows[:, :, left] * (1 - right)[None, None] + rows[:, :, left + 1] * right[None, None]
-    noise = random.normal(0, np.linspace(0, 60, 8)[:, None, None, None], smooth.shape)
-    bounded: np.ndarray = np.clip(smooth + noise, 0, 255)
-    return bounded.astype(dtype)
-
-
-def _between(length: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each of `length` places among five points: the point before it, and how far it is from there (length, 1)."""
-    places = np.linspace(0, 4, length)
-    before = np.minimum(places.astype(int), 3)
-    return before, (places - before)[:, None]
-
-
-def _input_of(model: keras.Model, size: Size | None, scaling: Scaling) -> tuple[Size, int]:
-    """Height and width, and the number of channels, of the images that a model takes."""
-    if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.inputs[0].shape) != 4 or len(model.outputs[0].shape) != 2:
-        raise WeightsError("The model cannot be imported: it must take one image and give one vector of scores.")
-    _, height, width, channels = model.inputs[0].shape
-    if channels not in (1, 3):
-        raise WeightsError(f"The model takes images with {channels} channels; only RGB and one channel can be imported.")
-    if channels == 1 and scaling in ("caffe", "torch"):
-        raise ConfigError("scale: the model takes images of one channel, and caffe and torch scale three.")
-    if not size and None in (height, width):
-        raise ConfigError("size: the model takes images of any size; give the size it was trained at with --size.")
-    wanted = (height or size[0], width or size[1]) if size else (height, width)
-    if size and wanted != size:
-        raise ConfigError(f"size: the model takes only images of {in_words(wanted)} pixels; found {in_words(size)}.")
-    return wanted, channels
 
 
 def _features_of(model: keras.Model) -> tuple[Any, list[Any]]:
@@ -234,79 +198,11 @@ def _model(inputs: Any, outputs: Any, name: str | None = None) -> keras.Model:
     return keras.Model(inputs, outputs, name=name)
 
 
-def _head(features: Any, layers: Sequence[Any], units: int, kind: str, labels: Sequence[str]) -> tuple[keras.Model, bool]:
-    """Features (batch, F) -> scores (batch, C), and whether the scores are independent of each other."""
-    import keras
-
-    if units != len(labels) and not (units == 1 and len(labels) == 2):
-        raise LabelsError(f"The model gives {units} scores per image, but there are {len(labels)} labels.")
-    start = keras.Input((features.shape[-1],), name="features")
-    tensor = start
-    for layer in layers:
-        tensor = layer(tensor, training=False) if _takes_training(layer) else layer(tensor)
-    if not layers:
-        tensor = keras.layers.Identity()(tensor)
-    if units == 1:
-        positive = tensor if kind == "sigmoid" else keras.layers.Activation("sigmoid")(tensor)
-        scores = keras.layers.Concatenate(name="scores")([keras.layers.Rescaling(-1.0, offset=1.0)(positive), positive])
-        return keras.Model(start, scores, name="head"), False
-    if kind == "logits":
-        tensor = keras.layers.Softmax(name="scores")(tensor)
-    return keras.Model(start, tensor, name="head"), kind == "sigmoid"
-
-
-def _takes_training(layer: Any) -> bool:
-    return type(layer).__name__ in ("Dropout", "BatchNormalization", "GaussianDropout", "GaussianNoise", "AlphaDropout")
-
-
-def _kind(model: keras.Model, outputs: np.ndarray) -> str:
-    """softmax, sigmoid or logits: from the last layer or, if that is not conclusive, from the model's outputs."""
+def _last_activation(model: keras.Model) -> str | None:
     last = model.outputs[0]._keras_history.operation
     while getattr(last, "layers", None):
         last = last.layers[-1]
-    activation = getattr(getattr(last, "activation", None), "__name__", None)
     if type(last).__name__ == "Softmax":
-        activation = "softmax"
-    if activation in ("softmax", "sigmoid"):
-        return str(activation)
-    if activation == "linear":
-        return "logits"
-    if outputs.min() < 0 or outputs.max() > 1:
-        return "logits"
-    return "softmax" if outputs.shape[1] > 1 and np.allclose(outputs.sum(axis=1), 1, atol=1e-3) else "sigmoid"
-
-
-def as_scores(outputs: np.ndarray, kind: str, classes: int) -> np.ndarray:
-    """The model's outputs as probabilities of the classes, by plain arithmetic."""
-    logits = kind == "logits"
-    if outputs.shape[1] == 1 and classes == 2:
-        positive = 1 / (1 + np.exp(-outputs)) if logits else outputs
-        return np.concatenate([1 - positive, positive], axis=1)
-    if not logits:
-        return outputs
-    powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-    scores: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
-    return scores
-
-
-def as_trained(scaling: Scaling, pixels: np.ndarray, channels: int = 3) -> np.ndarray:
-    """RGB pixels as a model took them in training, by plain arithmetic, to check the layers that will do it."""
-    if channels == 1:
-        summed = (pixels @ np.array(bases.GREY_PARTS, np.float64))[..., None] / 65536
-        pixels = np.floor(summed + 0.5) if pixels.dtype == np.uint8 else summed
-    return numbers(scaling, pixels)
-
-
-def numbers(scaling: Scaling, pixels: np.ndarray) -> np.ndarray:
-    """Pixels from 0 to 255 as float32 numbers, scaled as in training."""
-    values = pixels.astype(np.float32)
-    if scaling == "tf":
-        return values / 127.5 - 1
-    if scaling == "unit":
-        return values / 255
-    if scaling == "torch":
-        return (values / 255 - np.array(bases.TORCH_MEAN, np.float32)) / np.array(bases.TORCH_STD, np.float32)
-    if scaling == "caffe":
-        flipped: np.ndarray = values[..., ::-1] - np.array(bases.CAFFE_MEAN_BGR, np.float32)
-        return flipped
-    return values
+        return "softmax"
+    name = getattr(getattr(last, "activation", None), "__name__", None)
+    return None if name is None else str(name)

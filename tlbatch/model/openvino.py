@@ -31,6 +31,17 @@ def export_openvino(model: keras.Model) -> Files:
         return _read(xml)
 
 
+def converted(path: Path) -> Files:
+    """The OpenVINO files of a model file that OpenVINO reads, such as ONNX."""
+    import openvino
+
+    model = openvino.Core().read_model(path)
+    with tempfile.TemporaryDirectory() as folder:
+        xml = Path(folder, "model.xml")
+        openvino.save_model(model, xml, compress_to_fp16=False)
+        return _read(xml)
+
+
 @contextmanager
 def _export_possible() -> Iterator[None]:
     """On Python 3.13 and newer, answer for OpenVINO (2026.4) which versions are installed.

@@ -26,6 +26,7 @@ class OpenVinoEngine:
     def __init__(self, bundle: Bundle, threads: int, batch_size: int) -> None:
         import openvino
 
+        batch_size = bundle.batch or batch_size
         model = openvino.Core().read_model(bundle.folder / XML)
         model.reshape([batch_size, *bundle.size, 3])
         compiled = _compiled(model, threads, at_once=threads)

@@ -1,20 +1,16 @@
-"""Folder of images -> scores of a Keras model, through Keras's own loaders: what a bundle of the model is compared with."""
+"""Folder of images -> scores of a model, through Keras's own loaders: what a bundle of the model is compared with."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tlbatch.errors import ConfigError
 from tlbatch.model.bases import Scaling
-from tlbatch.model.keras_import import as_scores, numbers
+from tlbatch.model.classifiers import Classifier, as_scores, numbers
 from tlbatch.model.own_keras import import_keras, with_own_keras
 from tlbatch.schema import PixelRules, Size
-
-if TYPE_CHECKING:
-    import keras
 
 #: What Keras's loaders take.
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
@@ -23,7 +19,7 @@ _BATCH = 32
 
 @with_own_keras
 def own_scores(
-    model: keras.Model, folder: Path, size: Size, scaling: Scaling, rules: PixelRules, kind: str, classes: int
+    model: Classifier, folder: Path, size: Size, scaling: Scaling, rules: PixelRules, kind: str, classes: int
 ) -> tuple[list[Path], np.ndarray]:
     """The images of a folder, at any depth, and the model's scores (n, classes) of them.
 
@@ -39,7 +35,7 @@ def own_scores(
     Raises:
         ConfigError: Keras has no loader of this kind, or cannot read an image.
     """
-    grey = model.inputs[0].shape[-1] == 1
+    grey = model.channels == 1
     load = _by_image
     if rules.interpolation == "bilinear_tensorflow":
         load = _by_dataset
@@ -49,10 +45,7 @@ def own_scores(
         paths, pixels = load(folder, size, rules, "grayscale" if grey else "rgb")
     except Exception as error:  # TensorFlow and Pillow raise errors of many kinds
         raise ConfigError(f"check: Keras cannot load the images of {folder}: {str(error).splitlines()[0][:160]}.") from None
-    outputs = [
-        np.asarray(model(numbers(scaling, pixels[start : start + _BATCH]), training=False), np.float32)
-        for start in range(0, len(pixels), _BATCH)
-    ]
+    outputs = [model.outputs(numbers(scaling, pixels[start : start + _BATCH])) for start in range(0, len(pixels), _BATCH)]
     return paths, as_scores(np.concatenate(outputs), kind, classes)
 
 

@@ -8,7 +8,7 @@ from support.tiny import HEAD_A, tiny_base, tiny_bundle
 from tlbatch.errors import ConfigError
 from tlbatch.model import own_keras
 from tlbatch.model.bases import BASES, build_network
-from tlbatch.model.bundle import frozen_base_of
+from tlbatch.model.frozen import frozen_base_of
 from tlbatch.model.head import DataSplit, HeadTraining, train_head
 from tlbatch.model.own_keras import import_keras, with_own_keras
 from tlbatch.model.safe_load import load_safely

@@ -1,0 +1,205 @@
+"""An ONNX file -> a graph that only computes, checked before anything runs it; and what ONNX Runtime and OpenVINO make of it.
+
+Allowed are the operators of ONNX's own domain, except those that contain graphs, draw random numbers, take texts or sequences,
+or are quantised. Everything else is refused, and the error names it: operators and functions of other origin, numbers that are
+stored in other files, tensors that declare more than they store, and results that no image model has.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tlbatch.errors import ConfigError, WeightsError
+from tlbatch.model.openvino import Files, converted
+
+if TYPE_CHECKING:
+    import onnx
+
+#: The largest file, and the most numbers that one operator may give for one image.
+_MOST_BYTES, _MOST_NUMBERS = 1 << 30, 1 << 28
+#: The oldest version of the operators that ONNX Runtime promises to run.
+_OLDEST = 7
+#: How operators begin that do not compute the same numbers from numbers each time, or do so in integers.
+_REFUSED = (
+    "Bernoulli",
+    "ConvInteger",
+    "Dequantize",
+    "DynamicQuantize",
+    "If",
+    "ImageDecoder",
+    "Loop",
+    "MatMulInteger",
+    "Multinomial",
+    "Optional",
+    "QLinear",
+    "Quantize",
+    "Random",
+    "Regex",
+    "Scan",
+    "Sequence",
+    "SplitToSequence",
+    "String",
+    "TfIdf",
+)
+_ONE_FILE = (
+    "its numbers are stored in another file. Write one file: torch.onnx.export(..., external_data=False), or "
+    "onnx.save(onnx.load(FILE), NEW)"
+)
+
+
+def read_onnx(data: bytes, name: str) -> onnx.ModelProto:
+    """The model of an ONNX file, if it only describes a network and its numbers.
+
+    Args:
+        data: the file.
+        name: how errors call it.
+
+    Raises:
+        WeightsError: it is not ONNX, or not allowed; the error says what.
+        ConfigError: the package `onnx` is not installed.
+    """
+    onnx = import_onnx()
+    if len(data) > _MOST_BYTES:
+        raise WeightsError(f"The model {name} has {len(data):,} bytes; at most {_MOST_BYTES:,} are read.")
+    try:
+        model = onnx.ModelProto.FromString(data)
+        _require_allowed(model)
+        onnx.checker.check_model(model)
+    except ValueError as error:
+        raise WeightsError(f"The model {name} cannot be read safely: {error}.") from None
+    except Exception as error:  # of protobuf and of ONNX's checker, which have no kind in common
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")
+        raise WeightsError(f"The model {name} is not an ONNX model: {why}.") from None
+    return model
+
+
+def import_onnx() -> Any:
+    """The package `onnx`; raises ConfigError if it is not installed."""
+    try:
+        import onnx
+        import onnx.checker
+        import onnx.compose
+        import onnx.shape_inference
+    except ImportError:
+        raise ConfigError("ONNX models need the packages onnx and onnxruntime: install tlbatch[onnx].") from None
+    return onnx
+
+
+def _require_allowed(model: onnx.ModelProto) -> None:
+    """Raises ValueError, which says what is not allowed."""
+    onnx = import_onnx()
+    if model.functions:
+        raise ValueError(f"it contains functions of its own, such as {model.functions[0].name!r}")
+    newest, used = onnx.defs.onnx_opset_version(), {one.domain or "ai.onnx": one.version for one in model.opset_import}
+    if not _OLDEST <= used.get("ai.onnx", 0) <= newest:
+        raise ValueError(f"its operators are of version {used.get('ai.onnx')}; {_OLDEST} to {newest} are read")
+    known = {one.name for one in onnx.defs.get_all_schemas_with_history() if one.domain == ""}
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in known or node.op_type.startswith(_REFUSED):
+            where = f" of {node.domain!r}" if node.domain else ""
+            raise ValueError(f"it contains the operator {node.op_type!r}{where}, which is none of those that only compute")
+        graphs = [one.name for one in node.attribute if one.HasField("g") or one.graphs]
+        if graphs:
+            raise ValueError(f"its operator {node.op_type!r} contains a graph")
+    if model.graph.sparse_initializer:
+        raise ValueError("it contains sparse tensors")
+    for tensor in tensors(model.graph):
+        _require_stored(tensor)
+
+
+def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of numbers that a graph without inner graphs contains."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+                raise ValueError("it contains sparse tensors")
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+
+
+def _require_stored(tensor: onnx.TensorProto) -> None:
+    """Raises ValueError if the numbers of a tensor are not in the file, or are not as many as it declares."""
+    onnx = import_onnx()
+    if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        raise ValueError(_ONE_FILE)
+    if any(side < 0 for side in tensor.dims) or math.prod(tensor.dims) > _MOST_BYTES:
+        raise ValueError(f"the tensor {tensor.name!r} in it declares the shape {list(tensor.dims)}")
+    try:
+        kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
+    except KeyError:
+        raise ValueError(f"the tensor {tensor.name!r} in it is of an unknown type") from None
+    if kind.kind not in "fiub":
+        raise ValueError(f"the tensor {tensor.name!r} in it holds no numbers that are computed with ({kind})")
+    wanted = math.prod(tensor.dims)
+    stored = len(tensor.raw_data) / kind.itemsize if tensor.HasField("raw_data") else len(getattr(tensor, field))
+    if stored != wanted:
+        raise ValueError(f"the tensor {tensor.name!r} in it declares {wanted:,} numbers, and {stored:g} are stored")
+
+
+def require_sizes(model: onnx.ModelProto) -> None:
+    """Raises WeightsError if an operator gives more numbers for one image than any image model does."""
+    onnx = import_onnx()
+    try:
+        told = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except Exception as error:  # ONNX raises errors of several kinds, all with one sentence
+        why = (str(error).strip().splitlines() or [type(error).__name__])[-1][:160].rstrip(".")
+        raise WeightsError(f"The shapes of the model do not fit together: {why}.") from None
+    for value in told.graph.value_info:
+        sides = [one.dim_value for one in value.type.tensor_type.shape.dim if one.HasField("dim_value")]
+        if math.prod(sides) > _MOST_NUMBERS:
+            raise WeightsError(f"The model computes {math.prod(sides):,} numbers at once ({value.name!r}) for one image.")
+
+
+def outputs_of_onnx(source: bytes, pixels: np.ndarray, names: Sequence[str] | None = None) -> list[np.ndarray]:
+    """The outputs of a model with one input for (n, ...) pixels, by ONNX Runtime on CPUs.
+
+    Args:
+        source: the file, which `read_onnx` allowed.
+        pixels: the input; a model that takes one image at a time gets them one by one.
+        names: which outputs; None for all.
+
+    Raises:
+        WeightsError: ONNX Runtime cannot run it.
+        ConfigError: ONNX Runtime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ConfigError("ONNX models need the packages onnx and onnxruntime: install tlbatch[onnx].") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        (taken,) = session.get_inputs()
+        at_once = taken.shape[0] if isinstance(taken.shape[0], int) else len(pixels)
+        found = [session.run(names, {taken.name: pixels[start : start + at_once]}) for start in range(0, len(pixels), at_once)]
+    except Exception as error:  # each of ONNX Runtime's errors is a class of its own
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")
+        raise WeightsError(f"ONNX Runtime cannot run the model: {why}.") from None
+    return [np.concatenate(one) for one in zip(*found, strict=True)]
+
+
+def as_openvino(source: bytes) -> Files:
+    """The OpenVINO files of an ONNX model, in float32.
+
+    Raises:
+        WeightsError: it is not allowed, or OpenVINO cannot read it.
+    """
+    read_onnx(source, "of the bundle")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        path.write_bytes(source)
+        try:
+            return converted(path)
+        except Exception as error:  # OpenVINO raises RuntimeError and errors of its own
+            why = (str(error).strip().splitlines() or [type(error).__name__])[-1][:160].rstrip(".")
+            raise WeightsError(f"OpenVINO cannot read the model: {why}.") from None
