@@ -1,9 +1,9 @@
 """Compare heads on a small labelled set: today's default with Adam on the last layer, by the number of labels.
 
-    .venv/bin/python benchmarks/heads.py [cells|faces|digits|emoji] [SPLITS] [MobileNetV2|InceptionV3]
+    .venv/bin/python benchmarks/heads.py [cells|faces|digits|emoji] [SPLITS] [MobileNetV2|InceptionV3] [LABELS,...]
 
 The features are extracted once for each kind. In each split a fifth of the images is for measuring; of the others, as many as
-the row says are labelled, each class with its share. Both heads get the same labels and are measured on the same images.
+the row says are labelled (`all`: as many as there are), each class with its share. Both heads get the same labels and are measured on the same images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WAYS = {"last layer, Adam": ("last", "sgd"), "five depths, convex": ("depths", "
 
 def main() -> None:
     """Extract, train two heads for each number of labels and split, and print a table."""
-    name, splits, base = (*sys.argv[1:], *("cells", "10", "MobileNetV2")[len(sys.argv) - 1 :])
+    name, splits, base, wanted = (*sys.argv[1:], *("cells", "10", "MobileNetV2", "")[len(sys.argv) - 1 :])
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         images, labels = image_set(name, root)
@@ -39,8 +39,9 @@ def main() -> None:
             tlbatch.extract(images=str(images), output=str(root / features_of), report=False, **network)
         print("| labels | " + " | ".join(f"{way}: accuracy | calibration error" for way in WAYS) + " | better |")
         print("| ---: |" + " ---: |" * (2 * len(WAYS) + 1))
-        classes = len(set(labels.values()))
-        for count in [*(one for one in COUNTS if 2 * classes <= one < 0.8 * len(labels)), round(0.8 * len(labels))]:
+        classes, most = len(set(labels.values())), round(0.8 * len(labels))
+        counts = [*(one for one in COUNTS if 2 * classes <= one < most), most]
+        for count in [most if one == "all" else int(one) for one in wanted.split(",")] if wanted else counts:
             found = [measure(root, labels, count, 100 + number) for number in range(int(splits))]
             print(row(count, found), flush=True)
 

@@ -18,6 +18,7 @@ from tlbatch.errors import BundleError, ConfigError, LabelsError, WeightsError
 from tlbatch.images.label_files import read_classes
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import load_engine
+from tlbatch.model.keras_import import KerasClassifier
 from tlbatch.model.safe_load import require_safe
 from tlbatch.storage.resolve import resolve
 
@@ -98,7 +99,7 @@ def test_a_model_that_scales_by_itself_is_not_scaled_twice(tmp_path, build):
 def test_layers_that_map_a_small_range_to_another_do_not_scale_bytes(tmp_path):
     layers = keras.layers.Normalization(mean=[0.5] * 3, variance=[0.1] * 3), keras.layers.Rescaling(2.0, -1)
     model = with_first(*layers)
-    assert import_export.scaling_layer(model) is None
+    assert KerasClassifier(model).scaling_layer() is None
     result = imported(tmp_path, model, scale="[0,1]")
     assert load_engine(load_bundle(result["bundle"])).predict(pixels()).scores == pytest.approx(
         model.predict(pixels() / np.float32(255), verbose=0), abs=1e-5

@@ -22,7 +22,7 @@ def real_bundle(store: Path, weights: str, folder: Path, size: int = 96) -> str:
     """MobileNetV2 with a head for the classes of a store, one folder each."""
     frozen = freeze(BASES["MobileNetV2"], size, PixelRules(), weights, Path(weights).read_bytes())
     pixels = _pixels(store, size)
-    features = np.asarray(frozen.extractor(pixels, training=False)["features"])
+    features = np.asarray(frozen.source(pixels, training=False)["features"])
     return _saved(frozen, features, [path.parent.name for path in _paths(store)], pixels, folder, strength=0.01)
 
 

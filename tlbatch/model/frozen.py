@@ -18,7 +18,7 @@ from tlbatch.model import bases
 from tlbatch.model.bundle import BUNDLE, FORMAT_VERSION, HEAD, MODEL, ONNX, PROBES, Bundle, base_digest, installed_versions
 from tlbatch.model.depths import FeaturesOf, at_depths, depths_of
 from tlbatch.model.onnx_files import as_openvino, outputs_of_onnx
-from tlbatch.model.openvino import Files, export_openvino, join_openvino
+from tlbatch.model.openvino import XML, Files, cut_base, export_openvino, join_openvino
 from tlbatch.model.own_keras import import_keras, with_own_keras
 from tlbatch.model.safe_load import load_safely
 from tlbatch.schema import UNRECORDED_RULES, PixelRules, Size, sha256
@@ -114,8 +114,7 @@ def freeze(
 
     pixels, features = bases.with_preprocessing(base, network, size)
     extractor = keras.Model(pixels, {"features": features})
-    last = int(network.outputs[-1].shape[-1]) if depths else None
-    return frozen_keras(base, (size, size), rules, weights, network, extractor, depths, last)
+    return frozen_keras(base, (size, size), rules, weights, network, extractor, depths)
 
 
 def frozen_keras(
@@ -126,7 +125,7 @@ def frozen_keras(
     network: keras.Model,
     extractor: keras.Model,
     depths: tuple[str, ...] = (),
-    last_length: int | None = None,
+    openvino: Files | None = None,
 ) -> Frozen:
     """A Keras network as a frozen base.
 
@@ -138,11 +137,11 @@ def frozen_keras(
         network: the network, without preprocessing.
         extractor: pixels (batch, height, width, 3) -> {"features": (batch, F)}, through the network.
         depths: the layers whose averages are the features.
-        last_length: how many of the features are of the last of these.
+        openvino: the extractor's OpenVINO files, if there are any.
     """
-    length = int(extractor.output["features"].shape[-1])
-    digest, files = bases.weights_digest(network), export_openvino(extractor)
-    return Frozen(base, size, rules, weights, length, digest, extractor, files, depths, last_length)
+    length, last = int(extractor.output["features"].shape[-1]), int(network.outputs[-1].shape[-1]) if depths else None
+    digest, files = bases.weights_digest(network), openvino or export_openvino(extractor)
+    return Frozen(base, size, rules, weights, length, digest, extractor, files, depths, last)
 
 
 def frozen_base_of(bundle: Bundle) -> Frozen:
@@ -162,9 +161,9 @@ def _frozen_again(bundle: Bundle, base: bases.Base) -> Frozen:
     model = load_safely(bundle.folder / MODEL)
     extractor = keras.Model(model.input, {"features": model.output["features"]})
     network = next(layer for layer in extractor.layers if isinstance(layer, keras.Model))
-    last = int(network.outputs[-1].shape[-1]) if bundle.depths else None
+    files = cut_base(bundle.folder / XML) if bundle.has(XML) else None
     weights = bundle.facts["base"]["weights"]
-    return frozen_keras(base, bundle.size, bundle.pixel_rules, weights, network, extractor, bundle.depths, last)
+    return frozen_keras(base, bundle.size, bundle.pixel_rules, weights, network, extractor, bundle.depths, files)
 
 
 @dataclass(frozen=True)

@@ -98,5 +98,17 @@ def cut_head(joined: Any) -> Any:
     return openvino.Model([ports["scores"].get_node()], [parameter], "head")
 
 
+def cut_base(joined: Path) -> Files:
+    """The base of a bundle's OpenVINO model as a model of its own: pixels -> features."""
+    import openvino
+
+    model = openvino.Core().read_model(joined)
+    features = next(port for port in model.outputs if "features" in port.get_names()).get_node()
+    with tempfile.TemporaryDirectory() as folder:
+        xml = Path(folder, "model.xml")
+        openvino.save_model(openvino.Model([features], model.get_parameters(), "base"), xml, compress_to_fp16=False)
+        return _read(xml)
+
+
 def _read(xml: Path) -> Files:
     return {XML: xml.read_bytes(), BIN: xml.with_suffix(".bin").read_bytes()}
