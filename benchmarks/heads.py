@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/heads.py [cells|faces|digits|emoji] [SPLITS] [MobileNetV2|InceptionV3] [LABELS,...]
 
 The features are extracted once for each kind. In each split a fifth of the images is for measuring; of the others, as many as
-the row says are labelled (`all`: as many as there are), each class with its share. Both heads get the same labels and are measured on the same images.
+the row says are labelled (`all`: as many as there are), each class with its share. Both heads get the same labels and are
+measured on the same images.
 """
 
 from __future__ import annotations

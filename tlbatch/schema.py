@@ -61,24 +61,35 @@ class PixelRules(NamedTuple):
         white_level: the value that is white in samples of more than 8 bits whose file does not say it; `auto` finds it.
         color_profiles: `to_srgb` converts embedded colour profiles to sRGB; `ignored` takes the numbers as they are.
         resize: `stretch` brings the whole image to the model's input size; `crop` and `pad` keep its aspect ratio. `crop` cuts
-            at whole pixels, `crop_exact` at fractions of them.
-        interpolation: `bilinear`, `bicubic` and `lanczos` with antialiasing, `bilinear_tensorflow` without it, `nearest`, or
+            at whole pixels, `crop_exact` at fractions of them. `center_crop` brings the shorter side to `shorter_side` and cuts
+            the middle out; `central_crop` cuts out seven eighths of each side and stretches them.
+        interpolation: `bilinear`, `bicubic` and `lanczos` with antialiasing, `bilinear_pillow` also from all pixels of a JPEG,
+            `bilinear_tensorflow` without antialiasing, `bilinear_tensorflow1` from the corners of pixels, `nearest`, or
             `bilinear_no_antialias`, which older bundles have.
         jpeg: the transform of JPEG's decoder: `accurate`, or `fast`, which is TensorFlow's default.
+        shorter_side: for `center_crop`, in pixels.
     """
 
     white_level: float | Literal["auto"] = "auto"
     color_profiles: Literal["to_srgb", "ignored"] = "to_srgb"
-    resize: Literal["stretch", "crop", "crop_exact", "pad"] = "stretch"
-    interpolation: Literal["bilinear", "bilinear_tensorflow", "bilinear_no_antialias", "nearest", "bicubic", "lanczos"] = (
-        "bilinear"
-    )
+    resize: Literal["stretch", "crop", "crop_exact", "pad", "center_crop", "central_crop"] = "stretch"
+    interpolation: Literal[
+        "bilinear",
+        "bilinear_pillow",
+        "bilinear_tensorflow",
+        "bilinear_tensorflow1",
+        "bilinear_no_antialias",
+        "nearest",
+        "bicubic",
+        "lanczos",
+    ] = "bilinear"
     jpeg: Literal["accurate", "fast"] = "accurate"
+    shorter_side: int | None = None
 
     @property
     def dtype(self) -> Literal["uint8", "float32"]:
         """The type of the pixels, which are from 0 to 255 in any case: TensorFlow's are not rounded after resizing."""
-        return "float32" if self.interpolation == "bilinear_tensorflow" else "uint8"
+        return "float32" if self.interpolation in ("bilinear_tensorflow", "bilinear_tensorflow1") else "uint8"
 
 
 #: The rules of a bundle that records none: it was made before there were any.

@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,14 +25,16 @@ from tlbatch.model.onnx_import import OnnxClassifier
 from tlbatch.model.own_pipeline import own_scores
 from tlbatch.model.safe_load import load_safely
 from tlbatch.report.model_card import make_model_card
-from tlbatch.schema import PixelRules
+from tlbatch.schema import PixelRules, Size
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import resolve
 
 #: Value of `--resize` -> name of the interpolation in the bundle.
 INTERPOLATIONS: dict[str, Any] = {
     "antialias": "bilinear",
+    "pillow": "bilinear_pillow",
     "keras": "bilinear_tensorflow",
+    "tensorflow1": "bilinear_tensorflow1",
     "nearest": "nearest",
     "bicubic": "bicubic",
     "lanczos": "lanczos",
@@ -67,10 +69,9 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
     model = _load(resolve(config.model, config.storage_options), config.model_output)
     scale = _scale_of(model, config.scale)
     scaling: Any = SCALINGS[scale]
-    # Colour profiles are ignored as in the training of most: loaders do not convert them.
-    fit: Any = config.fit.replace("-", "_")
-    rules = PixelRules(config.white_level, "ignored", fit, INTERPOLATIONS[config.resize], config.transform)
-    imported = model.split(config.model, scaling, size_of(model, config.shape, scaling), labels, rules)
+    size = size_of(model, config.shape, scaling)
+    rules = _rules_of(config, size)
+    imported = model.split(config.model, scaling, size, labels, rules)
     frozen, probes = imported.frozen, probe_pixels(imported.frozen.size, rules.dtype)
     trained, card = _trained_of(imported, labels, {"imported": config.model, "scale": scale})
     with tempfile.TemporaryDirectory() as folder:
@@ -100,6 +101,16 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
         "check": checked,
         "seconds": round(time.monotonic() - began, 3),
     }
+
+
+def _rules_of(config: ImportConfig, size: Size) -> PixelRules:
+    """How the pixels become those of its training. Colour profiles are ignored, as most loaders do."""
+    shorter, fit = None, cast("Any", config.fit.replace("-", "_"))
+    if config.fit == "center-crop":
+        shorter = config.shorter_side or round(min(size) * 8 / 7)
+        if shorter < max(size):
+            raise ConfigError(f"shorter_side: {shorter} pixels are fewer than the {max(size)} that are cut out.")
+    return PixelRules(config.white_level, "ignored", fit, INTERPOLATIONS[config.resize], config.transform, shorter)
 
 
 def _trained_of(imported: Imported, labels: Sequence[str], facts: Mapping[str, Any]) -> tuple[Trained, bytes]:

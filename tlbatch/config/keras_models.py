@@ -24,6 +24,8 @@ _TRAINED_WITH: dict[str, dict[str, Any]] = {
     "keras-dataset": {"resize": "keras", "fit": "stretch"},
     "keras-generator": {"resize": "nearest", "fit": "stretch"},
     "teachable-machine": {"resize": "lanczos", "fit": "crop-exact", "scale": "[-1,1]"},
+    "tf-slim": {"resize": "tensorflow1", "fit": "central-crop", "scale": "[-1,1]"},
+    "torchvision": {"resize": "pillow", "fit": "center-crop", "scale": "torch"},
 }
 
 
@@ -33,10 +35,12 @@ class ImportConfig(Strict):
     model: str = Field(description="A .keras, .h5 or .onnx file with a whole model, or its URL.")
     model_output: str | None = Field(default=None, description="Name of the output that classifies, if the model has several.")
     labels: str = Field(description="Its classes in the order of its outputs: lines of text, CSV, Parquet or JSON.")
-    trained_with: Literal["tlbatch", "keras-dataset", "keras-generator", "teachable-machine"] | None = Field(
+    trained_with: (
+        Literal["tlbatch", "keras-dataset", "keras-generator", "teachable-machine", "tf-slim", "torchvision"] | None
+    ) = Field(
         default=None,
         description="What loaded its training images: sets resize and fit. keras-dataset is image_dataset_from_directory, "
-        "keras-generator is ImageDataGenerator and load_img.",
+        "keras-generator is ImageDataGenerator and load_img, torchvision is Resize(256), CenterCrop(224) and Normalize.",
     )
     scale: Literal["[-1,1]", "[0,1]", "raw", "caffe", "torch"] | None = Field(
         default=None,
@@ -46,14 +50,21 @@ class ImportConfig(Strict):
     size: ImageSize | None = Field(
         default=None, description="Height and width of its images, such as 224 or 200x300, if the model accepts any."
     )
-    resize: Literal["antialias", "keras", "nearest", "bicubic", "lanczos"] = Field(
+    resize: Literal["antialias", "pillow", "keras", "tensorflow1", "nearest", "bicubic", "lanczos"] = Field(
         default="antialias",
-        description="How its training resized: keras for image_dataset_from_directory and Resizing, nearest for load_img.",
+        description="How its training resized: keras for image_dataset_from_directory and Resizing, nearest for load_img, "
+        "pillow for torchvision, tensorflow1 for resize_bilinear of TensorFlow 1.",
     )
-    fit: Literal["stretch", "crop", "crop-exact", "pad"] = Field(
+    fit: Literal["stretch", "crop", "crop-exact", "center-crop", "central-crop", "pad"] = Field(
         default="stretch",
         description="Whether its training stretched images, or kept their aspect ratio by crop or pad; crop-exact cuts at "
-        "fractions of a pixel, as ImageOps.fit.",
+        "fractions of a pixel, as ImageOps.fit; center-crop is torchvision's, central-crop is tf-slim's of 87.5 %.",
+    )
+    shorter_side: int | None = Field(
+        default=None,
+        ge=32,
+        le=8192,
+        description="For center-crop: the shorter side before it is cut, by default 8/7 of the size.",
     )
     jpeg: Literal["accurate", "fast"] | None = Field(
         default=None,
@@ -79,14 +90,18 @@ class ImportConfig(Strict):
     def _is_checked(self) -> Self:
         if self.expected is not None and self.check is None:
             raise ValueError("expected: give the folder of its images with check")
-        if self.fit == "crop-exact" and self.resize in ("keras", "nearest"):
+        if self.fit == "crop-exact" and self.resize in ("keras", "tensorflow1", "nearest"):
             raise ValueError(f"fit: with resize={self.resize} Keras cuts at whole pixels; write crop")
+        if self.fit == "center-crop" and self.resize in ("keras", "tensorflow1"):
+            raise ValueError(f"fit: center-crop is for pictures that are rounded after resizing; found resize={self.resize}")
+        if self.shorter_side and self.fit != "center-crop":
+            raise ValueError("shorter_side: it belongs to fit=center-crop")
         return self
 
     @property
     def transform(self) -> Literal["accurate", "fast"]:
         """How JPEGs are decoded."""
-        return self.jpeg or ("fast" if self.resize == "keras" else "accurate")
+        return self.jpeg or ("fast" if self.resize in ("keras", "tensorflow1") else "accurate")
 
     @property
     def shape(self) -> tuple[int, int] | None:

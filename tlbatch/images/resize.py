@@ -10,10 +10,13 @@ from tlbatch.schema import PixelRules
 #: Interpolation -> Pillow's filter, which averages over all pixels when it makes a picture smaller (antialiasing).
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
+    "bilinear_pillow": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
 }
+#: The largest picture to which `center_crop` resizes one as a whole; the ends of a longer one are cut off before.
+_MOST_PIXELS = 1 << 26
 #: What `pad` adds. In CMYK, 0 would be white.
 _BLACK = {"CMYK": (0, 0, 0, 255)}
 
@@ -27,8 +30,9 @@ def resized(image: Image.Image, size: tuple[int, int], rules: PixelRules) -> Ima
     """The picture at Pillow's (width, height).
 
     `crop` and `pad` keep the aspect ratio as `image_dataset_from_directory` of Keras does with `crop_to_aspect_ratio` and
-    `pad_to_aspect_ratio`; `crop_exact` does as `ImageOps.fit` of Pillow. `bilinear_no_antialias`, which older bundles have, is
-    bilinear interpolation as TensorFlow's, rounded down.
+    `pad_to_aspect_ratio`; `crop_exact` does as `ImageOps.fit` of Pillow, `center_crop` as `Resize` and
+    `CenterCrop` of torchvision, `central_crop` as the function of TensorFlow. `bilinear_no_antialias`, which older bundles
+    have, is bilinear interpolation as TensorFlow's, rounded down.
     """
     if rules.resize == "pad":
         inner, place = _fitting(image.size, size)
@@ -37,9 +41,29 @@ def resized(image: Image.Image, size: tuple[int, int], rules: PixelRules) -> Ima
         return canvas
     if rules.resize == "crop_exact":
         return ImageOps.fit(image, size, _FILTERS[rules.interpolation])
+    if rules.resize == "center_crop":
+        return _center_cropped(image, size, rules)
+    return _interpolated(_cropped(image, size, rules), size, rules)
+
+
+def _cropped(image: Image.Image, size: tuple[int, int], rules: PixelRules) -> Image.Image:
+    """The part that is stretched."""
     if rules.resize == "crop":
-        image = image.crop(_middle(image.size, size))
-    return _interpolated(image, size, rules)
+        return image.crop(_middle(image.size, size))
+    if rules.resize == "central_crop":
+        left, top = (int((side - side * 0.875) / 2) for side in image.size)
+        return image.crop((left, top, image.width - left, image.height - top))
+    return image
+
+
+def _center_cropped(image: Image.Image, size: tuple[int, int], rules: PixelRules) -> Image.Image:
+    shorter, wanted = min(image.size), rules.shorter_side or min(size)
+    longest = shorter * max(2, _MOST_PIXELS // wanted**2)
+    if max(image.size) > longest:
+        image = image.crop(_middle(image.size, (min(image.width, longest), min(image.height, longest))))
+    inner = [wanted if side == shorter else int(wanted * side / shorter) for side in image.size]
+    left, top = (round((side - target) / 2) for side, target in zip(inner, size, strict=True))
+    return _interpolated(image, (inner[0], inner[1]), rules).crop((left, top, left + size[0], top + size[1]))
 
 
 def _interpolated(image: Image.Image, size: tuple[int, int], rules: PixelRules) -> Image.Image:
@@ -58,14 +82,15 @@ def resized_as_tensorflow(image: Image.Image, size: tuple[int, int], rules: Pixe
         canvas = np.zeros((size[1], size[0], 3), np.float32)
         canvas[top : top + inner[1], left : left + inner[0]] = _between_pixels(image, inner)
         return canvas
-    return _between_pixels(image.crop(_middle(image.size, size)) if rules.resize == "crop" else image, size)
+    return _between_pixels(_cropped(image, size, rules), size, 0.0 if rules.interpolation == "bilinear_tensorflow1" else 0.5)
 
 
-def _between_pixels(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+def _between_pixels(image: Image.Image, size: tuple[int, int], middle: float = 0.5) -> np.ndarray:
+    """Interpolated between pixels whose numbers are those of their middles, or of their upper left corners."""
     values = np.asarray(image)  # float32 only after there are fewer rows and columns
     for axis, side in ((1, size[0]), (0, size[1])):
         length = values.shape[axis]
-        places = np.maximum((np.arange(side, dtype=np.float32) + 0.5) * np.float32(length / side) - 0.5, 0)
+        places = np.maximum((np.arange(side, dtype=np.float32) + middle) * np.float32(length / side) - middle, 0)
         before = np.minimum(places.astype(np.int64), length - 1)
         share = np.expand_dims(places - before, (0, 2) if axis else (1, 2)).astype(np.float32)
         rows = before, np.minimum(before + 1, length - 1)

@@ -66,6 +66,7 @@ class _Input(_Strict):
     size: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)]
     white_level: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
     color_profiles: Literal["to_srgb", "ignored"] = "ignored"
+    shorter_side: Annotated[int, Field(ge=1, le=8192)] | None = None
     batch: Literal[1] | None = None
 
 

@@ -24,7 +24,7 @@ def precision(model: keras.Model) -> str:
     Raises:
         WeightsError: it is quantised in another way.
     """
-    found = {_precision(layer) for layer in _leaves(model)} - {"float32"}
+    found = {_precision(layer) for layer in leaves(model)} - {"float32"}
     if found - _HALF - {"int8"}:
         raise WeightsError(f"The model is quantised as {min(found - _HALF - {'int8'})}; only int8 can be imported.")
     return "int8" if "int8" in found else min(found, default="float32")
@@ -40,16 +40,16 @@ def in_float32(model: keras.Model) -> keras.Model:
     import keras
 
     plain = keras.saving.deserialize_keras_object(_as_float32(keras.saving.serialize_keras_object(model)))
-    for layer, other in zip(_leaves(model), _leaves(plain), strict=True):
+    for layer, other in zip(leaves(model), leaves(plain), strict=True):
         other.set_weights(_numbers(layer))
     return plain
 
 
-def _leaves(model: Any) -> Iterator[Any]:
+def leaves(model: Any) -> Iterator[Any]:
     """Every layer that contains no others, in the order of the model."""
     for layer in model.layers:
         if getattr(layer, "layers", None):
-            yield from _leaves(layer)
+            yield from leaves(layer)
         else:
             yield layer
 

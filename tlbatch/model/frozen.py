@@ -78,6 +78,7 @@ class Frozen:
                 "color": "rgb",
                 **({} if unrecorded else levels),
                 **({"jpeg": self.rules.jpeg} if self.rules.jpeg != PixelRules().jpeg else {}),
+                **({"shorter_side": self.rules.shorter_side} if self.rules.shorter_side else {}),
                 **({"batch": self.batch} if self.batch else {}),
             },
             **({"depths": list(self.depths)} if self.depths else {}),

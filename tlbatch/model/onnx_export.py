@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from tlbatch.errors import ConfigError, WeightsError
 from tlbatch.model.bundle import HEAD, MODEL, ONNX, Bundle
+from tlbatch.model.float32 import leaves
 from tlbatch.model.keras_import import plain_model
 from tlbatch.model.onnx_files import import_onnx, outputs_of_onnx, read_onnx
 from tlbatch.model.own_keras import with_own_keras
@@ -74,10 +76,13 @@ def _converted(model: keras.Model, taken: str) -> onnx.ModelProto:
         import_quietly("tf2onnx")
     except ImportError:
         raise ConfigError("To export to ONNX, install tlbatch[onnx].") from None
-    plain = keras.models.clone_model(model, clone_function=_convertible)
-    plain.set_weights(_kept_weights(model))
+    plain = keras.models.clone_model(model, clone_function=_convertible, recursive=True)
+    for layer, other in zip(leaves(model), leaves(plain), strict=True):
+        if type(layer) is type(other):
+            other.set_weights(layer.get_weights())
     signature = [keras.InputSpec(shape=(None, *model.input.shape[1:]), dtype=model.input.dtype, name=taken)]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of Keras 3.15 about NumPy
         path = Path(folder, "model.onnx")
         plain.export(str(path), format="onnx", verbose=False, input_signature=signature, opset_version=_OPSET)
         made = onnx.load(path)
@@ -97,17 +102,6 @@ def _convertible(layer: Any) -> Any:
     deviation = np.maximum(np.sqrt(np.asarray(layer.variance)).reshape(-1), keras.config.epsilon())
     mean = np.asarray(layer.mean).reshape(-1)
     return keras.layers.Rescaling((1 / deviation).tolist(), offset=(-mean / deviation).tolist(), name=layer.name)
-
-
-def _kept_weights(model: Any) -> list[np.ndarray]:
-    """The weights of a model without those of its normalizations."""
-    found = []
-    for layer in model.layers:
-        if getattr(layer, "layers", None):
-            found += _kept_weights(layer)
-        elif type(layer).__name__ != "Normalization":
-            found += layer.get_weights()
-    return found
 
 
 def _renamed(model: onnx.ModelProto, name: str, wanted: str) -> onnx.ModelProto:

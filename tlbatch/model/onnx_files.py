@@ -142,7 +142,7 @@ def _require_stored(tensor: onnx.TensorProto) -> None:
     wanted = math.prod(tensor.dims)
     stored = len(tensor.raw_data) / kind.itemsize if tensor.HasField("raw_data") else len(getattr(tensor, field))
     if stored != wanted:
-        raise ValueError(f"the tensor {tensor.name!r} in it declares {wanted:,} numbers, and {stored:g} are stored")
+        raise ValueError(f"the tensor {tensor.name!r} in it declares {wanted:,} numbers, and {stored:,.0f} are stored")
 
 
 def require_sizes(model: onnx.ModelProto) -> None:

@@ -228,7 +228,7 @@ def _own_domain(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _output_of(graph: onnx.GraphProto, wanted: str | None) -> str:
-    names = [one.name.removeprefix(_PREFIX) for one in graph.output]
+    names = [str(one.name).removeprefix(_PREFIX) for one in graph.output]
     if wanted is None and len(names) == 1:
         return names[0]
     if wanted is None:

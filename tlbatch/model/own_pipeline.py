@@ -37,7 +37,11 @@ def own_scores(
     """
     grey = model.channels == 1
     load = _by_image
-    if rules.interpolation == "bilinear_tensorflow":
+    if rules.resize == "center_crop" or rules.interpolation == "bilinear_pillow":
+        load = _by_pillow
+    elif rules.interpolation == "bilinear_tensorflow1" or rules.resize == "central_crop":
+        load = _by_slim
+    elif rules.interpolation == "bilinear_tensorflow":
         load = _by_dataset
     elif rules.jpeg == "fast" and rules.interpolation != "nearest":
         load = _by_tensorflow
@@ -81,6 +85,37 @@ def _by_tensorflow(folder: Path, size: Size, rules: PixelRules, colours: str) ->
     paths, channels = list(images_in(folder).values()), 1 if colours == "grayscale" else 3
     decoded = (tf.io.decode_image(path.read_bytes(), channels, expand_animations=False) for path in paths)
     return paths, np.stack([tf.image.resize(one, size, method, antialias=True).numpy() for one in decoded])
+
+
+def _by_pillow(folder: Path, size: Size, rules: PixelRules, colours: str) -> tuple[list[Path], np.ndarray]:
+    """As torchvision's `Resize` and `CenterCrop` load Pillow's images."""
+    load = import_keras().utils.load_img  # gives pictures of Pillow
+    if rules.resize not in ("stretch", "center_crop"):
+        raise ConfigError("torchvision has no such way of cropping; give --expected FILE.csv")
+    method = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}[rules.interpolation.split("_")[0]]
+    paths, pixels = list(images_in(folder).values()), []
+    for path in paths:
+        image, wanted = load(path, color_mode=colours), size[::-1]
+        if rules.resize == "center_crop" and rules.shorter_side:
+            short, long = sorted(image.size)
+            longer = int(rules.shorter_side * long / short)
+            wanted = (rules.shorter_side, longer) if image.width <= image.height else (longer, rules.shorter_side)
+        array = np.asarray(image.resize(wanted, method), np.float32).reshape(wanted[1], wanted[0], -1)
+        top, left = (round((side - cut) / 2) for side, cut in zip(array.shape[:2], size, strict=True))
+        pixels.append(array[top : top + size[0], left : left + size[1]])
+    return paths, np.stack(pixels)
+
+
+def _by_slim(folder: Path, size: Size, rules: PixelRules, colours: str) -> tuple[list[Path], np.ndarray]:
+    """As `preprocess_for_eval` of tf-slim's Inception loads them."""
+    import tensorflow as tf
+
+    if rules.resize != "central_crop" or rules.interpolation != "bilinear_tensorflow1" or rules.jpeg != "fast":
+        raise ConfigError("tf-slim resizes in no such way; give --expected FILE.csv")
+    paths, channels = list(images_in(folder).values()), 1 if colours == "grayscale" else 3
+    decoded = (tf.io.decode_image(path.read_bytes(), channels, expand_animations=False) for path in paths)
+    cut = (tf.image.central_crop(one, 0.875)[None] for one in decoded)
+    return paths, np.concatenate([tf.compat.v1.image.resize_bilinear(one, size).numpy() for one in cut])
 
 
 def images_in(folder: Path) -> dict[str, Path]:

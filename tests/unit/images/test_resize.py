@@ -7,14 +7,16 @@ import pytest
 from PIL import Image, ImageOps
 from support.pictures import encoded, noisy
 
+from tlbatch.images import resize
 from tlbatch.images.decode import decode
 from tlbatch.schema import PixelRules
 
 SHAPES = [(120, 90), (90, 120), (33, 200), (20, 17), (96, 96)]
 SIDE = 48
+original = Image.Image.resize
 
 
-def pixels(data: bytes, **rules: str) -> np.ndarray:
+def pixels(data: bytes, **rules: object) -> np.ndarray:
     return decode(data, (SIDE, SIDE), rules=PixelRules("auto", "ignored", **rules)).array
 
 
@@ -114,3 +116,42 @@ def test_padding_is_black_whatever_the_kind_of_picture():
         data = encoded(noisy((200, 200, 200), 3, (40, 80)).convert(mode), "TIFF")
         corner = pixels(data, resize="pad", interpolation="nearest")[SIDE // 2, 0]
         assert corner.max() <= 1, mode
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (300, 31), (31, 300), (1200, 900)])
+@pytest.mark.parametrize(("name", "method"), [("bilinear_pillow", 2), ("bicubic", 3)])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_centre_crop_is_that_of_torchvision(shape, name, method, kind):
+    """Its own words, in Pillow: the shorter side to so many pixels, the longer one rounded down, the middle rounded to even."""
+    data = encoded(noisy((90, 140, 60), 3, shape), kind)
+    image, short = Image.open(io.BytesIO(data)), 57
+    width, height = image.size
+    inner = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+    left, top = (round((side - SIDE) / 2.0) for side in inner)
+    wanted = image.resize(inner, method).crop((left, top, left + SIDE, top + SIDE))
+    assert np.array_equal(pixels(data, resize="center_crop", interpolation=name, shorter_side=short), np.asarray(wanted))
+
+
+@pytest.mark.parametrize("shape", [(900, 10), (10, 900)])
+def test_a_very_long_picture_is_cut_before_its_shorter_side_is_enlarged(shape, monkeypatch):
+    """The same picture within a level: the middle of the cut one may lie a fraction of a pixel elsewhere."""
+    data = encoded(Image.radial_gradient("L").resize(shape).convert("RGB"), "PNG")
+    how = {"resize": "center_crop", "interpolation": "bilinear_pillow", "shorter_side": 57}
+    whole, seen = pixels(data, **how), []
+    monkeypatch.setattr(resize, "_MOST_PIXELS", 4 * 57**2)
+    monkeypatch.setattr(Image.Image, "resize", lambda self, size, *rest: seen.append(size) or original(self, size, *rest))
+    cut = pixels(data, **how)
+    assert np.abs(cut.astype(int) - whole).max() <= 2
+    assert max(seen[0]) == 4 * 57
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_tf_slims_central_crop_and_interpolation_from_corners(shape, kind):
+    import tensorflow as tf
+
+    data = encoded(noisy((90, 140, 60), 3, shape), kind)
+    cut = tf.image.central_crop(tf.io.decode_image(data, 3, expand_animations=False), 0.875)
+    wanted = tf.compat.v1.image.resize_bilinear(cut[None], (SIDE, SIDE)).numpy()[0]
+    found = pixels(data, resize="central_crop", interpolation="bilinear_tensorflow1", jpeg="fast")
+    assert np.abs(found - wanted).max() <= 1e-3
