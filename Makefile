@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit long bases chaos servers fuzz soak cluster lint format bench lock clean
+.PHONY: help install demo test unit long bases chaos servers exporters fuzz soak cluster lint format bench lock clean
 
 help:  ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,13 @@ servers: $(INSTALLED)  ## What six S3 servers do, against docs/stores.md (make t
 	npm install --silent --no-save --prefix .venv-servers s3rver@3.7.1
 	TLBATCH_SERVERS=all $(BIN)/python -m pytest tests/system/test_servers.py
 
+exporters: $(INSTALLED)  ## Models of usual size by PyTorch's exporters (5 GB of PyTorch go into .venv-exporters; make test reads small ones)
+	$(BIN)/uv venv --quiet --allow-existing .venv-exporters
+	$(BIN)/uv pip install --quiet --python .venv-exporters/bin/python torch==2.15.0 timm==1.0.31 onnx==1.23.2 onnxscript==0.7.2
+	rm -rf .venv-exporters/models && mkdir .venv-exporters/models
+	.venv-exporters/bin/python -W ignore tests/support/onnx_models.py .venv-exporters/models
+	TLBATCH_EXPORTERS=.venv-exporters/models $(BIN)/python -m pytest --timeout 1200 tests/integration/test_exporters.py
+
 fuzz: $(INSTALLED)  ## Hostile bytes for every reader, six minutes each (make test does a sample)
 	TLBATCH_FUZZ_SECONDS=360 TLBATCH_EXAMPLES=5000 $(BIN)/python -m pytest -s --timeout 3600 tests/system/test_fuzz.py
 
@@ -77,4 +84,4 @@ lock: $(INSTALLED)  ## Pin and hash the requirements anew from pyproject.toml
 		--generate-hashes --no-emit-index-url --quiet --output-file .ci/requirements.txt
 
 clean:  ## Remove what make made
-	rm -rf .venv .venv-peers .venv-servers .mypy_cache .pytest_cache .ruff_cache tlbatch-demo
+	rm -rf .venv .venv-peers .venv-servers .venv-exporters .mypy_cache .pytest_cache .ruff_cache tlbatch-demo

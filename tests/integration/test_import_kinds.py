@@ -270,6 +270,81 @@ def test_a_bundle_that_says_something_else_than_expected_is_not_written(tmp_path
     assert not (tmp_path / "bundle").exists()
 
 
+def test_the_images_that_differ_most_are_shown(tmp_path, folder):
+    """Also where the bundle is refused; each with both labels."""
+    model, sheet = sharp(), tmp_path / "sheet.html"
+    expected = tmp_path / "expected.csv"
+    expected.write_text("key,label\n" + "".join(f"b/{number}.png,green\n" for number in range(1, 12, 2)))
+    with pytest.raises(BundleError, match="no bundle was written"):
+        imported(tmp_path, model, check=str(folder), expected=str(expected), sheet=str(sheet), resize="nearest")
+    page = sheet.read_text()
+    assert page.count("<figure") == page.count("data:image/jpeg") == 6
+    assert page.count(", not green") > 1
+    imported(tmp_path, model, check=str(folder), sheet=str(sheet), resize="nearest")
+    assert sheet.read_text().count("<figure") == 12
+    with pytest.raises(ConfigError, match="sheet: give the folder of its images with check"):
+        imported(tmp_path, model, sheet=str(sheet))
+
+
+def normalized() -> keras.Model:
+    """A convolution and a normalization that was trained on pixels from -1 to 1."""
+    keras.utils.set_random_seed(4)
+    inputs = keras.Input((48, 48, 3))
+    convolution, layer = keras.layers.Conv2D(8, 3, strides=2, use_bias=False), keras.layers.BatchNormalization()
+    maps = layer(convolution(inputs))
+    seen = np.asarray(convolution(np.random.default_rng(1).normal(0, 0.45, (8, 48, 48, 3)).astype("float32")))
+    layer.moving_variance.assign(seen.var((0, 1, 2)))
+    return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(maps)))
+
+
+@pytest.mark.parametrize(("scale", "warned"), [("[-1,1]", False), ("raw", True), ("[0,1]", True)])
+def test_a_scale_that_the_first_normalization_was_not_trained_on_is_a_warning(tmp_path, caplog, scale, warned):
+    """Both as the first layers and within a base."""
+    for model in (normalized(), keras.Sequential([keras.Input((48, 48, 3)), normalized()])):
+        caplog.clear()
+        imported(tmp_path, model, scale=scale)
+        told = [one.getMessage() for one in caplog.records if "first normalization" in one.getMessage()]
+        assert len(told) == warned
+        assert not told or (f"--scale {scale} gives" in told[0] and "--check shows which" in told[0])
+
+
+def test_a_normalization_that_was_never_trained_says_nothing(tmp_path, caplog):
+    model = normalized()
+    model.layers[2].moving_variance.assign(np.ones(8))
+    imported(tmp_path, model, scale="raw")
+    assert "first normalization" not in caplog.text
+
+
+def test_lora_is_merged(tmp_path):
+    """Of a dense layer and of a convolution."""
+    model = stacked()
+    for layer in (model.layers[-1], model.layers[1].layers[1]):
+        layer.enable_lora(2)
+        layer.lora_kernel_b.assign(np.random.default_rng(1).normal(0, 0.3, layer.lora_kernel_b.shape))
+    own = model.predict(pixels() / np.float32(255), verbose=0)
+    result = imported(tmp_path, model, scale="[0,1]")
+    assert scores_of(result, pixels()) == pytest.approx(own, abs=1e-5)
+    assert load_bundle(result["bundle"]).features_length == 16
+
+
+def test_a_model_of_keras_hub_is_told_to_come_as_onnx(tmp_path):
+    path = tmp_path / "model.keras"
+    stacked().save(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(members["config.json"])
+    config |= {
+        "class_name": "ResNetImageClassifier",
+        "module": "keras_hub.src",
+        "registered_name": "keras_hub>ResNetImageClassifier",
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in {**members, "config.json": json.dumps(config).encode()}.items():
+            archive.writestr(name, data)
+    with pytest.raises(WeightsError, match=r"of Keras Hub, .* as ONNX: model.export\('model.onnx', format='onnx'\)"):
+        imported(tmp_path, None, scale="[0,1]")
+
+
 def test_a_check_without_images_or_without_a_folder_is_a_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="check: "):

@@ -12,6 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -116,6 +117,8 @@ def kitchen(tmp_path_factory, bundle_url, weights) -> Path:
     labels.groupby("label").head(8).to_csv(folder / "labels.csv", index=False)
     shutil.copy(weights, folder / "mobilenetv2_notop.h5")
     _classifier_of_others(folder / "elsewhere.keras")
+    with zipfile.ZipFile(ROOT / "tests" / "golden" / "onnx.zip") as archive:
+        (folder / "elsewhere.onnx").write_bytes(archive.read("plain-dynamo.onnx"))
     (folder / "classes.txt").write_text("".join(f"{label}\n" for label in sorted(COLORS)))
     for name in ("model", "defects", "glare", "dirt"):
         shutil.copytree(bundle_url, folder / name)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,19 +15,42 @@ from tlbatch.images.label_files import read_labels
 from tlbatch.model.bundle import Bundle
 from tlbatch.model.engines import load_engine
 from tlbatch.model.own_pipeline import images_in
+from tlbatch.report.html import Thumbnail, render
+from tlbatch.report.thumbnails import as_data_url
+from tlbatch.schema import PixelRules
 from tlbatch.storage.resolve import resolve
 
-#: The smallest share of images whose labels must be equal; one image may always differ. Differences that are named.
-_FEWEST_EQUAL, _NAMED = 0.99, 20
+#: The smallest share of images whose labels must be equal; one image may always differ. Differences that are named, and shown.
+_FEWEST_EQUAL, _NAMED, _SHOWN = 0.99, 20, 60
 
 
-def check_bundle(config: ImportConfig, bundle: Bundle, own: Mapping[str, str]) -> dict[str, Any]:
-    """Compare a bundle's labels with those that are expected.
+class Answer(NamedTuple):
+    """A label and its score, which is None where only the label is known."""
+
+    label: str
+    score: float | None
+
+
+class _Compared(NamedTuple):
+    key: str
+    path: Path
+    expected: Answer
+    found: Answer
+
+    @property
+    def off(self) -> float:
+        """How far the answers are from each other; 1 or more if they name different labels."""
+        apart = abs((self.found.score or 0) - self.expected.score) if self.expected.score is not None else 0.0
+        return apart if self.found.label == self.expected.label else 1 + (self.found.score or 0)
+
+
+def check_bundle(config: ImportConfig, bundle: Bundle, own: Mapping[str, Answer]) -> dict[str, Any]:
+    """Compare a bundle's labels with those that are expected, and write the page of the images that differ most.
 
     Args:
-        config: the folder of images.
+        config: the folder of images, and the page.
         bundle: the bundle, not yet where it belongs.
-        own: file name below the folder -> label of the model's own pipeline.
+        own: file name below the folder -> answer of the model's own pipeline.
 
     Returns:
         `images`, the number compared; `equal`, the share with the same label; `different`, the images that differ with the
@@ -39,35 +62,48 @@ def check_bundle(config: ImportConfig, bundle: Bundle, own: Mapping[str, str]) -
     """
     folder = Path(str(config.check))
     images = {key: path for key, path in images_in(folder).items() if key in own}
-    found = _labels(bundle, images.values())
-    told = [(key, own[key], label) for key, label in zip(images, found, strict=True) if label is not None]
+    answers = zip(images.items(), _answers(bundle, images.values()), strict=True)
+    told = [_Compared(key, path, own[key], answer) for (key, path), answer in answers if answer is not None]
     if not told:
         raise ConfigError(f"check: {folder} has no image that can be compared.")
-    different = [{"key": key, "expected": one, "found": other} for key, one, other in told if one != other]
+    if config.sheet is not None:
+        resolve(config.sheet, config.storage_options).write(_sheet(told, bundle.pixel_rules))
+    different = [one for one in told if one.found.label != one.expected.label]
     equal = 1 - len(different) / len(told)
     if len(different) > 1 and equal < _FEWEST_EQUAL:
         first = different[0]
         raise BundleError(
             f"Of {len(told):,} images in {folder}, {len(different):,} get another label than by the model's own pipeline, such "
-            f"as {first['key']} ({first['found']!r} instead of {first['expected']!r}); nothing was written. Say how its "
+            f"as {first.key} ({first.found.label!r} instead of {first.expected.label!r}); no bundle was written. Say how its "
             "training resized and scaled: --trained-with, --resize, --fit, --scale."
         )
-    return {"images": len(told), "equal": equal, "different": different[:_NAMED]}
+    named = [{"key": one.key, "expected": one.expected.label, "found": one.found.label} for one in different[:_NAMED]]
+    return {"images": len(told), "equal": equal, "different": named}
 
 
-def expected_labels(config: ImportConfig) -> dict[str, str]:
+def expected_answers(config: ImportConfig) -> dict[str, Answer]:
     """File name below the checked folder -> label, out of the file that says what is expected."""
     keys = images_in(Path(str(config.check)))
     labels = read_labels([resolve(str(config.expected), config.storage_options)]).of_images([(key, key) for key in keys])
-    return {key: names[0] for (_, key), names in labels.labels.items()}
+    return {key: Answer(names[0], None) for (_, key), names in labels.labels.items()}
 
 
-def _labels(bundle: Bundle, paths: Iterable[Path]) -> list[str | None]:
-    """The bundle's label of each image; None if it cannot be decoded."""
+def _answers(bundle: Bundle, paths: Iterable[Path]) -> Iterator[Answer | None]:
+    """The bundle's answer for each image; None if it cannot be decoded."""
     engine = load_engine(bundle, "openvino")
-    found: list[str | None] = []
     for path in paths:
         pixels = decode(path.read_bytes(), bundle.size, rules=bundle.pixel_rules)
         scores = engine.predict(pixels.array[None]).scores if isinstance(pixels, Pixels) else None
-        found.append(None if scores is None else bundle.labels[int(np.argmax(scores[0]))])
-    return found
+        best = 0 if scores is None else int(np.argmax(scores[0]))
+        yield None if scores is None else Answer(bundle.labels[best], float(scores[0, best]))
+
+
+def _sheet(told: Sequence[_Compared], rules: PixelRules) -> bytes:
+    worst = sorted(told, key=lambda one: -one.off)[:_SHOWN]
+    shown = []
+    for one in worst:
+        label = one.found.label if one.found.label == one.expected.label else f"{one.found.label}, not {one.expected.label}"
+        data = as_data_url(one.path.read_bytes(), 160, rules)
+        why = "" if one.expected.score is None else f"the model's own score is {one.expected.score:.3f}"
+        shown.append(Thumbnail(one.key, label, one.found.score or 0.0, why, data))
+    return render("thumbnails.html", "The images that differ most from the model's own answers", thumbnails=shown)

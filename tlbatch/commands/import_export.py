@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from tlbatch.commands.import_check import check_bundle, expected_labels
+from tlbatch.commands.import_check import Answer, check_bundle, expected_answers
 from tlbatch.config import ExportConfig, ImportConfig
 from tlbatch.errors import BundleError, ConfigError, WeightsError
 from tlbatch.images.label_files import read_classes
@@ -29,6 +30,8 @@ from tlbatch.schema import PixelRules, Size
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import resolve
 
+log = logging.getLogger(__name__)
+
 #: Value of `--resize` -> name of the interpolation in the bundle.
 INTERPOLATIONS: dict[str, Any] = {
     "antialias": "bilinear",
@@ -41,6 +44,8 @@ INTERPOLATIONS: dict[str, Any] = {
 }
 #: The largest difference between scores of the CPU engine and of Keras, both in float32.
 _MOST_OFF = 1e-4
+#: How much farther from those of the training, as a logarithm, the variances of activations are with an implausible scaling.
+_IMPLAUSIBLE = 0.6
 #: Value of `--scale` -> name of the scaling in the bundle.
 SCALINGS = {"[-1,1]": "tf", "[0,1]": "unit", "raw": "inside", "caffe": "caffe", "torch": "torch"}
 
@@ -73,6 +78,7 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
     rules = _rules_of(config, size)
     imported = model.split(config.model, scaling, size, labels, rules)
     frozen, probes = imported.frozen, probe_pixels(imported.frozen.size, rules.dtype)
+    _tell_of_scale(model, scale, probes)
     trained, card = _trained_of(imported, labels, {"imported": config.model, "scale": scale})
     with tempfile.TemporaryDirectory() as folder:
         trial = save_bundle(resolve(folder), frozen, trained, probes, {bundles.CARD: card})
@@ -81,7 +87,7 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
             raise BundleError(
                 f"The bundle's scores differ from those of the model {config.model}: off by {off:.2g}; nothing was written."
             )
-        checked = None if config.check is None else check_bundle(config, trial, _own_labels(config, model, imported, trial))
+        checked = None if config.check is None else check_bundle(config, trial, _own_answers(config, model, imported, trial))
         made = copy_bundle(trial, location)
     return {
         "bundle": made.location.url,
@@ -141,14 +147,31 @@ def _scale_of(model: Classifier, scale: str | None) -> str:
     return "raw"
 
 
-def _own_labels(config: ImportConfig, model: Classifier, imported: Imported, bundle: Bundle) -> dict[str, str]:
+def _tell_of_scale(model: Classifier, scale: str, probes: np.ndarray) -> None:
+    """Warn if another scaling, and not the given one, gives the first normalization of a model the numbers of its training."""
+    if scale == "raw" and model.scaling_layer() is not None:
+        return
+    names = [name for name in SCALINGS if model.channels == 3 or name not in ("caffe", "torch")]
+    found = {name: model.spread(as_trained(cast("Any", SCALINGS[name]), probes, model.channels)) for name in names}
+    off = {name: value for name, value in found.items() if value is not None}
+    best = min(off, key=lambda name: off[name], default=scale)
+    if off and off[scale] > off[best] + _IMPLAUSIBLE:
+        log.warning(
+            "--scale %s gives the first normalization of the model numbers that vary %.1f times as much as, or as little as, "
+            "in its training; with --scale %s it is %.1f times. --check shows which is right.",
+            *(scale, np.exp(off[scale]), best, np.exp(off[best])),
+        )
+
+
+def _own_answers(config: ImportConfig, model: Classifier, imported: Imported, bundle: Bundle) -> dict[str, Answer]:
     """What the model's own pipeline says of the checked images, or what the user says that it said."""
     if config.expected is not None:
-        return expected_labels(config)
+        return expected_answers(config)
     folder, frozen = Path(str(config.check)), imported.frozen
     paths, scores = own_scores(model, folder, frozen.size, frozen.base.scaling, frozen.rules, imported.kind, len(bundle.labels))
     best = scores.argmax(axis=1)
-    return {path.relative_to(folder).as_posix(): bundle.labels[int(one)] for path, one in zip(paths, best, strict=True)}
+    answers = (Answer(bundle.labels[int(one)], float(row[one])) for one, row in zip(best, scores, strict=True))
+    return dict(zip((path.relative_to(folder).as_posix() for path in paths), answers, strict=True))
 
 
 def _distance(bundle: Bundle) -> float:

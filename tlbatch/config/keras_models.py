@@ -76,6 +76,9 @@ class ImportConfig(Strict):
     expected: str | None = Field(
         default=None, description="With check, a labels file with what the model said of these images elsewhere, instead."
     )
+    sheet: str | None = Field(
+        default=None, description="With check, an HTML file to write: the images whose labels or scores differ most."
+    )
     white_level: WhiteLevel = "auto"
     bundle: str = Field(description="Folder or URL where the bundle is written.")
     storage_options: Options = {}  # noqa: RUF012  # pydantic copies it
@@ -88,8 +91,9 @@ class ImportConfig(Strict):
 
     @model_validator(mode="after")
     def _is_checked(self) -> Self:
-        if self.expected is not None and self.check is None:
-            raise ValueError("expected: give the folder of its images with check")
+        for name in ("expected", "sheet"):
+            if getattr(self, name) is not None and self.check is None:
+                raise ValueError(f"{name}: give the folder of its images with check")
         if self.fit == "crop-exact" and self.resize in ("keras", "tensorflow1", "nearest"):
             raise ValueError(f"fit: with resize={self.resize} Keras cuts at whole pixels; write crop")
         if self.fit == "center-crop" and self.resize in ("keras", "tensorflow1"):

@@ -59,6 +59,13 @@ class Classifier(Protocol):
         None if there is none. Those that map a smaller range to another one, such as [0,1] to [-1,1], do not count.
         """
 
+    def spread(self, numbers: np.ndarray) -> float | None:
+        """How much the numbers that its first normalization takes vary, compared with those of its training.
+
+        The logarithm of the ratio of variances, whatever its sign, for the median channel. None if it has no normalization that
+        was trained.
+        """
+
     def split(self, name: str, scaling: Scaling, size: Size, labels: Sequence[str], rules: PixelRules) -> Imported:
         """Split it into base and head, which together give its scores, and put its preprocessing in front of the base.
 

@@ -82,6 +82,23 @@ class KerasClassifier:
         return _scaling_layer(self._model)[0]
 
     @with_own_keras
+    def spread(self, numbers: np.ndarray) -> float | None:
+        """As `Classifier` says."""
+        found = _first_normalization(self._model)
+        if found is None:
+            return None
+        network, layer = found
+        variances = np.asarray(layer.moving_variance)
+        try:
+            values = np.asarray(_model(network.inputs[0], layer.input)(numbers, training=False))
+        except (AttributeError, ValueError):  # it takes its numbers at several places, or not from the image alone
+            return None
+        given = values.reshape(-1, values.shape[-1]).var(axis=0)
+        known = (variances > 0) & (given > 0)
+        untrained = bool(np.all(variances == 1))
+        return None if untrained or not known.any() else float(np.median(np.abs(np.log(given[known] / variances[known]))))
+
+    @with_own_keras
     def split(self, name: str, scaling: Scaling, size: Size, labels: Sequence[str], rules: PixelRules) -> Imported:
         """As `Classifier` says."""
         model = self._model
@@ -124,6 +141,17 @@ def _with_one_output(model: keras.Model, wanted: str | None) -> keras.Model:
         )
     inputs = model.inputs[0] if len(model.inputs) == 1 else model.inputs
     return _model(inputs, model.outputs[names.index(wanted)], model.name)
+
+
+def _first_normalization(model: Any) -> tuple[Any, Any] | None:
+    """The first batch normalization, and the innermost model that contains it."""
+    for layer in model.layers:
+        found = _first_normalization(layer) if getattr(layer, "layers", None) else None
+        if found is not None:
+            return found
+        if type(layer).__name__ == "BatchNormalization":
+            return model, layer
+    return None
 
 
 def _scaling_layer(model: Any) -> tuple[str | None, bool]:

@@ -93,7 +93,7 @@ def _converted(model: keras.Model, taken: str) -> onnx.ModelProto:
 def _convertible(layer: Any) -> Any:
     """A new layer like another one; for a normalization by known numbers one that multiplies and adds.
 
-    Of the former Keras's export makes inputs of the network (`docs/bases.md`).
+    Keras's export makes inputs of the network of the known numbers.
     """
     import keras
 

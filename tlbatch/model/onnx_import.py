@@ -95,6 +95,10 @@ class OnnxClassifier:
                 return str(node.name or node.output[0]).removeprefix(_PREFIX)
             tensor = node.output[0]
 
+    def spread(self, numbers: np.ndarray) -> float | None:  # noqa: ARG002  # as of every `Classifier`
+        """None: exporters fold normalizations into the layers before them."""
+        return None
+
     def split(self, name: str, scaling: Scaling, size: Size, labels: Sequence[str], rules: PixelRules) -> Imported:
         """As `Classifier` says."""
         self._set_size(size)

@@ -116,6 +116,11 @@ def _refusal(found: Mapping[str, Any]) -> str:
     name = found["class_name"]
     if name in FUNCTIONS:
         return f"the operation {found['config'].get('function')!r} of TensorFlow, which is none of those that can be converted"
+    if str(found.get("registered_name")).startswith("keras_hub>"):
+        return (
+            f"{name!r} of Keras Hub, which is not part of Keras. Where Keras Hub is installed, write it as ONNX: "
+            "model.export('model.onnx', format='onnx')"
+        )
     return f"{name!r}, which could run code or read files; only Keras's own layers that compute are loaded"
 
 

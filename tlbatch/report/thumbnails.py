@@ -56,7 +56,7 @@ def load_thumbnails(
     images = [row for row in listed.filter(pc.and_(loose, named)).to_pylist() if row["key"] in wanted[row["uri"]]]
     found = {}
     with ThreadPoolExecutor(_THREADS) as pool:
-        for row, data in zip(images, pool.map(lambda row: _small(reader.image(row), side, rules), images), strict=True):
+        for row, data in zip(images, pool.map(lambda row: as_data_url(reader.image(row), side, rules), images), strict=True):
             found[row["uri"], row["key"]] = data
     left = float("inf") if shard_bytes is None else shard_bytes
     for row in listed.filter(pc.invert(loose)).to_pylist():
@@ -65,12 +65,13 @@ def load_thumbnails(
             left -= len(member.data) if isinstance(member.data, bytes) else 0
             if member.key in missing:
                 missing.remove(member.key)
-                found[row["uri"], member.key] = _small(member.data, side, rules)
+                found[row["uri"], member.key] = as_data_url(member.data, side, rules)
             if not missing or left <= 0:
                 break
     return {name: data for name, data in found.items() if data is not None}
 
 
-def _small(data: object, side: int, rules: PixelRules) -> str | None:
+def as_data_url(data: object, side: int, rules: PixelRules) -> str | None:
+    """A small JPEG of an encoded image as a data URL; None if it cannot be decoded."""
     small = thumbnail(data, side=side, rules=rules) if isinstance(data, bytes) else None
     return "data:image/jpeg;base64," + base64.b64encode(small).decode() if isinstance(small, bytes) else None
