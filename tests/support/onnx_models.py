@@ -27,7 +27,6 @@ USUAL = (
     "efficientnet_b0",
     "convnext_atto",
     "vit_tiny_patch16_224",
-    "regnety_002",
     "densenet121",
 )
 SIZE = 48

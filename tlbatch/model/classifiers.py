@@ -16,9 +16,6 @@ from tlbatch.schema import PixelRules, Size, in_words
 if TYPE_CHECKING:
     import keras
 
-#: The largest difference between the scores of the bundle and those of the imported model.
-TOLERANCE = 1e-5
-
 
 class Imported(NamedTuple):
     """A model in two parts.
@@ -114,11 +111,11 @@ def require_channels(channels: int | None) -> int:
     return channels
 
 
-def require_same(scores: np.ndarray, outputs: np.ndarray, kind: str, labels: Sequence[str], name: str) -> None:
+def require_same(scores: np.ndarray, outputs: np.ndarray, kind: str, labels: Sequence[str], tolerance: float) -> None:
     """Raises WeightsError unless the scores of base and head are those of the model."""
     distance = float(np.abs(scores - as_scores(outputs, kind, len(labels))).max())
-    if not distance <= TOLERANCE:
-        raise WeightsError(f"The model {name} cannot be split into base and head: the scores then differ by {distance:.2g}.")
+    if not distance <= tolerance:
+        raise WeightsError(f"The model cannot be split into base and head: the scores then differ by {distance:.2g}.")
 
 
 def kind_of(activation: str | None, outputs: np.ndarray) -> str:

@@ -33,6 +33,8 @@ from tlbatch.schema import PixelRules, Size
 if TYPE_CHECKING:
     import keras
 
+#: The largest difference between the scores of base and head and those of the model.
+_TOLERANCE = 1e-5
 _HEAD_LAYERS = [
     "Dense",
     "Dropout",
@@ -112,7 +114,7 @@ class KerasClassifier:
         head, multi_label = head_of(features.shape[-1], layers, outputs.shape[1], kind, labels)
         frozen = frozen_keras(bases.Base(model.name, size[0], scaling), size, rules, name, network, extractor)
         scores = np.asarray(head(extractor(probes, training=False)["features"], training=False))
-        require_same(scores, outputs, kind, labels, name)
+        require_same(scores, outputs, kind, labels, _TOLERANCE)
         return Imported(frozen, head, multi_label, bool(layers), kind)
 
     @with_own_keras

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 #: Operators that change neither numbers nor their order in a graph that is not trained.
 _SAME = ("Identity", "Dropout")
+#: The largest difference between the scores of base and head and those of the model: ONNX Runtime merges other operators where
+#: the graph is cut, and a network whose numbers are not well scaled enlarges the differences in the last bits.
+_TOLERANCE = 1e-4
 #: Prefix of the file's own names, so that ours cannot be among them.
 _PREFIX = "model/"
 
@@ -103,7 +106,7 @@ class OnnxClassifier:
         """As `Classifier` says."""
         self._set_size(size)
         probes = probe_pixels(size, rules.dtype)
-        outputs = self.outputs(as_trained(scaling, probes, self.channels))
+        outputs = self._run(self._numbers(probes, scaling, size, rules))
         if outputs.ndim != 2:
             raise WeightsError("The model cannot be imported: it must take one image and give one vector of scores.")
         activation, tensor = self._last_activation()
@@ -115,7 +118,7 @@ class OnnxClassifier:
             (features,) = outputs_of_onnx(source, probes)
         kind = kind_of(activation if activation or dense is None else "linear", outputs)
         head, multi_label = _keras_head(features.shape[1], dense, activation, outputs.shape[1], kind, labels)
-        require_same(np.asarray(head(features, training=False)), outputs, kind, labels, name)
+        require_same(np.asarray(head(features, training=False)), outputs, kind, labels, _TOLERANCE)
         base = bases.Base(self._model.producer_name or "onnx", size[0], scaling)
         digest, length, files = hashlib.sha256(source).hexdigest(), features.shape[1], as_openvino(source)
         frozen = Frozen(base, size, rules, name, length, digest, source, files, batch=self._batch)
@@ -123,10 +126,29 @@ class OnnxClassifier:
 
     def outputs(self, numbers: np.ndarray) -> np.ndarray:
         """As `Classifier` says; in float32."""
+        return self._run(self._ordered(numbers))
+
+    def _ordered(self, numbers: np.ndarray) -> np.ndarray:
         ordered = numbers.transpose(0, 3, 1, 2) if self.channels_first else numbers
-        given = np.ascontiguousarray(ordered).astype(self.takes, copy=False)
+        return np.ascontiguousarray(ordered).astype(self.takes, copy=False)
+
+    def _run(self, given: np.ndarray) -> np.ndarray:
         (found,) = outputs_of_onnx(self._model.SerializeToString(), given, [self._output])
         return np.asarray(found, np.float32)
+
+    def _numbers(self, probes: np.ndarray, scaling: Scaling, size: Size, rules: PixelRules) -> np.ndarray:
+        """What the operators before the base make of pixels.
+
+        The base is compared with the model on these, because networks enlarge differences in the last bit of a float.
+
+        Raises:
+            WeightsError: they are not the numbers of its training.
+        """
+        (found,) = outputs_of_onnx(self._base(self._input, scaling, size, rules), probes)
+        wanted = self._ordered(as_trained(scaling, probes, self.channels))
+        if not np.allclose(found, wanted, rtol=1e-5, atol=1e-5):
+            raise WeightsError("The model cannot be imported: its pixels cannot be scaled as in its training.")
+        return found.astype(self.takes, copy=False)
 
     def off_float32(self, numbers: np.ndarray) -> float:  # noqa: ARG002  # as of every `Classifier`
         """Zero: it computes in float32."""
