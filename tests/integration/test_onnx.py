@@ -224,6 +224,24 @@ def test_a_normalization_becomes_numbers_of_the_file(tmp_path):
     assert run_onnx(tmp_path / "plain.onnx", images) == pytest.approx(scores_of(bundle, images), abs=1e-5)
 
 
+def test_gelu_which_kerass_exporter_writes_in_an_operator_that_onnx_does_not_have(tmp_path):
+    """Into a file of ours, and out of one of Keras."""
+    model = shaped()
+    inputs = keras.Input((40, 60, 3))
+    curved = keras.layers.Activation("gelu")(keras.layers.Dense(9)(model.layers[-2](model.layers[1](inputs))))
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(curved))
+    model.save(tmp_path / "model.keras")
+    bundle = imported(tmp_path, tmp_path / "model.keras", scale="[0,1]")["bundle"]
+    tlbatch.export_model(bundle=bundle, model=str(tmp_path / "plain.onnx"))
+    images = np.random.default_rng(1).integers(0, 256, (5, 40, 60, 3), np.uint8)
+    assert run_onnx(tmp_path / "plain.onnx", images) == pytest.approx(scores_of(bundle, images), abs=1e-5)
+    model(np.zeros((1, 40, 60, 3), np.float32))
+    model.export(str(tmp_path / "model.onnx"), format="onnx", verbose=False)
+    result = imported(tmp_path, tmp_path / "model.onnx", scale="[0,1]")
+    own = model.predict(images / np.float32(255), verbose=0)
+    assert scores_of(result["bundle"], images) == pytest.approx(own, abs=1e-5)
+
+
 def test_what_onnx_runtime_cannot_run_is_not_written(tmp_path):
     """Keras's export of a convolution in groups is a file that no runtime reads."""
     shaped(groups=3).save(tmp_path / "model.keras")

@@ -17,8 +17,8 @@ from tlbatch.errors import BundleError, ConfigError, WeightsError
 from tlbatch.images.label_files import read_classes
 from tlbatch.model import bundle as bundles
 from tlbatch.model.bundle import Bundle, copy_bundle, load_bundle, require_bundle_place
-from tlbatch.model.classifiers import Classifier, Imported, as_trained, probe_pixels, size_of
 from tlbatch.model.engines import load_engine
+from tlbatch.model.foreign import ForeignModel, Imported, as_trained, probe_pixels, size_of
 from tlbatch.model.frozen import Trained, save_bundle, saved
 from tlbatch.model.keras_import import KerasClassifier, plain_model
 from tlbatch.model.onnx_export import export_onnx
@@ -127,7 +127,7 @@ def _trained_of(imported: Imported, labels: Sequence[str], facts: Mapping[str, A
     return Trained(imported.head, tuple(labels), {}, known, label_thresholds=thresholds), card
 
 
-def _scale_of(model: Classifier, scale: str | None) -> str:
+def _scale_of(model: ForeignModel, scale: str | None) -> str:
     """How the pixels are scaled outside a model: as given, or `raw` if it shows that it scales them itself.
 
     Raises:
@@ -147,7 +147,7 @@ def _scale_of(model: Classifier, scale: str | None) -> str:
     return "raw"
 
 
-def _tell_of_scale(model: Classifier, scale: str, probes: np.ndarray) -> None:
+def _tell_of_scale(model: ForeignModel, scale: str, probes: np.ndarray) -> None:
     """Warn if another scaling, and not the given one, gives the first normalization of a model the numbers of its training."""
     if scale == "raw" and model.scaling_layer() is not None:
         return
@@ -163,7 +163,7 @@ def _tell_of_scale(model: Classifier, scale: str, probes: np.ndarray) -> None:
         )
 
 
-def _own_answers(config: ImportConfig, model: Classifier, imported: Imported, bundle: Bundle) -> dict[str, Answer]:
+def _own_answers(config: ImportConfig, model: ForeignModel, imported: Imported, bundle: Bundle) -> dict[str, Answer]:
     """What the model's own pipeline says of the checked images, or what the user says that it said."""
     if config.expected is not None:
         return expected_answers(config)
@@ -209,7 +209,7 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
     return {"model": target.url, "labels": bundle.labels}
 
 
-def _load(location: Location, output: str | None) -> Classifier:
+def _load(location: Location, output: str | None) -> ForeignModel:
     try:
         data = location.read()
     except (FileNotFoundError, IsADirectoryError):

@@ -14,7 +14,8 @@ import numpy as np
 from tlbatch.errors import ConfigError, WeightsError
 from tlbatch.model import bases
 from tlbatch.model.bases import Scaling, scaled
-from tlbatch.model.classifiers import (
+from tlbatch.model.float32 import in_float32, precision
+from tlbatch.model.foreign import (
     OF_BYTES,
     Imported,
     as_trained,
@@ -25,7 +26,6 @@ from tlbatch.model.classifiers import (
     require_same,
     shrinks,
 )
-from tlbatch.model.float32 import in_float32, precision
 from tlbatch.model.frozen import frozen_keras
 from tlbatch.model.own_keras import with_own_keras
 from tlbatch.schema import PixelRules, Size
@@ -56,7 +56,7 @@ _HEAD_LAYERS = [
 
 
 class KerasClassifier:
-    """A Keras model as a `Classifier`.
+    """A Keras model as a `ForeignModel`.
 
     Args:
         model: takes images (batch, height, width, 3 or 1) and gives (batch, classes) probabilities or logits.
@@ -80,12 +80,12 @@ class KerasClassifier:
 
     @with_own_keras
     def scaling_layer(self) -> str | None:
-        """As `Classifier` says."""
+        """As `ForeignModel` says."""
         return _scaling_layer(self._model)[0]
 
     @with_own_keras
     def spread(self, numbers: np.ndarray) -> float | None:
-        """As `Classifier` says."""
+        """As `ForeignModel` says."""
         found = _first_normalization(self._model)
         if found is None:
             return None
@@ -102,7 +102,7 @@ class KerasClassifier:
 
     @with_own_keras
     def split(self, name: str, scaling: Scaling, size: Size, labels: Sequence[str], rules: PixelRules) -> Imported:
-        """As `Classifier` says."""
+        """As `ForeignModel` says."""
         model = self._model
         probes = probe_pixels(size, rules.dtype)
         outputs = np.asarray(model(as_trained(scaling, probes, self.channels), training=False))
@@ -119,12 +119,12 @@ class KerasClassifier:
 
     @with_own_keras
     def outputs(self, numbers: np.ndarray) -> np.ndarray:
-        """As `Classifier` says."""
+        """As `ForeignModel` says."""
         return np.asarray(self._original(numbers, training=False), np.float32)
 
     @with_own_keras
     def off_float32(self, numbers: np.ndarray) -> float:
-        """As `Classifier` says."""
+        """As `ForeignModel` says."""
         if self._model is self._original:
             return 0.0
         one, two = (np.asarray(each(numbers, training=False), np.float32) for each in (self._original, self._model))

@@ -13,7 +13,7 @@ from tlbatch.errors import ConfigError, WeightsError
 from tlbatch.model.bundle import HEAD, MODEL, ONNX, Bundle
 from tlbatch.model.float32 import leaves
 from tlbatch.model.keras_import import plain_model
-from tlbatch.model.onnx_files import import_onnx, outputs_of_onnx, read_onnx
+from tlbatch.model.onnx_files import import_onnx, outputs_of_onnx, read_onnx, with_erf
 from tlbatch.model.own_keras import with_own_keras
 from tlbatch.model.safe_load import load_safely
 from tlbatch.stdio import import_quietly
@@ -85,7 +85,7 @@ def _converted(model: keras.Model, taken: str) -> onnx.ModelProto:
         warnings.simplefilter("ignore", FutureWarning)  # of Keras 3.15 about NumPy
         path = Path(folder, "model.onnx")
         plain.export(str(path), format="onnx", verbose=False, input_signature=signature, opset_version=_OPSET)
-        made = onnx.load(path)
+        made = with_erf(onnx.load(path))
     made = _renamed(made, made.graph.input[0].name, taken)
     return _renamed(made, made.graph.output[0].name, "scores")
 

@@ -68,7 +68,7 @@ def read_onnx(data: bytes, name: str) -> onnx.ModelProto:
     if len(data) > _MOST_BYTES:
         raise WeightsError(f"The model {name} has {len(data):,} bytes; at most {_MOST_BYTES:,} are read.")
     try:
-        model = onnx.ModelProto.FromString(data)
+        model = with_erf(onnx.ModelProto.FromString(data))
         _require_allowed(model)
         onnx.checker.check_model(model)
     except ValueError as error:
@@ -76,6 +76,27 @@ def read_onnx(data: bytes, name: str) -> onnx.ModelProto:
     except Exception as error:  # of protobuf and of ONNX's checker, which have no kind in common
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")
         raise WeightsError(f"The model {name} is not an ONNX model: {why}.") from None
+    return model
+
+
+def with_erf(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with `Erf` for the operator `Erfc`, which ONNX does not have.
+
+    tf2onnx (1.17) writes it for a GELU of TensorFlow 2.21, as if it were ONNX's own.
+    """
+    helper, nodes = import_onnx().helper, []
+    for node in model.graph.node:
+        if node.op_type != "Erfc" or node.domain:
+            nodes.append(node)
+            continue
+        one, part = f"{node.output[0]}/one", f"{node.output[0]}/erf"
+        value = helper.make_tensor(one, import_onnx().TensorProto.FLOAT, [], [1.0])
+        nodes.append(helper.make_node("Constant", [], [one], value=value))
+        nodes.append(helper.make_node("Erf", list(node.input), [part]))
+        nodes.append(helper.make_node("Sub", [one, part], list(node.output), name=node.name))
+    if len(nodes) != len(model.graph.node):
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
     return model
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from tlbatch.errors import ConfigError, WeightsError
 from tlbatch.model import bases
 from tlbatch.model.bases import Scaling
-from tlbatch.model.classifiers import (
+from tlbatch.model.foreign import (
     Imported,
     as_trained,
     head_of,
@@ -51,7 +51,7 @@ class Dense(NamedTuple):
 
 
 class OnnxClassifier:
-    """An ONNX model as a `Classifier`.
+    """An ONNX model as a `ForeignModel`.
 
     Args:
         data: the file.
@@ -87,7 +87,7 @@ class OnnxClassifier:
         self._batch = sides[0]
 
     def scaling_layer(self) -> str | None:
-        """As `Classifier` says."""
+        """As `ForeignModel` says."""
         tensor, constants = self._input, _constants(self._model.graph)
         while True:
             users = [node for node in self._model.graph.node if tensor in node.input]
@@ -98,12 +98,12 @@ class OnnxClassifier:
                 return str(node.name or node.output[0]).removeprefix(_PREFIX)
             tensor = node.output[0]
 
-    def spread(self, numbers: np.ndarray) -> float | None:  # noqa: ARG002  # as of every `Classifier`
+    def spread(self, numbers: np.ndarray) -> float | None:  # noqa: ARG002  # as of every `ForeignModel`
         """None: exporters fold normalizations into the layers before them."""
         return None
 
     def split(self, name: str, scaling: Scaling, size: Size, labels: Sequence[str], rules: PixelRules) -> Imported:
-        """As `Classifier` says."""
+        """As `ForeignModel` says."""
         self._set_size(size)
         probes = probe_pixels(size, rules.dtype)
         outputs = self._run(self._numbers(probes, scaling, size, rules))
@@ -125,7 +125,7 @@ class OnnxClassifier:
         return Imported(frozen, head, multi_label, dense is not None, kind)
 
     def outputs(self, numbers: np.ndarray) -> np.ndarray:
-        """As `Classifier` says; in float32."""
+        """As `ForeignModel` says; in float32."""
         return self._run(self._ordered(numbers))
 
     def _ordered(self, numbers: np.ndarray) -> np.ndarray:
@@ -150,7 +150,7 @@ class OnnxClassifier:
             raise WeightsError("The model cannot be imported: its pixels cannot be scaled as in its training.")
         return found.astype(self.takes, copy=False)
 
-    def off_float32(self, numbers: np.ndarray) -> float:  # noqa: ARG002  # as of every `Classifier`
+    def off_float32(self, numbers: np.ndarray) -> float:  # noqa: ARG002  # as of every `ForeignModel`
         """Zero: it computes in float32."""
         return 0.0
 
@@ -195,7 +195,7 @@ class OnnxClassifier:
             number = ours.add("Transpose", [number], perm=[0, 3, 1, 2])
         ours.add("Cast" if self.takes == "uint8" else "Identity", [number], self._input, **_to(self.takes))
         graph = helper.make_graph(
-            [*ours.nodes, *kept, helper.make_node("Identity", [tensor], ["features"])],
+            [*ours.nodes, *kept, helper.make_node("Cast", [tensor], ["features"], to=float32)],
             "base",
             [pixels],
             [helper.make_tensor_value_info("features", float32, [self._batch or "batch", None])],

@@ -8,7 +8,7 @@ import numpy as np
 
 from tlbatch.errors import ConfigError
 from tlbatch.model.bases import Scaling
-from tlbatch.model.classifiers import Classifier, as_scores, numbers
+from tlbatch.model.foreign import ForeignModel, as_scores, numbers
 from tlbatch.model.own_keras import import_keras, with_own_keras
 from tlbatch.schema import PixelRules, Size
 
@@ -19,7 +19,7 @@ _BATCH = 32
 
 @with_own_keras
 def own_scores(
-    model: Classifier, folder: Path, size: Size, scaling: Scaling, rules: PixelRules, kind: str, classes: int
+    model: ForeignModel, folder: Path, size: Size, scaling: Scaling, rules: PixelRules, kind: str, classes: int
 ) -> tuple[list[Path], np.ndarray]:
     """The images of a folder, at any depth, and the model's scores (n, classes) of them.
 

@@ -35,7 +35,7 @@ class Imported(NamedTuple):
     kind: str
 
 
-class Classifier(Protocol):
+class ForeignModel(Protocol):
     """A model as it came.
 
     Attributes:
@@ -85,7 +85,7 @@ class Classifier(Protocol):
         """The largest difference between its outputs and those of the same network in float32."""
 
 
-def size_of(model: Classifier, size: Size | None, scaling: Scaling) -> Size:
+def size_of(model: ForeignModel, size: Size | None, scaling: Scaling) -> Size:
     """Height and width of the images that a model takes.
 
     Raises:
