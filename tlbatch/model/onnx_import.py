@@ -42,7 +42,7 @@ _TOLERANCE = 1e-4
 _PREFIX = "model/"
 
 
-class Dense(NamedTuple):
+class LastLayer(NamedTuple):
     """The last layer of a graph: the tensor that it takes, (F, C) weights, (C,) biases."""
 
     takes: str
@@ -292,7 +292,7 @@ def _before(graph: onnx.GraphProto, tensor: str) -> list[onnx.NodeProto]:
     return kept[::-1]
 
 
-def _dense_of(graph: onnx.GraphProto, tensor: str) -> Dense | None:
+def _dense_of(graph: onnx.GraphProto, tensor: str) -> LastLayer | None:
     """The multiplication that gives a tensor, if its weights are in the file."""
     makers, constants = {out: node for node in graph.node for out in node.output}, _constants(graph)
     node = makers.get(tensor)
@@ -311,7 +311,7 @@ def _dense_of(graph: onnx.GraphProto, tensor: str) -> Dense | None:
     return _dense(node.input[0], weights, biases)
 
 
-def _of_gemm(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> Dense | None:
+def _of_gemm(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> LastLayer | None:
     onnx = import_onnx()
     how = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
     biases = constants.get(node.input[2]) if len(node.input) > 2 else np.zeros(1, np.float32)
@@ -322,15 +322,15 @@ def _of_gemm(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> Dense | 
     return _dense(node.input[0], weights * np.float32(how.get("alpha", 1)), biases * np.float32(how.get("beta", 1)))
 
 
-def _dense(takes: str, weights: np.ndarray, biases: np.ndarray) -> Dense | None:
+def _dense(takes: str, weights: np.ndarray, biases: np.ndarray) -> LastLayer | None:
     if weights.ndim != 2 or biases.size not in (1, weights.shape[1]):
         return None
-    return Dense(takes, weights, np.broadcast_to(biases.reshape(-1), weights.shape[1]).astype(np.float32))
+    return LastLayer(takes, weights, np.broadcast_to(biases.reshape(-1), weights.shape[1]).astype(np.float32))
 
 
 @with_own_keras
 def _keras_head(
-    length: int, dense: Dense | None, activation: str | None, units: int, kind: str, labels: Sequence[str]
+    length: int, dense: LastLayer | None, activation: str | None, units: int, kind: str, labels: Sequence[str]
 ) -> tuple[Any, bool]:
     import keras
 
