@@ -13,7 +13,7 @@ from tlbatch.errors import ConfigError, WeightsError
 from tlbatch.model.bundle import HEAD, MODEL, ONNX, Bundle
 from tlbatch.model.float32 import leaves
 from tlbatch.model.keras_import import plain_model
-from tlbatch.model.onnx_files import import_onnx, outputs_of_onnx, read_onnx, with_erf
+from tlbatch.model.onnx_files import import_onnx, outputs_of_onnx, read_onnx, with_erf, with_own_domain
 from tlbatch.model.own_keras import with_own_keras
 from tlbatch.model.safe_load import load_safely
 from tlbatch.stdio import import_quietly
@@ -62,7 +62,7 @@ def _joined(bundle: Bundle) -> onnx.ModelProto:
 
 
 def _at_version(model: onnx.ModelProto, opset: int, convert: Any) -> onnx.ModelProto:
-    del model.opset_import[1:]  # `read_onnx` allows ONNX's own operators alone, and tf2onnx needs no others
+    model = with_own_domain(model)
     return model if model.opset_import[0].version == opset else convert(model, opset)
 
 

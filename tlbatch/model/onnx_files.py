@@ -76,6 +76,14 @@ def read_onnx(data: bytes, name: str) -> onnx.ModelProto:
     except Exception as error:  # of protobuf and of ONNX's checker, which have no kind in common
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")
         raise WeightsError(f"The model {name} is not an ONNX model: {why}.") from None
+    return with_own_domain(model)
+
+
+def with_own_domain(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without the domains of operators that it does not use: `read_onnx` allows ONNX's own alone."""
+    kept = [one for one in model.opset_import if one.domain in ("", "ai.onnx")]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
     return model
 
 

@@ -67,7 +67,7 @@ class OnnxClassifier:
 
     def __init__(self, data: bytes, name: str, output: str | None = None) -> None:
         onnx = import_onnx()
-        self._model = onnx.compose.add_prefix(_own_domain(read_onnx(data, name)), _PREFIX)
+        self._model = onnx.compose.add_prefix(read_onnx(data, name), _PREFIX)
         graph = self._model.graph
         held = {one.name for one in graph.initializer}
         inputs = [one for one in graph.input if one.name not in held]  # files of IR version 3 list their weights as inputs
@@ -243,14 +243,6 @@ def _scaled(ours: _Nodes, number: str, scaling: Scaling) -> str:
     if np.any(np.not_equal(scale, 1)):
         number = ours.add("Mul", [number, np.array(scale, np.float32)])
     return ours.add("Add", [number, np.array(offset, np.float32)]) if np.any(offset) else number
-
-
-def _own_domain(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without the domains of operators that it does not use."""
-    kept = [one for one in model.opset_import if one.domain in ("", "ai.onnx")]
-    del model.opset_import[:]
-    model.opset_import.extend(kept)
-    return model
 
 
 def _output_of(graph: onnx.GraphProto, wanted: str | None) -> str:
