@@ -104,6 +104,18 @@ def size_of(model: ForeignModel, size: Size | None, scaling: Scaling) -> Size:
     return wanted
 
 
+def choose_output(names: Sequence[str], wanted: str | None) -> str:
+    """The output that classifies; raises ConfigError if there are several and none is named, or none of that name."""
+    if wanted is None and len(names) == 1:
+        return names[0]
+    known = ", ".join(names)
+    if wanted is None:
+        raise ConfigError(f"model_output: the model has the outputs {known}; say which one classifies.")
+    if wanted not in names:
+        raise ConfigError(f"model_output: the model has no output {wanted!r}; it has {known}.")
+    return wanted
+
+
 def require_channels(channels: int | None) -> int:
     """The number of channels; raises WeightsError unless it is 1 or 3."""
     if channels not in (1, 3):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlbatch.errors import ConfigError, WeightsError
+from tlbatch.errors import WeightsError
 from tlbatch.model import bases
 from tlbatch.model.bases import Scaling, scaled
 from tlbatch.model.float32 import in_float32, precision
@@ -19,6 +19,7 @@ from tlbatch.model.foreign import (
     OF_BYTES,
     Imported,
     as_trained,
+    choose_output,
     head_of,
     kind_of,
     probe_pixels,
@@ -134,15 +135,9 @@ class KerasClassifier:
 @with_own_keras
 def _with_one_output(model: keras.Model, wanted: str | None) -> keras.Model:
     names = [str(name) for name in model.output_names]
-    if wanted not in names:
-        known = ", ".join(names)
-        raise ConfigError(
-            f"model_output: the model has the outputs {known}; say which one classifies."
-            if wanted is None
-            else f"model_output: the model has no output {wanted!r}; it has {known}."
-        )
+    chosen = choose_output(names, wanted)
     inputs = model.inputs[0] if len(model.inputs) == 1 else model.inputs
-    return _model(inputs, model.outputs[names.index(wanted)], model.name)
+    return _model(inputs, model.outputs[names.index(chosen)], model.name)
 
 
 def _first_normalization(model: Any) -> tuple[Any, Any] | None:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tlbatch.errors import ConfigError, WeightsError
+from tlbatch.errors import WeightsError
 from tlbatch.model import bases
 from tlbatch.model.bases import Scaling
 from tlbatch.model.foreign import (
     Imported,
     as_trained,
+    choose_output,
     head_of,
     kind_of,
     probe_pixels,
@@ -71,7 +72,7 @@ class OnnxClassifier:
         graph = self._model.graph
         held = {one.name for one in graph.initializer}
         inputs = [one for one in graph.input if one.name not in held]  # files of IR version 3 list their weights as inputs
-        self._output = _PREFIX + _output_of(graph, output)
+        self._output = _PREFIX + choose_output([str(one.name).removeprefix(_PREFIX) for one in graph.output], output)
         if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
             raise WeightsError("The model cannot be imported: it must take one image and give one vector of scores.")
         kind = onnx.helper.tensor_dtype_to_np_dtype(inputs[0].type.tensor_type.elem_type)
@@ -243,17 +244,6 @@ def _scaled(ours: _Nodes, number: str, scaling: Scaling) -> str:
     if np.any(np.not_equal(scale, 1)):
         number = ours.add("Mul", [number, np.array(scale, np.float32)])
     return ours.add("Add", [number, np.array(offset, np.float32)]) if np.any(offset) else number
-
-
-def _output_of(graph: onnx.GraphProto, wanted: str | None) -> str:
-    names = [str(one.name).removeprefix(_PREFIX) for one in graph.output]
-    if wanted is None and len(names) == 1:
-        return names[0]
-    if wanted is None:
-        raise ConfigError(f"model_output: the model has the outputs {', '.join(names)}; say which one classifies.")
-    if wanted not in names:
-        raise ConfigError(f"model_output: the model has no output {wanted!r}; it has {', '.join(names)}.")
-    return wanted
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
