@@ -26,9 +26,13 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import textwrap
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import NamedTuple
+
+#: Most characters of a line that is quoted.
+_MOST_TEXT = 300
 
 
 class TlbatchError(Exception):
@@ -139,6 +143,17 @@ def store_errors_end_the_run() -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreUnavailableError(error_text(error)) from error
+
+
+def line_of(error: BaseException, number: int = 0) -> str:
+    """One line of what an error of another library says, without its full stop; the name of its class if it says nothing.
+
+    Args:
+        error: the error.
+        number: which line: 0 for the first, -1 for the last.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return textwrap.shorten(lines[number], _MOST_TEXT, placeholder=" …").rstrip(".")
 
 
 def error_text(error: OSError) -> str:

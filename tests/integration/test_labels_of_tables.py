@@ -159,5 +159,6 @@ def test_names_without_folder_and_suffix_train_and_measure(tiny_url, tmp_path):
     given = {"labels": str(tmp_path / "labels.csv"), "labels_columns": "id,breed"}
     trained = tlbatch.train(features=str(tmp_path / "out"), bundle=str(tmp_path / "bundle"), **given)
     assert sum(trained["images"].values()) == len(rows)
-    measured = tlbatch.evaluate(output=str(tmp_path / "out"), labels=given["labels"], labels_columns=["id", "breed"])
-    assert (measured["images"], measured["missing"]) == (len(rows), 0)
+    for columns in ("id,breed", ["id", "breed"]):
+        measured = tlbatch.evaluate(output=str(tmp_path / "out"), labels=given["labels"], labels_columns=columns)
+        assert (measured["images"], measured["missing"]) == (len(rows), 0)

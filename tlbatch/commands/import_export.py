@@ -149,13 +149,16 @@ def _scale_of(model: ForeignModel, scale: str | None) -> str:
 
 def _tell_of_scale(model: ForeignModel, scale: str, probes: np.ndarray) -> None:
     """Warn if another scaling, and not the given one, gives the first normalization of a model the numbers of its training."""
-    if scale == "raw" and model.scaling_layer() is not None:
-        return
-    names = [name for name in SCALINGS if model.channels == 3 or name not in ("caffe", "torch")]
-    found = {name: model.spread(as_trained(cast("Any", SCALINGS[name]), probes, model.channels)) for name in names}
-    off = {name: value for name, value in found.items() if value is not None}
-    best = min(off, key=lambda name: off[name], default=scale)
-    if off and off[scale] > off[best] + _IMPLAUSIBLE:
+    off: dict[str, float] = {}
+    for name in (scale, *SCALINGS):
+        if model.channels == 1 and name in ("caffe", "torch"):
+            continue
+        spread = model.spread(as_trained(cast("Any", SCALINGS[name]), probes, model.channels))
+        if spread is None or (scale == "raw" and model.scaling_layer() is not None):
+            return
+        off[name] = spread
+    best = min(off, key=lambda name: off[name])
+    if off[scale] > off[best] + _IMPLAUSIBLE:
         log.warning(
             "--scale %s gives the first normalization of the model numbers that vary %.1f times as much as, or as little as, "
             "in its training; with --scale %s it is %.1f times. --check shows which is right.",

@@ -93,16 +93,32 @@ def fold_pictures(classes: np.ndarray, pictures: np.ndarray, count: int) -> np.n
     return folds[of_image]
 
 
-def complete_parts(part_of: np.ndarray, classes: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
-    """Given parts with those that have no image drawn from the training images, class by class."""
+def complete_parts(
+    part_of: np.ndarray, classes: np.ndarray, pictures: np.ndarray, validation: float, test: float, seed: int
+) -> np.ndarray:
+    """Given parts with those that have no image drawn from the training images, class by class.
+
+    Args:
+        part_of: (n,) the given part of each image.
+        classes: (n,) class numbers, or (n, C) with 1 where an image has a label.
+        pictures: (n,) of `find_near_copies`. Images of one picture are drawn together, and those of a picture that is in a
+            given part only if their class has no others.
+        validation: share of each class for validation.
+        test: share of each class for testing.
+        seed: seed of the shuffling.
+    """
     random = np.random.default_rng(seed)
     part_of, strata = part_of.copy(), _strata(classes)
+    is_first = pictures == np.arange(len(pictures))
     for part, share in ((_TEST, test), (_VALIDATION, validation)):
         if (part_of == part).any():
             continue
+        free = is_first & ~np.isin(pictures, pictures[part_of != _TRAIN])
         for label in np.unique(strata):
-            members = random.permutation(np.flatnonzero((strata == label) & (part_of == _TRAIN)))
-            part_of[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = part
+            own = (strata == label) & (part_of == _TRAIN)
+            members = random.permutation(np.flatnonzero(own & free if (own & free).any() else own))
+            drawn = members[: max(0, min(max(1, round(share * len(members))), len(members) - 1))]
+            part_of[np.isin(pictures, pictures[drawn]) & (part_of == _TRAIN)] = part
     return part_of
 
 

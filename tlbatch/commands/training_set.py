@@ -19,6 +19,7 @@ from tlbatch.commands.splits import (
     FEWEST,
     SPLITS,
     complete_parts,
+    enough_pictures,
     find_copies,
     find_near_copies,
     separate_copies,
@@ -259,8 +260,10 @@ def split_set(features: TrainingSet, config: TrainConfig) -> SplitSet:
     if features.split_of is not None:
         given = np.array([SPLITS.index(features.split_of.get(name, SPLITS[0])) for name in features.names])
         keys = [key for _, key in features.names]
-        part_of = separate_copies(complete_parts(given, features.classes, *shares), find_copies(features.values), keys)
-        tell_of_near_copies(part_of, find_near_copies(features.values), keys)
+        copies, near = find_copies(features.values), find_near_copies(features.values)
+        drawn_by = near if enough_pictures(features.classes, near, FEWEST) else copies
+        part_of = separate_copies(complete_parts(given, features.classes, drawn_by, *shares), copies, keys)
+        tell_of_near_copies(part_of, near, keys)
     else:
         part_of = split_pictures(features.classes, features.values, *shares)
     rows = {name: np.flatnonzero(part_of == number) for number, name in enumerate(SPLITS)}

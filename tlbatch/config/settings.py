@@ -57,7 +57,8 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _by_commas(value: Any) -> Any:
+def by_commas(value: Any) -> Any:
+    """One name or several, with commas between them, as a tuple of names; anything else as it is."""
     found = _as_tuple(value)
     if isinstance(found, tuple) and all(isinstance(one, str) for one in found):
         return tuple(name.strip() for one in found for name in one.split(",") if name.strip())
@@ -68,7 +69,7 @@ StorageOptions = Annotated[dict[str, Any], AfterValidator(_without_secrets)]
 #: One string or several; a tuple once it is checked.
 Strings = Annotated[Sequence[str], BeforeValidator(_as_tuple)]
 #: The same, several of which may be in one string, with commas between them.
-Names = Annotated[Sequence[str], BeforeValidator(_by_commas)]
+Names = Annotated[Sequence[str], BeforeValidator(by_commas)]
 
 # Fields that several configurations share: their help stands here once.
 Options = Annotated[StorageOptions, Field(description="fsspec's options for all URLs, or for one s3://BUCKET; no secrets.")]

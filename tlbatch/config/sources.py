@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from tlbatch.errors import ConfigError, closest
+from tlbatch.errors import ConfigError, closest, line_of
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -47,7 +47,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"--config {file}: {error.strerror or error}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {file} is not YAML: {str(error).splitlines()[0]}.") from None
+        raise ConfigError(f"--config {file} is not YAML: {line_of(error)}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"--config {file}: expected `key: value` lines, found a {type(values).__name__}.")
     return values

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlbatch.errors import ClusterError, InterruptedRunError, UnfinishedError
+from tlbatch.errors import ClusterError, InterruptedRunError, UnfinishedError, line_of
 from tlbatch.execution.resources import send_token
 from tlbatch.stdio import native_stderr_captured
 
@@ -124,12 +124,10 @@ def _cluster_errors(address: str) -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
-        first = str(error).strip().splitlines()[0]
         raise ClusterError(
-            f"The cluster at {address} did not take the job: {first}. Put the token that the cluster was started with into "
-            "RAY_AUTH_TOKEN, or its file into RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token."
+            f"The cluster at {address} did not take the job: {line_of(error)}. Put the token that the cluster was started "
+            "with into RAY_AUTH_TOKEN, or its file into RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token."
         ) from None
     except (RuntimeError, ConnectionError, socket.gaierror, RayError) as error:
         kind = UnfinishedError if isinstance(error, ConnectionError) else ClusterError
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise kind(f"The cluster at {address} did not take the job: {first}") from None
+        raise kind(f"The cluster at {address} did not take the job: {line_of(error)}.") from None

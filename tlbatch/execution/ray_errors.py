@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 
 from tlbatch import errors
-from tlbatch.errors import ClusterError, InterruptedRunError, StoreUnavailableError, TlbatchError, UnfinishedError
+from tlbatch.errors import ClusterError, InterruptedRunError, StoreUnavailableError, TlbatchError, UnfinishedError, line_of
 
 #: Seconds for which a cluster may not answer: its head may be starting. Ray then waits half a minute for an answer of its own.
 _PATIENCE = 20.0
@@ -106,10 +106,10 @@ def connection_error(where: str, connect: Callable[[], object]) -> ClusterError 
 
 def _reason(error: BaseException) -> str:
     """The first line of what Ray says. "Failed to connect" says nothing: there is something else, or it refuses us."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if isinstance(error, ConnectionError) or lines[0].endswith("(most recent call last):"):
+    line = line_of(error)
+    if isinstance(error, ConnectionError) or line.endswith("(most recent call last):"):
         return f"{_NO_HEAD}, or does not let this process in."
-    return f"{lines[0].rstrip('.')}."
+    return f"{line}."
 
 
 def _host_and_port(where: str) -> tuple[str, int] | None:
@@ -150,9 +150,8 @@ def _in_one_sentence(error: Exception, run_id: str) -> TlbatchError:
             return _stopped(run_id, sentence)
         found: TlbatchError = getattr(errors, kind)(sentence)
         return found
-    last = str(error).strip().splitlines()[-1].strip()
     return TlbatchError(
-        f"Ray ended run {run_id}: {last}. Nothing is published. Run the same command again to continue, "
+        f"Ray ended run {run_id}: {line_of(error, -1)}. Nothing is published. Run the same command again to continue, "
         "with --verbose for details."
     )
 

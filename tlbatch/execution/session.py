@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tlbatch import signals
-from tlbatch.errors import TlbatchError, UnfinishedError
+from tlbatch.errors import TlbatchError, UnfinishedError, line_of
 from tlbatch.execution.ray_errors import connection_error, require_address, require_answer
 from tlbatch.execution.resources import cluster_address, configure_ray_data
 from tlbatch.stdio import native_stderr_captured
@@ -83,9 +83,8 @@ def _local_start_error(options: dict[str, Any]) -> UnfinishedError | None:
     except TlbatchError:
         raise
     except Exception as error:  # Ray raises plain `Exception` if its processes do not come up
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         return UnfinishedError(
-            f"Ray did not start on this machine: {reason}. Its logs are in RAY_TMPDIR, or else /tmp/ray, below "
+            f"Ray did not start on this machine: {line_of(error)}. Its logs are in RAY_TMPDIR, or else /tmp/ray, below "
             "session_latest/logs; run the same command again when the cause is gone."
         )
     return None

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlbatch.errors import LabelsError
+from tlbatch.errors import LabelsError, line_of
 from tlbatch.images.labels import NO_LABEL, WITHDRAWN, LabelRow, Labels
 from tlbatch.schema import from_parquet
 from tlbatch.storage.location import Location
@@ -92,7 +92,7 @@ def _read_table(location: Location, columns: Sequence[str] = ()) -> pa.Table:
     try:
         table = from_parquet(data) if data.startswith(b"PAR1") else _parse_csv(decoded_text(data, location), columns)
     except (pa.ArrowException, csv.Error) as error:
-        raise LabelsError(f"The labels file {location.url} is neither CSV nor Parquet: {str(error).splitlines()[0]}.") from None
+        raise LabelsError(f"The labels file {location.url} is neither CSV nor Parquet: {line_of(error)}.") from None
     if columns:
         table = table.rename_columns(_told_names(table.column_names, columns, location))
     table = table.rename_columns(_usual_names(table.column_names, location))
@@ -192,7 +192,7 @@ def _by_index(table: pa.Table, location: Location) -> pa.Table:
     try:
         return table.take(pc.sort_indices(table["index"].cast(pa.int64())))
     except pa.ArrowException as error:
-        raise LabelsError(f"The column index of {location.url} must hold numbers: {str(error).splitlines()[0]}.") from None
+        raise LabelsError(f"The column index of {location.url} must hold numbers: {line_of(error)}.") from None
 
 
 def _without_numbers(lines: list[str]) -> list[str]:

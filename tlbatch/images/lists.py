@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from tlbatch.errors import StoreError
+from tlbatch.errors import StoreError, line_of
 from tlbatch.images.names import suffix
 from tlbatch.storage.location import Location, ObjectInfo
 from tlbatch.storage.range_file import open_range_file
@@ -37,7 +37,7 @@ def read_list(location: Location, info: ObjectInfo) -> pa.Table | None:
     try:
         table = _parse(location, info)
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise StoreError(f"The list {location.url} cannot be parsed: {str(error).splitlines()[0]}.") from None
+        raise StoreError(f"The list {location.url} cannot be parsed: {line_of(error)}.") from None
     if table is None:
         return None
     written = table["uri"].cast(pa.string())
@@ -87,7 +87,7 @@ def _parse_csv(location: Location) -> pa.Table:
     try:
         table = pacsv.read_csv(pa.BufferReader(_utf8(location)), convert_options=text)
     except pa.ArrowInvalid as error:
-        raise StoreError(f"The list {location.url} is not a CSV file: {str(error).splitlines()[0]}.") from None
+        raise StoreError(f"The list {location.url} is not a CSV file: {line_of(error)}.") from None
     if "uri" not in table.column_names:
         raise StoreError(f"The list {location.url} has no column uri; its columns are {', '.join(table.column_names)}.")
     _require_each_column_once(location, table.column_names)

@@ -16,6 +16,9 @@ from tlbatch.schema import PixelRules, Size, in_words
 if TYPE_CHECKING:
     import keras
 
+#: What is said of a model that takes or gives something else.
+NOT_A_CLASSIFIER = "The model cannot be imported: it must take one image and give one vector of scores."
+
 
 class Imported(NamedTuple):
     """A model in two parts.

@@ -16,6 +16,7 @@ from tlbatch.model import bases
 from tlbatch.model.bases import Scaling, scaled
 from tlbatch.model.float32 import in_float32, precision
 from tlbatch.model.foreign import (
+    NOT_A_CLASSIFIER,
     OF_BYTES,
     Imported,
     as_trained,
@@ -72,7 +73,7 @@ class KerasClassifier:
         if output or len(model.outputs) > 1:
             model = _with_one_output(model, output)
         if len(model.inputs) != 1 or len(model.inputs[0].shape) != 4 or len(model.outputs[0].shape) != 2:
-            raise WeightsError("The model cannot be imported: it must take one image and give one vector of scores.")
+            raise WeightsError(NOT_A_CLASSIFIER)
         _, height, width, channels = model.inputs[0].shape
         self.channels, self.size = require_channels(channels), (height, width)
         self.precision, self.takes = precision(model), str(model.inputs[0].dtype)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlbatch.errors import ConfigError, WeightsError
+from tlbatch.errors import ConfigError, WeightsError, line_of
 from tlbatch.model.openvino import Files, converted
 
 if TYPE_CHECKING:
@@ -74,8 +74,7 @@ def read_onnx(data: bytes, name: str) -> onnx.ModelProto:
     except ValueError as error:
         raise WeightsError(f"The model {name} cannot be read safely: {error}.") from None
     except Exception as error:  # of protobuf and of ONNX's checker, which have no kind in common
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")
-        raise WeightsError(f"The model {name} is not an ONNX model: {why}.") from None
+        raise WeightsError(f"The model {name} is not an ONNX model: {line_of(error)}.") from None
     return with_own_domain(model)
 
 
@@ -180,8 +179,7 @@ def require_sizes(model: onnx.ModelProto) -> None:
     try:
         told = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except Exception as error:  # ONNX raises errors of several kinds, all with one sentence
-        why = (str(error).strip().splitlines() or [type(error).__name__])[-1][:160].rstrip(".")
-        raise WeightsError(f"The shapes of the model do not fit together: {why}.") from None
+        raise WeightsError(f"The shapes of the model do not fit together: {line_of(error, -1)}.") from None
     for value in told.graph.value_info:
         sides = [one.dim_value for one in value.type.tensor_type.shape.dim if one.HasField("dim_value")]
         if math.prod(sides) > _MOST_NUMBERS:
@@ -212,8 +210,7 @@ def outputs_of_onnx(source: bytes, pixels: np.ndarray, names: Sequence[str] | No
         at_once = taken.shape[0] if isinstance(taken.shape[0], int) else len(pixels)
         found = [session.run(names, {taken.name: pixels[start : start + at_once]}) for start in range(0, len(pixels), at_once)]
     except Exception as error:  # each of ONNX Runtime's errors is a class of its own
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".")
-        raise WeightsError(f"ONNX Runtime cannot run the model: {why}.") from None
+        raise WeightsError(f"ONNX Runtime cannot run the model: {line_of(error)}.") from None
     return [np.concatenate(one) for one in zip(*found, strict=True)]
 
 
@@ -230,5 +227,4 @@ def as_openvino(source: bytes) -> Files:
         try:
             return converted(path)
         except Exception as error:  # OpenVINO raises RuntimeError and errors of its own
-            why = (str(error).strip().splitlines() or [type(error).__name__])[-1][:160].rstrip(".")
-            raise WeightsError(f"OpenVINO cannot read the model: {why}.") from None
+            raise WeightsError(f"OpenVINO cannot read the model: {line_of(error, -1)}.") from None

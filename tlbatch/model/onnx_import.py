@@ -16,6 +16,7 @@ from tlbatch.errors import WeightsError
 from tlbatch.model import bases
 from tlbatch.model.bases import Scaling
 from tlbatch.model.foreign import (
+    NOT_A_CLASSIFIER,
     Imported,
     as_trained,
     choose_output,
@@ -74,7 +75,7 @@ class OnnxClassifier:
         inputs = [one for one in graph.input if one.name not in held]  # files of IR version 3 list their weights as inputs
         self._output = _PREFIX + choose_output([str(one.name).removeprefix(_PREFIX) for one in graph.output], output)
         if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
-            raise WeightsError("The model cannot be imported: it must take one image and give one vector of scores.")
+            raise WeightsError(NOT_A_CLASSIFIER)
         kind = onnx.helper.tensor_dtype_to_np_dtype(inputs[0].type.tensor_type.elem_type)
         if kind not in (np.float32, np.uint8):
             raise WeightsError(f"The model takes {kind}; import it in float32, the numbers that tlbatch computes in.")
@@ -109,7 +110,7 @@ class OnnxClassifier:
         probes = probe_pixels(size, rules.dtype)
         outputs = self._run(self._numbers(probes, scaling, size, rules))
         if outputs.ndim != 2:
-            raise WeightsError("The model cannot be imported: it must take one image and give one vector of scores.")
+            raise WeightsError(NOT_A_CLASSIFIER)
         activation, tensor = self._last_activation()
         dense = _dense_of(self._model.graph, tensor)
         source = self._base(dense.takes if dense else tensor, scaling, size, rules)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tlbatch.errors import ConfigError
+from tlbatch.errors import ConfigError, line_of
 from tlbatch.model.bases import Scaling
 from tlbatch.model.foreign import ForeignModel, as_scores, numbers
 from tlbatch.model.own_keras import import_keras, with_own_keras
@@ -48,7 +48,7 @@ def own_scores(
     try:
         paths, pixels = load(folder, size, rules, "grayscale" if grey else "rgb")
     except Exception as error:  # TensorFlow and Pillow raise errors of many kinds
-        raise ConfigError(f"check: Keras cannot load the images of {folder}: {str(error).splitlines()[0][:160]}.") from None
+        raise ConfigError(f"check: Keras cannot load the images of {folder}: {line_of(error)}.") from None
     outputs = [model.outputs(numbers(scaling, pixels[start : start + _BATCH])) for start in range(0, len(pixels), _BATCH)]
     return paths, as_scores(np.concatenate(outputs), kind, classes)
 

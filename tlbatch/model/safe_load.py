@@ -13,14 +13,13 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import textwrap
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlbatch.errors import WeightsError
+from tlbatch.errors import WeightsError, line_of
 from tlbatch.model.older_files import FUNCTIONS, is_operation, renewed
 from tlbatch.model.own_keras import import_keras, with_own_keras
 
@@ -84,9 +83,7 @@ def load_safely(path: Path) -> keras.Model:
         with _file_of(path, None if as_it_is else config) as file:
             return keras.saving.load_model(file, compile=False, safe_mode=True)
     except Exception as error:  # a configuration can make Keras raise any exception
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        why = textwrap.shorten(reason[0], 200, placeholder=" …").rstrip(".")
-        raise WeightsError(f"Keras cannot load the model {path}: {why}.") from None
+        raise WeightsError(f"Keras cannot load the model {path}: {line_of(error)}.") from None
 
 
 def require_safe(path: Path) -> None:
@@ -102,8 +99,7 @@ def _require_safe(path: Path) -> tuple[Any, bool]:
         _require_sizes(found)
         config = renewed(found)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile, RecursionError) as error:
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise WeightsError(f"The model {path} is not a Keras model that can be loaded safely: {why}.") from None
+        raise WeightsError(f"The model {path} is not a Keras model that can be loaded safely: {line_of(error)}.") from None
     allowed = _allowed()
     for one in _objects(config):
         if not isinstance(one["class_name"], str) or not _is_allowed(one, allowed):

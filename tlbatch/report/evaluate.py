@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from tlbatch.config.settings import by_commas
 from tlbatch.errors import LabelsError
 from tlbatch.images.label_files import read_labels
 from tlbatch.images.labels import Labels, in_short, names_of, warn_of_spelling
@@ -38,7 +39,7 @@ def evaluate(
     Args:
         output: the output folder.
         labels: CSV or Parquet with `key` or `uri` or both, `label` and, if `split` is given, `split`.
-        labels_columns: the columns that name the image and its label, if they are called otherwise.
+        labels_columns: the columns that name the image and its label, if they are called otherwise; one text with a comma does.
         split: only the rows of this part, for example "test".
         storage_options: fsspec's options for both.
 
@@ -50,7 +51,8 @@ def evaluate(
         LabelsError: the file cannot be used, none of its images is in the table, or a name fits several of them.
     """
     runs = require_published(resolve(output, storage_options))
-    return evaluate_rows(labelled_rows(runs, read_true_labels(runs, labels, split, storage_options, labels_columns)))
+    columns = by_commas(labels_columns)
+    return evaluate_rows(labelled_rows(runs, read_true_labels(runs, labels, split, storage_options, columns)))
 
 
 def read_true_labels(

@@ -17,6 +17,7 @@ from tlbatch.errors import (
     ThrottledError,
     UsageError,
     closest,
+    line_of,
 )
 
 _NO_CREDENTIALS = frozenset(
@@ -152,5 +153,5 @@ def _sentence(error: Exception, code: str) -> str:
     if request:
         method, host, reason = request.groups()
         return f"{method} {host}: {reason.replace('error sending request', 'the connection failed')[:300]}"
-    first = next(iter(text.strip().splitlines()), "") or type(error).__name__
-    return f"{code}: {first[:300]}" if code and code not in first else first[:300]
+    first = line_of(error)
+    return f"{code}: {first}" if code and code not in first else first

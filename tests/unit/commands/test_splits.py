@@ -86,12 +86,25 @@ def test_copies_in_given_parts_move_to_the_part_that_is_used_last(caplog):
 def test_missing_parts_are_drawn_from_training_images(random):
     classes = np.repeat([0, 1], 20)
     given = np.where(random.random(40) < 0.2, 1, 0)
-    completed = complete_parts(given, classes, 0.15, 0.2, 0)
+    completed = complete_parts(given, classes, np.arange(40), 0.15, 0.2, 0)
     assert set(completed) == {0, 1, 2}
     assert np.array_equal(completed == 1, given == 1), "what was given stays"
     assert {(2, 0), (2, 1)} <= set(zip(completed.tolist(), classes.tolist(), strict=True))
     whole = np.arange(40) % 3
-    assert np.array_equal(complete_parts(whole, classes, 0.15, 0.2, 0), whole)
+    assert np.array_equal(complete_parts(whole, classes, np.arange(40), 0.15, 0.2, 0), whole)
+
+
+def test_missing_parts_are_drawn_by_picture():
+    classes, pictures = np.repeat([0, 1], 20), np.arange(40) // 4 * 4
+    given = np.where(np.arange(40) == 2, 1, 0)
+    completed = complete_parts(given, classes, pictures, 0.15, 0.2, 0)
+    assert {(2, 0), (2, 1)} <= set(zip(completed.tolist(), classes.tolist(), strict=True))
+    assert all(len(set(completed[pictures == first].tolist())) == 1 for first in np.unique(pictures)[1:])
+    assert set(completed[:4]) == {0, 1}, "a picture that is in a given part is not drawn"
+    every = np.where(np.arange(40) % 4 == 2, 1, 0)
+    torn = complete_parts(every, classes, pictures, 0.15, 0.2, 0)
+    assert np.array_equal(torn == 1, every == 1)
+    assert {(2, 0), (2, 1)} <= set(zip(torn.tolist(), classes.tolist(), strict=True)), "unless there are no others"
 
 
 @pytest.mark.parametrize("folders", [("train", "val", "test"), ("train", "test")])
