@@ -1,11 +1,12 @@
 """Measure stored features, several heads in one pass, calibration and review on the demo's solar cells.
 
-    .venv/bin/python benchmarks/frozen_base.py [heads] [together] [honest] [reviewed] [--rounds 3] [--seeds 5] [--times 4]
+    .venv/bin/python benchmarks/frozen_base.py [heads] [together] [honest] [reviewed] [--rounds 3] [--seeds 10] [--times 4]
 
 `heads`: features are extracted once and three heads are trained on them; the store is rescored and classified with each head.
 `together`: three bundles in one pass, compared with one bundle. `honest`: calibration error, and precision at a threshold.
 `reviewed`: a labelled set that grows by reviewed cells, compared with one that grows by random cells; draws docs/review.svg.
-The larger store of the first two contains the cells several times (`--times`).
+The first two use features of the last layer, and a larger store that contains the cells several times (`--times`); the others
+those of several depths.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tlbatch.commands.classify import OutputTable
 from tlbatch.output.run import Run
 
 ROOT = Path(__file__).parent.parent
-BASE = ["--base", "MobileNetV2", "--size", SIZE, "--weights", WEIGHTS, "--features-of", "last"]
+BASE = ["--base", "MobileNetV2", "--size", SIZE, "--weights", WEIGHTS]
 FIRST, ROUND, ROUNDS = 200, 100, 3
 #: Numbers of images whose features are rescored.
 ROWS = (50_000, 350_000)
@@ -43,16 +44,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(sections))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--times", type=int, default=4)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_labels(root / "labels.csv")
-        run("extract", "--images", CELLS, *BASE, "--output", root / "features")
         for name in options.sections or sections:
             sections[name](root, options)
             print(flush=True)
+
+
+def stored(root: Path, features_of: str) -> Path:
+    """The cells' features: `last` or `depths`."""
+    output = root / features_of
+    if not output.exists():
+        run("extract", "--images", CELLS, *BASE, "--features-of", features_of, "--output", output)
+    return output
 
 
 def head(root: Path, seed: int) -> Path:
@@ -60,7 +68,7 @@ def head(root: Path, seed: int) -> Path:
     bundle = root / f"head-{seed}"
     if not bundle.exists():
         labels = ["--labels", root / "labels.csv"]
-        run("train", "--features", root / "features", *labels, "--bundle", bundle, "--set", f"seed={seed}")
+        run("train", "--features", stored(root, "last"), *labels, "--bundle", bundle, "--set", f"seed={seed}")
     return bundle
 
 
@@ -84,7 +92,7 @@ def heads(root: Path, options: argparse.Namespace) -> None:
     for seed in range(3):
         bundle = head(root, seed)
         both = []
-        for verb, source in (("classify", ["--images", CELLS]), ("rescore", ["--features", root / "features"])):
+        for verb, source in (("classify", ["--images", CELLS]), ("rescore", ["--features", stored(root, "last")])):
             output = root / f"{verb}-{seed}"
             report = run(verb, *source, "--bundle", bundle, "--output", output)
             both.append((read_predictions(str(output)).set_index("key"), report["seconds"]))
@@ -131,7 +139,7 @@ def store_features(root: Path, output: Path, rows: int) -> None:
     from tlbatch.output.features import find_features, matrix
     from tlbatch.output.parts import stage_part
 
-    values = matrix(next(find_features(str(root / "features")).runs[0].vectors())["features"])
+    values = matrix(next(find_features(str(stored(root, "last"))).runs[0].vectors())["features"])
     listed = root / f"list-{rows}.csv"
     listed.write_text("uri\n" + "".join(f"/nowhere/{row:09d}.png\n" for row in range(rows)))
     bundle = load_bundle(str(head(root, 0)))
@@ -180,7 +188,7 @@ def honest(root: Path, options: argparse.Namespace) -> None:
     for seed in range(options.seeds):
         bundle = root / f"honest-{seed}"
         words = ["--labels", root / "labels.csv", "--bundle", bundle, "--precision", 0.95, "--set", f"seed={seed}"]
-        told = run("train", "--features", root / "features", *words)["calibration"]
+        told = run("train", "--features", stored(root, "depths"), *words)["calibration"]
         error, test = told["calibration_error"], told["abstaining"]["test"]
         best = least_error(root, bundle)
         found.append((error["before"], error["after"], best, test["precision"], test["answered"] / test["images"]))
@@ -204,7 +212,7 @@ def least_error(root: Path, bundle: Path) -> float:
 
     rows = csv.DictReader((bundle / "split.csv").read_text().splitlines())
     keys = pa.array([row["key"] for row in rows if row["split"] == "test"])
-    values = matrix(look_up(find_features(str(root / "features")), "key", keys)["features"])
+    values = matrix(look_up(find_features(str(stored(root, "depths"))), "key", keys)["features"])
     scores = load_head(load_bundle(str(bundle))).predict(values)
     chance = np.random.default_rng(0)
     return statistics.mean(
@@ -217,19 +225,31 @@ def reviewed(root: Path, options: argparse.Namespace) -> None:
     from tlbatch.execution.session import ray_session
 
     curves: dict[str, list[list[float]]] = {"reviewed": [], "random": []}
+    stored(root, "depths")
     with ray_session() as start:
         start()
         for seed in range(options.seeds):
             for way, found in curves.items():
                 found.append(curve(root, way, seed))
                 print(f"{way}, seed {seed}: " + ", ".join(f"{value:.4f}" for value in found[-1]), file=sys.stderr, flush=True)
-    print("| labelled cells | reviewed | random | difference by seed, points |\n| ---: | ---: | ---: | --- |")
+    print("| labelled cells | reviewed | random | mean difference, points (95 % interval) | reviewed is ahead |")
+    print("| ---: | ---: | ---: | ---: | ---: |")
     for step in range(ROUNDS + 1):
         pairs = [(one[step], other[step]) for one, other in zip(curves["reviewed"], curves["random"], strict=True)]
         means = [statistics.mean(column) for column in zip(*pairs, strict=True)]
-        apart = ", ".join(f"{100 * (one - other):+.1f}" for one, other in pairs)
-        print(f"| {FIRST + step * ROUND} | {means[0]:.4f} | {means[1]:.4f} | {apart} |")
+        apart = [100 * (one - other) for one, other in pairs]
+        ahead = f"{sum(points > 0 for points in apart)} of {len(apart)}" if step else ""
+        print(f"| {FIRST + step * ROUND} | {means[0]:.4f} | {means[1]:.4f} | {interval(apart) if step else '0'} | {ahead} |")
     draw(curves)
+
+
+def interval(apart: Sequence[float]) -> str:
+    """The mean of paired differences, and its 95 % interval by Student's t."""
+    from scipy.stats import t
+
+    mean, error = statistics.mean(apart), statistics.stdev(apart) / len(apart) ** 0.5
+    low, high = t.interval(0.95, len(apart) - 1, mean, error)
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def curve(root: Path, way: str, seed: int) -> list[float]:
@@ -252,7 +272,7 @@ def curve(root: Path, way: str, seed: int) -> list[float]:
             parts = ["validation" if number % 6 == 5 else "train" for number in range(len(labelled))]
             rows = [*zip(labelled, parts, strict=True), *((key, "test") for key in test)]
             writer.writerows((key, truth[key], part) for key, part in rows)
-        features = str(root / "features")
+        features = str(stored(root, "depths"))
         settings = {"features": features, "labels": str(labels), "seed": seed}
         found.append(tlbatch.train(**settings, bundle=str(folder / "bundle"))["accuracy"])
         if step == ROUNDS:

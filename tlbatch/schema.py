@@ -54,6 +54,9 @@ def in_words(size: Size) -> str:
 PIN = "#sha256="
 
 
+Background = Literal["white", "black", "hidden"]
+
+
 class PixelRules(NamedTuple):
     """How an image file becomes a model's pixels, as recorded in the bundle: training and inference follow the same rules.
 
@@ -68,6 +71,7 @@ class PixelRules(NamedTuple):
             `bilinear_no_antialias`, which older bundles have.
         jpeg: the transform of JPEG's decoder: `accurate`, or `fast`, which is TensorFlow's default.
         shorter_side: for `center_crop`, in pixels.
+        background: what shows where an image is transparent: `white`, `black`, or the `hidden` colours of the file.
     """
 
     white_level: float | Literal["auto"] = "auto"
@@ -85,6 +89,7 @@ class PixelRules(NamedTuple):
     ] = "bilinear"
     jpeg: Literal["accurate", "fast"] = "accurate"
     shorter_side: int | None = None
+    background: Background = "white"
 
     @property
     def dtype(self) -> Literal["uint8", "float32"]:

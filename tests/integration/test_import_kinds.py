@@ -192,14 +192,18 @@ def test_the_scale_is_found_where_the_graph_shows_it_and_asked_for_elsewhere(tmp
 
 def test_what_loaded_the_training_images_sets_how_they_are_read(tmp_path):
     model = stacked()
-    for loader, resize, fit, scale in (
-        ("keras-dataset", "keras", "stretch", "[0,1]"),
-        ("keras-generator", "nearest", "stretch", "[0,1]"),
-        ("teachable-machine", "lanczos", "crop-exact", None),
+    for loader, resize, fit, scale, background in (
+        ("tlbatch", "antialias", "stretch", "[0,1]", "white"),
+        ("keras-dataset", "keras", "stretch", "[0,1]", "hidden"),
+        ("keras-generator", "nearest", "stretch", "[0,1]", "hidden"),
+        ("teachable-machine", "lanczos", "crop-exact", None, "black"),
     ):
         given = {"scale": scale} if scale else {}
         result = imported(tmp_path, model, trained_with=loader, **given)
-        assert (result["resize"], result["fit"]) == (resize, fit)
+        assert (result["resize"], result["fit"], result["background"]) == (resize, fit, background)
+        rules = load_bundle(result["bundle"]).pixel_rules
+        assert rules.background == background
+        assert rules.color_profiles == ("to_srgb" if loader == "tlbatch" else "ignored")
     assert result["scale"] == "[-1,1]"
     assert imported(tmp_path, model, trained_with="teachable-machine", fit="pad", scale="[0,1]")["fit"] == "pad"
 
@@ -232,8 +236,11 @@ def test_a_bundle_is_checked_against_keras_own_loaders(tmp_path, folder, resize,
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("plan", ["fused", "split"])
 def test_a_run_gives_the_scores_of_keras_own_pipeline(tmp_path, folder, ray_here, plan):
-    """On JPEGs and PNGs, whose pixels are not rounded."""
+    """On JPEGs and PNGs, whose pixels are not rounded, and whose hidden colours show."""
     for number in range(4):
+        image = noisy((128, 100, 160), number, (131, 97))
+        image.putalpha(60 * number)
+        (folder / f"hidden-{number}.png").write_bytes(encoded(image, "PNG"))
         (folder / f"{number}.jpg").write_bytes(encoded(noisy((128, 100, 160), number, (131, 97))))
     model = sharp()
     result = imported(tmp_path, model, trained_with="keras-dataset")
@@ -242,7 +249,7 @@ def test_a_run_gives_the_scores_of_keras_own_pipeline(tmp_path, folder, ray_here
     how = {"labels": None, "image_size": (48, 48), "shuffle": False, "verbose": False}
     dataset = keras.utils.image_dataset_from_directory(folder, **how)
     own = dict(zip(dataset.file_paths, model.predict(dataset, verbose=0), strict=True))
-    assert len(table) == len(own) == 16
+    assert len(table) == len(own) == 20
     for row in table.itertuples():
         given = dict(zip(row.top_labels, row.top_scores, strict=True))
         wanted = dict(zip(LABELS, own[row.uri], strict=True))

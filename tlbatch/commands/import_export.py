@@ -58,10 +58,10 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
 
     Returns:
         `bundle` (its URL), `digest`, `labels`, `features_length`, `multi_label`; `size`, a number or [height, width]; `split`,
-        whether the graph shows where the head begins; `scale`, `resize`, `fit` and `jpeg`; `off`, the largest difference
-        between the scores of the CPU engine and of the model in float32; `precision`, what the model computes in, and
-        `off_float32`, the largest difference of its outputs if that is not float32; `check`, what `check_bundle` returns, or
-        None; `seconds`.
+        whether the graph shows where the head begins; `scale`, `resize`, `fit`, `jpeg` and `background`; `off`, the largest
+        difference between the scores of the CPU engine and of the model in float32; `precision`, what the model computes in,
+        and `off_float32`, the largest difference of its outputs if that is not float32; `check`, what `check_bundle` returns,
+        or None; `seconds`.
 
     Raises:
         UsageError: the model could run code, does not classify images, or does not fit its labels, or too many labels of the
@@ -101,6 +101,7 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
         "resize": config.resize,
         "fit": config.fit,
         "jpeg": config.transform,
+        "background": config.shown,
         "off": off,
         "precision": model.precision,
         "off_float32": model.off_float32(as_trained(scaling, probes, model.channels)),
@@ -110,13 +111,14 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
 
 
 def _rules_of(config: ImportConfig, size: Size) -> PixelRules:
-    """How the pixels become those of its training. Colour profiles are ignored, as most loaders do."""
+    """How the pixels become those of its training."""
     shorter, fit = None, cast("Any", config.fit.replace("-", "_"))
     if config.fit == "center-crop":
         shorter = config.shorter_side or round(min(size) * 8 / 7)
         if shorter < max(size):
             raise ConfigError(f"shorter_side: {shorter} pixels are fewer than the {max(size)} that are cut out.")
-    return PixelRules(config.white_level, "ignored", fit, INTERPOLATIONS[config.resize], config.transform, shorter)
+    interpolation, profiles = INTERPOLATIONS[config.resize], config.color_profiles
+    return PixelRules(config.white_level, profiles, fit, interpolation, config.transform, shorter, config.shown)
 
 
 def _trained_of(imported: Imported, labels: Sequence[str], facts: Mapping[str, Any]) -> tuple[Trained, bytes]:

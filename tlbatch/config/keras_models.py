@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tlbatch.config.settings import Options, Strict, WhiteLevel
+from tlbatch.schema import Background
 
 
 def _as_size(size: str | int) -> str | int:
@@ -20,10 +21,10 @@ def _as_size(size: str | int) -> str | int:
 ImageSize = Annotated[str | int, AfterValidator(_as_size)]
 #: Settings of `import` for what loaded a model's training images.
 _TRAINED_WITH: dict[str, dict[str, Any]] = {
-    "tlbatch": {"resize": "antialias", "fit": "stretch"},
+    "tlbatch": {"resize": "antialias", "fit": "stretch", "color_profiles": "to_srgb"},
     "keras-dataset": {"resize": "keras", "fit": "stretch"},
     "keras-generator": {"resize": "nearest", "fit": "stretch"},
-    "teachable-machine": {"resize": "lanczos", "fit": "crop-exact", "scale": "[-1,1]"},
+    "teachable-machine": {"resize": "lanczos", "fit": "crop-exact", "scale": "[-1,1]", "background": "black"},
     "tf-slim": {"resize": "tensorflow1", "fit": "central-crop", "scale": "[-1,1]"},
     "torchvision": {"resize": "pillow", "fit": "center-crop", "scale": "torch"},
 }
@@ -70,6 +71,14 @@ class ImportConfig(Strict):
         default=None,
         description="What decoded its training's JPEGs: fast for TensorFlow, as is assumed of keras; accurate for most others.",
     )
+    background: Background | None = Field(
+        default=None,
+        description="What its training showed where an image is transparent: white, black, or the colours that are hidden "
+        "there, as Keras, TensorFlow and Pillow do unless told otherwise; as is assumed unless resize is antialias.",
+    )
+    color_profiles: Literal["to_srgb", "ignored"] = Field(
+        default="ignored", description="Whether its training converted colour profiles to sRGB; tlbatch's does, others rarely."
+    )
     check: str | None = Field(
         default=None, description="Folder of images whose labels are compared with those of the model's own Keras pipeline."
     )
@@ -106,6 +115,12 @@ class ImportConfig(Strict):
     def transform(self) -> Literal["accurate", "fast"]:
         """How JPEGs are decoded."""
         return self.jpeg or ("fast" if self.resize in ("keras", "tensorflow1") else "accurate")
+
+    @property
+    def shown(self) -> Background:
+        """What shows where an image is transparent."""
+        is_own = self.resize == "antialias" and self.transform == "accurate"
+        return self.background or ("white" if is_own else "hidden")
 
     @property
     def shape(self) -> tuple[int, int] | None:

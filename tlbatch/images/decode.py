@@ -64,9 +64,9 @@ def decode(
 ) -> Pixels | Failure:
     """Decode one image and resize it to `size`.
 
-    Gray, palette, alpha (over white), CMYK, 16-bit and float images become RGB. An animation gives its first frame. The EXIF
-    orientation is applied. A JPEG is decoded at the smallest DCT scale that is not below twice `size`, unless the rules ask for
-    another interpolation than tlbatch's own.
+    Gray, palette, alpha (over the background), CMYK, 16-bit and float images become RGB. An animation gives its first frame.
+    The EXIF orientation is applied. A JPEG is decoded at the smallest DCT scale that is not below twice `size`, unless the
+    rules ask for another interpolation than tlbatch's own.
 
     Args:
         data: the encoded image.

@@ -111,7 +111,7 @@ def _other_reader(
     if isinstance(error, UnidentifiedImageError) and recognise.is_tiff(data) and recognise.unsupported(data) is None:
         return lambda: _from_tiff(data, limits, rules)
     if data.startswith(b"BM") and bmp.handles(data):
-        return lambda: _from_bmp(data, limits)
+        return lambda: _from_bmp(data, limits, rules)
     if data.startswith(png.SIGNATURE):
         plain = png.simpler(data)
         return None if plain is None else lambda: read_picture(plain, size, limits, rules)
@@ -148,7 +148,7 @@ def _with_pillow(data: bytes, size: Size | None, limits: Limits, rules: PixelRul
         fast = _with_fast_transform(data) if is_jpeg and rules.jpeg == "fast" and image.mode in ("L", "RGB") else None
         flat, white = (fast, None) if fast is not None else _to_8_bits_a_band(image, data, profile, rules)
         if frame is not None and frame != (0, 0, *original):
-            flat = _on_white_canvas(flat, frame)
+            flat = _on_canvas(flat, frame, rules)
         return Picture(flat, original, orientation, profile, white)
 
 
@@ -280,7 +280,7 @@ def _to_8_bits_a_band(
         return _from_samples(samples, None if image.mode == "F" else 65_535, rules)
     unused_alpha = image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
     if image.has_transparency_data and not unused_alpha:
-        return _over_white(image.convert("RGBA")), None
+        return _opaque(image.convert("RGBA"), rules), None
     return image.convert("RGB"), None
 
 
@@ -310,7 +310,7 @@ def _from_samples(
     bands = 3 if samples.shape[2] >= 3 else 1
     colours, alpha = samples[..., :bands], samples[..., bands] if samples.shape[2] > bands else None
     white = white_of(colours, declared, rules.white_level, lossy=lossy)
-    return _flat(to_8_bits(colours, white), _alpha(alpha, white)), white
+    return _flat(to_8_bits(colours, white), _alpha(alpha, white), rules), white
 
 
 def _alpha(alpha: np.ndarray | None, white: float) -> np.ndarray | None:
@@ -323,25 +323,28 @@ def _alpha(alpha: np.ndarray | None, white: float) -> np.ndarray | None:
     return to_8_bits(alpha, white if as_colours else float(np.iinfo(alpha.dtype).max))
 
 
-def _flat(colours: np.ndarray, alpha: np.ndarray | None = None, *, premultiplied: bool = False) -> Image.Image:
-    """(height, width, 1 or 3) uint8 colours, over white, as RGB."""
+def _flat(colours: np.ndarray, alpha: np.ndarray | None, rules: PixelRules, *, premultiplied: bool = False) -> Image.Image:
+    """(height, width, 1 or 3) uint8 colours, over the background, as RGB."""
     rgb = np.broadcast_to(colours, (*colours.shape[:2], 3))
     if alpha is None:
         return Image.fromarray(np.ascontiguousarray(rgb))
-    if premultiplied:
-        return Image.fromarray(np.minimum(rgb.astype(np.uint16) + (255 - alpha[..., None]), 255).astype(np.uint8))
-    return _over_white(Image.fromarray(np.dstack([rgb, alpha])))
+    if premultiplied:  # over black; no colours are hidden
+        shown = (255 - alpha[..., None]) * (rules.background == "white")
+        return Image.fromarray(np.minimum(rgb.astype(np.uint16) + shown, 255).astype(np.uint8))
+    return _opaque(Image.fromarray(np.dstack([rgb, alpha])), rules)
 
 
-def _over_white(image: Image.Image) -> Image.Image:
-    """An RGBA image over white."""
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, image).convert("RGB")
+def _opaque(image: Image.Image, rules: PixelRules) -> Image.Image:
+    """An RGBA image over the background, or its hidden colours."""
+    if rules.background == "hidden":
+        return image.convert("RGB")
+    ground = Image.new("RGBA", image.size, rules.background)
+    return Image.alpha_composite(ground, image).convert("RGB")
 
 
-def _on_white_canvas(image: Image.Image, frame: Box) -> Image.Image:
-    """An RGB image, white outside a box."""
-    canvas = Image.new("RGB", image.size, (255, 255, 255))
+def _on_canvas(image: Image.Image, frame: Box, rules: PixelRules) -> Image.Image:
+    """An RGB image, with the background outside a box; black if it says `hidden`, because nothing is hidden there."""
+    canvas = Image.new("RGB", image.size, "white" if rules.background == "white" else "black")
     canvas.paste(image.crop(frame), (frame[0], frame[1]))
     return canvas
 
@@ -363,10 +366,10 @@ def _from_jxl(data: bytes, limits: Limits, rules: PixelRules) -> Picture:
     return Picture(flat, flat.size, white_level=white)
 
 
-def _from_bmp(data: bytes, limits: Limits) -> Picture:
+def _from_bmp(data: bytes, limits: Limits, rules: PixelRules) -> Picture:
     limits.require(bmp.size_of(data))
     image = bmp.read(data)
-    return Picture(_over_white(image) if image.mode == "RGBA" else image, image.size)
+    return Picture(_opaque(image, rules) if image.mode == "RGBA" else image, image.size)
 
 
 def _from_tiff(data: bytes, limits: Limits, rules: PixelRules) -> Picture:
@@ -378,10 +381,10 @@ def _from_tiff(data: bytes, limits: Limits, rules: PixelRules) -> Picture:
     deep = None if page.full <= 255 and page.colours.dtype.kind == "u" else white
     profile = colour.fitting(page.profile, {1: "L", 3: "RGB", 4: "CMYK"}[page.colours.shape[2]], rules)
     if colours.shape[2] == 4:
-        if alpha is not None and not page.premultiplied:  # paper is white: less alpha is less ink
+        if alpha is not None and not page.premultiplied and rules.background != "hidden":  # less alpha is less ink
             colours = (colours.astype(np.uint16) * alpha[..., None] // 255).astype(np.uint8)
         flat = Image.fromarray(colours, "CMYK")
         flat = flat if profile is not None else flat.convert("RGB")
     else:
-        flat = _flat(255 - colours if page.inverted else colours, alpha, premultiplied=page.premultiplied)
+        flat = _flat(255 - colours if page.inverted else colours, alpha, rules, premultiplied=page.premultiplied)
     return Picture(flat, (width, height), page.orientation, profile, deep)

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import from_json
 
 from tlbatch.errors import BundleError
-from tlbatch.schema import PIN, UNRECORDED_RULES, PixelRules, Size, sha256
+from tlbatch.schema import PIN, UNRECORDED_RULES, Background, PixelRules, Size, sha256
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import local_copy, resolve
 
@@ -67,6 +67,7 @@ class _Input(_Strict):
     white_level: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
     color_profiles: Literal["to_srgb", "ignored"] = "ignored"
     shorter_side: Annotated[int, Field(ge=1, le=8192)] | None = None
+    background: Background = "white"
     batch: Literal[1] | None = None
 
 

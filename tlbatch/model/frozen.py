@@ -79,6 +79,7 @@ class Frozen:
                 **({} if unrecorded else levels),
                 **({"jpeg": self.rules.jpeg} if self.rules.jpeg != PixelRules().jpeg else {}),
                 **({"shorter_side": self.rules.shorter_side} if self.rules.shorter_side else {}),
+                **({"background": self.rules.background} if self.rules.background != PixelRules().background else {}),
                 **({"batch": self.batch} if self.batch else {}),
             },
             **({"depths": list(self.depths)} if self.depths else {}),

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageOps
 from support.pictures import encoded, noisy
 
@@ -38,6 +39,47 @@ def test_bilinear_without_antialias_is_that_of_keras(shape, fit, kind, tmp_path)
     assert np.abs(found - wanted).max() <= 1e-3
     older = pixels(data, resize=fit, interpolation="bilinear_no_antialias", jpeg="fast")
     assert np.abs(older - wanted).max() <= 1.01
+
+
+def transparent(kind: str) -> Image.Image:
+    """A picture with colours under its transparent parts."""
+    image = noisy((90, 140, 60), 3, (SIDE, SIDE))
+    if kind == "palette":
+        return image.quantize(16)
+    image.putalpha(Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE), np.uint8)))
+    return image.convert(kind)
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # of Pillow, in Keras's loader
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "palette"])
+def test_hidden_colours_are_those_of_keras_loaders(kind, tmp_path):
+    import keras
+    import tensorflow as tf
+
+    more = {"transparency": bytes(range(0, 256, 16))} if kind == "palette" else {}
+    (tmp_path / "a.png").write_bytes(data := encoded(transparent(kind), "PNG", **more))
+    over = Image.open(io.BytesIO(data))
+    assert over.has_transparency_data
+    over = over.convert("RGBA")
+    hidden = pixels(data, background="hidden")
+    assert np.array_equal(hidden, np.asarray(keras.utils.load_img(tmp_path / "a.png")))
+    assert np.array_equal(hidden, tf.io.decode_image(data, channels=3).numpy())
+    for background in ("white", "black"):
+        wanted = Image.alpha_composite(Image.new("RGBA", over.size, background), over).convert("RGB")
+        assert np.array_equal(pixels(data, background=background), np.asarray(wanted))
+
+
+@pytest.mark.parametrize(
+    ("premultiplied", "shown"), [(False, {"hidden": 200, "black": 100}), (True, {"hidden": 100, "black": 100})]
+)
+def test_the_background_of_deep_samples(premultiplied, shown):
+    """A TIFF of 16 bits a band; premultiplied colours hide nothing."""
+    samples = np.full((SIDE, SIDE, 4), 257 * (100 if premultiplied else 200), np.uint16)
+    samples[..., 3] = 257 * 128
+    file = io.BytesIO()
+    tifffile.imwrite(file, samples, photometric="rgb", extrasamples=["assocalpha" if premultiplied else "unassalpha"])
+    for background, value in {**shown, "white": 100 + 127}.items():
+        assert np.abs(pixels(file.getvalue(), background=background).astype(int) - value).max() <= 1, background
 
 
 @pytest.mark.parametrize("shape", SHAPES)
