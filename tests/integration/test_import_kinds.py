@@ -1,9 +1,12 @@
 """Classifiers of other kinds than float32, square, RGB and new: each gives its own scores as a bundle, or says why not."""
 
 import csv
+import functools
+import http.server
 import json
 import re
 import shutil
+import threading
 import zipfile
 
 import h5py
@@ -18,7 +21,7 @@ from support.pictures import encoded, noisy
 import tlbatch
 from tlbatch.errors import BundleError, ConfigError, WeightsError
 from tlbatch.model.bundle import load_bundle
-from tlbatch.model.engines import load_engine
+from tlbatch.model.engines import load_engine, load_head
 from tlbatch.model.float32 import in_float32, precision
 
 LABELS = ("red", "green", "blue")
@@ -190,6 +193,89 @@ def test_the_scale_is_found_where_the_graph_shows_it_and_asked_for_elsewhere(tmp
         imported(tmp_path, stacked())
 
 
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_a_last_activation_that_does_nothing_is_looked_through(tmp_path, activation):
+    """As mixed precision's guides end a model."""
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((48, 48, 3))
+    flat = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
+    scores = keras.layers.Dense(3, activation=activation)(flat)
+    model = keras.Model(inputs, keras.layers.Activation("linear", dtype="float32")(scores))
+    result = imported(tmp_path, model)
+    assert result["multi_label"] == (activation == "sigmoid")
+    images = pixels()
+    assert scores_of(result, images) == pytest.approx(model.predict(images.astype(np.float32), verbose=0), abs=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+def test_small_outputs_are_probabilities_only_if_a_sigmoid_gives_them(tmp_path, activation):
+    """Of networks that end in maps and their means."""
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((48, 48, 3))
+    maps = keras.layers.Conv2D(3, 3, activation=activation)(keras.layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(maps))
+    images = pixels()
+    own = model.predict(images.astype(np.float32), verbose=0)
+    assert own.min() >= 0
+    assert own.max() <= 1
+    result = imported(tmp_path, model)
+    assert result["multi_label"] == (activation == "sigmoid")
+    assert scores_of(result, images) == pytest.approx(own if activation == "sigmoid" else softmax(own), abs=1e-5)
+
+
+def test_what_makes_bytes_of_smaller_numbers_does_not_scale(tmp_path):
+    """An EfficientNet, which takes bytes, in a model that takes numbers from 0 to 1."""
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((48, 48, 3))
+    inner = keras.Sequential([keras.Input((48, 48, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(4, 3)])
+    maps = inner(keras.layers.Rescaling(255.0)(inputs))
+    scores = keras.layers.Dense(3, activation="softmax")(keras.layers.GlobalAveragePooling2D()(maps))
+    model = keras.Model(inputs, scores)
+    with pytest.raises(ConfigError, match="no layer of the model scales pixels"):
+        imported(tmp_path, model)
+    images = pixels()
+    own = model.predict(images / np.float32(255), verbose=0)
+    assert scores_of(imported(tmp_path, model, scale="[0,1]"), images) == pytest.approx(own, abs=1e-5)
+
+
+def test_the_hard_sigmoid_of_keras_2_is_another_function(tmp_path):
+    inputs = keras.Input((48, 48, 3))
+    flat = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="hard_sigmoid")(flat))
+    assert imported(tmp_path, model, "h5")["multi_label"]
+    with h5py.File(tmp_path / "model.h5", "r+") as file:
+        file.attrs["keras_version"] = b"2.15.0"
+    shutil.rmtree(tmp_path / "bundle")
+    with pytest.raises(WeightsError, match=r"Keras 2 wrote it, whose 'hard_sigmoid' is 0.2 x \+ 0.5"):
+        imported(tmp_path, None, "h5")
+
+
+def test_the_ensemble_of_two_scores_stored_features(tmp_path):
+    """Its graph shows no head."""
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((48, 48, 3))
+    flat = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, keras.layers.Average()([keras.layers.Dense(3, activation="softmax")(flat) for _ in range(2)]))
+    bundle = load_bundle(imported(tmp_path, model)["bundle"])
+    found = load_engine(bundle).predict(pixels())
+    assert load_head(bundle).predict(found.features) == pytest.approx(found.scores, abs=1e-6)
+
+
+def test_the_signature_of_an_address_is_not_written_into_the_bundle(tmp_path):
+    stacked().save(tmp_path / "model.keras")
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    serve = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/model.keras"
+        given = {"labels": str(tmp_path / "labels.txt"), "bundle": str(tmp_path / "bundle"), "scale": "[0,1]"}
+        result = tlbatch.import_model(model=f"{address}?sig=secret", **given)
+        server.shutdown()
+    bundle = load_bundle(result["bundle"])
+    assert bundle.facts["base"]["weights"] == address
+    assert "secret" not in json.dumps(bundle.facts) + (bundle.folder / "card.html").read_text()
+
+
 def test_what_loaded_the_training_images_sets_how_they_are_read(tmp_path):
     model = stacked()
     for loader, resize, fit, scale, background in (
@@ -230,7 +316,20 @@ def sharp() -> keras.Model:
 @pytest.mark.parametrize(("resize", "fit"), [("keras", "stretch"), ("keras", "crop"), ("keras", "pad"), ("nearest", "stretch")])
 def test_a_bundle_is_checked_against_keras_own_loaders(tmp_path, folder, resize, fit):
     result = imported(tmp_path, sharp(), resize=resize, fit=fit, check=str(folder))
+    assert result["background"] == "hidden"
     assert (result["check"]["images"], result["check"]["equal"], result["check"]["different"]) == (12, 1.0, [])
+
+
+def test_a_witness_that_shows_other_pixels_is_refused(tmp_path, folder):
+    """Keras's loaders show hidden colours."""
+    image = noisy((128, 100, 160), 3, (131, 97))
+    image.putalpha(60)
+    (folder / "thin.png").write_bytes(encoded(image, "PNG"))
+    assert imported(tmp_path, sharp(), resize="nearest", check=str(folder))["check"]["equal"] == 1
+    with pytest.raises(ConfigError, match=r"show hidden colours and ignore colour profiles, and thin.png has some; give --exp"):
+        imported(tmp_path, sharp(), resize="nearest", check=str(folder), background="white")
+    with pytest.raises(ConfigError, match="this loader decodes JPEGs with the accurate transform; give --expected"):
+        imported(tmp_path, sharp(), resize="nearest", check=str(folder), jpeg="fast")
 
 
 @pytest.mark.sampled(1)

@@ -3,7 +3,7 @@
 import json
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -21,7 +21,7 @@ import tlbatch
 from tlbatch.errors import BundleError, ConfigError, WeightsError
 from tlbatch.model import onnx_files
 from tlbatch.model.bundle import ONNX, load_bundle
-from tlbatch.model.engines import load_engine
+from tlbatch.model.engines import load_engine, load_head
 from tlbatch.model.frozen import frozen_base_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:In the future `np.object`")  # of Keras's own export
@@ -321,6 +321,19 @@ def of_a_later_version(model):
     model.opset_import[0].version = 999
 
 
+def in_half_precision(model):
+    model.graph.node.append(helper.make_node("Cast", [model.graph.node[0].output[0]], ["half"], to=TensorProto.FLOAT16))
+
+
+def with_half_of_the_bits(model):
+    model.graph.initializer.append(helper.make_tensor("short", TensorProto.BFLOAT16, [1], [1.0]))
+
+
+def in_training(model):
+    model.graph.initializer.append(helper.make_tensor("trains", TensorProto.BOOL, [], [True]))
+    model.graph.node.append(helper.make_node("Dropout", [model.graph.node[0].output[0], "", "trains"], ["dropped"]))
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -341,6 +354,9 @@ def of_a_later_version(model):
         (of_texts, "holds no numbers that are computed with"),
         (sparse, "it contains sparse tensors"),
         (of_a_later_version, "its operators are of version 999; 7 to"),
+        (in_half_precision, "it computes in half precision, or less; export it in float32"),
+        (with_half_of_the_bits, "it computes in half precision, or less; export it in float32"),
+        (in_training, "it is in the mode of training; export it for inference"),
     ],
 )
 def test_what_is_not_allowed_is_refused_before_anything_runs_it(
@@ -379,7 +395,7 @@ def test_what_is_no_onnx_file_is_a_sentence(tmp_path, data):
 @pytest.mark.parametrize(
     ("shape", "kind", "sentence"),
     [
-        ([1, 4, 48, 48], TensorProto.FLOAT, "images with 48 channels|images with 4 channels"),
+        ([1, 4, 48, 48], TensorProto.FLOAT, "images with 4 channels"),
         ([4, 3, 48, 48], TensorProto.FLOAT, "takes 4 images at once"),
         ([1, 3, 48, 48], TensorProto.FLOAT16, "takes float16; import it in float32"),
         (["n", 3, "h", "w"], TensorProto.FLOAT, "give the size it was trained at with --size"),
@@ -394,16 +410,83 @@ def test_other_inputs_are_sentences(tmp_path, shape, kind, sentence):
         imported(tmp_path, model)
 
 
+def averages(*before: tuple, after: Sequence[tuple] = (), shape: tuple = ("n", 3, "h", "w")) -> onnx.ModelProto:
+    """A model of the mean of each channel: operators with one input and constants, before and after it."""
+    nodes, constants, tensor = [], [], "x"
+    for number, (operator, *values) in enumerate([*before, ("GlobalAveragePool",), ("Flatten",), *after]):
+        names = [f"c{number}-{place}" for place in range(len(values))]
+        constants += [numpy_helper.from_array(np.asarray(value), name) for name, value in zip(names, values, strict=True)]
+        nodes.append(helper.make_node(operator, [tensor, *names], [f"t{number}"]))
+        tensor = f"t{number}"
+    taken = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+    gives = helper.make_tensor_value_info(tensor, TensorProto.FLOAT, ["n", "c"])
+    graph = helper.make_graph(nodes, "g", [taken], [gives], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9, producer_name="ORTMaker")
+
+
 def test_any_size_takes_the_one_that_is_said(tmp_path):
-    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["p"]), helper.make_node("Flatten", ["p"], ["y"])]
-    taken = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "h", "w"])
-    graph = helper.make_graph(nodes, "g", [taken], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    result = imported(tmp_path, model, scale="[0,1]", size="40x56")
-    assert (result["size"], result["split"]) == ([40, 56], False)
+    """And small logits are no probabilities."""
+    result = imported(tmp_path, averages(), scale="[0,1]", size="40x56")
+    assert (result["size"], result["split"], result["multi_label"]) == ([40, 56], False, False)
     images = np.random.default_rng(1).integers(0, 256, (5, 40, 56, 3), np.uint8)
     means = (images / 255).mean((1, 2))
-    assert scores_of(result["bundle"], images) == pytest.approx(means, abs=1e-5)
+    assert scores_of(result["bundle"], images) == pytest.approx(softmax(means), abs=1e-5)
+
+
+def test_what_a_sigmoid_gives_are_several_labels(tmp_path):
+    model = averages(("Sigmoid",), after=(("Mul", np.float32(0.5)),), shape=("n", 3, 48, 48))
+    result = imported(tmp_path, model, scale="[0,1]")
+    assert result["multi_label"]
+    expected = (0.5 / (1 + np.exp(-(pixels() / np.float32(255))))).mean((1, 2))
+    assert scores_of(result["bundle"], pixels()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_head_that_does_nothing_scores_stored_features(tmp_path):
+    """As of a model whose graph does not show where its head begins."""
+    bundle = load_bundle(imported(tmp_path, averages(after=(("Softmax",), ("Flatten",)), shape=("n", 3, 48, 48)))["bundle"])
+    found = load_engine(bundle).predict(pixels())
+    assert load_head(bundle).predict(found.features) == pytest.approx(found.scores, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("before", "scale"),
+    [
+        ([("Slice", [2], [-4], [1], [-1]), ("Add", np.full((3, 1, 1), -110, np.float32))], "raw"),  # as caffe's
+        ([("Clip", np.float32(0), np.float32(255)), ("Div", np.float32(255))], "raw"),
+        ([("Mul", np.float32(127.5)), ("Add", np.float32(127.5)), ("Div", np.float32(255))], None),
+        ([("Mul", np.float32(255)), ("Sub", np.float32(110))], None),
+    ],
+)
+def test_the_scale_is_found_where_the_graph_shows_it(tmp_path, before, scale):
+    """And not where it makes bytes of smaller numbers."""
+    model = averages(*before, shape=("n", 3, 48, 48))
+    if scale is None:
+        with pytest.raises(ConfigError, match="no layer of the model scales pixels"):
+            imported(tmp_path, model, scale=None)
+    else:
+        assert imported(tmp_path, model, scale=None)["scale"] == scale
+
+
+@pytest.mark.parametrize(
+    ("after", "sentence"),
+    [
+        ([("Expand", np.int64([1, 1000, 3]))], r"computes 3,000 numbers at once \('model/t2'\) for one image"),
+        ([("ReduceSum",), ("Squeeze",)], "must take one image and give one vector of scores"),
+    ],
+)
+def test_outputs_that_are_too_large_or_no_vectors_are_refused(tmp_path, monkeypatch, after, sentence):
+    monkeypatch.setattr(onnx_files, "_MOST_NUMBERS", 2_000)
+    with pytest.raises(WeightsError, match=sentence):
+        imported(tmp_path, averages(after=after, shape=("n", 3, 24, 24)), scale="[0,1]")
+
+
+def test_what_grows_with_the_image_s_numbers_is_refused(tmp_path):
+    model = averages(shape=("n", 3, 48, 48))
+    model.graph.node.append(helper.make_node("NonZero", ["t1"], ["places"]))
+    model.graph.node.append(helper.make_node("Cast", ["places"], ["numbers"], to=TensorProto.FLOAT))
+    model.graph.output[0].name = "numbers"
+    with pytest.raises(WeightsError, match="How much the operator 'NonZero' of the model gives depends on the image"):
+        imported(tmp_path, model, scale="[0,1]")
 
 
 def test_a_base_in_a_bundle_is_checked_like_a_file(tmp_path, exported):

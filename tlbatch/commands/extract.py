@@ -75,7 +75,7 @@ def freeze_named(config: TrainConfig | ExtractConfig, weights: str | bytes, like
     if like is not None:
         rules = rules if "white_level" in config.model_fields_set else like.pixel_rules
         features_of = _wanted_depths(config, like)
-    return freeze(base, config.size or base.size, rules, _without_query(config.weights), weights, features_of)
+    return freeze(base, config.size or base.size, rules, without_query(config.weights), weights, features_of)
 
 
 def _features_of(bundle: bundles.Bundle) -> FeaturesOf:
@@ -87,7 +87,7 @@ def _wanted_depths(config: TrainConfig | ExtractConfig, like: bundles.Bundle) ->
     return config.features_of if "features_of" in config.model_fields_set else _features_of(like)
 
 
-def _without_query(weights: str) -> str:
+def without_query(weights: str) -> str:
     """The source of weights as the bundle records it: without the query of a URL, which may be a signature."""
     return weights.split("?", maxsplit=1)[0] if "://" in weights else weights
 
@@ -95,7 +95,7 @@ def _without_query(weights: str) -> str:
 def _require_same_base(bundle: bundles.Bundle, base: Base, size: int, config: ExtractConfig) -> None:
     facts = bundle.facts["base"]
     old = (facts["name"], bundle.size[0], facts["weights"], bundle.pixel_rules.white_level, _features_of(bundle))
-    new = (base.name, size, _without_query(config.weights), config.white_level, _wanted_depths(config, bundle))
+    new = (base.name, size, without_query(config.weights), config.white_level, _wanted_depths(config, bundle))
     if old != new:
         form = "{} at {} pixels, weights {}, white_level {}, features_of {}"
         raise OutputError(

@@ -17,7 +17,7 @@ from tlbatch.model.engines import load_engine
 from tlbatch.model.own_pipeline import images_in
 from tlbatch.report.html import Thumbnail, render
 from tlbatch.report.thumbnails import as_data_url
-from tlbatch.schema import PixelRules
+from tlbatch.schema import PixelRules, Size
 from tlbatch.storage.resolve import resolve
 
 #: The smallest share of images whose labels must be equal; one image may always differ. Differences that are named, and shown.
@@ -79,6 +79,19 @@ def check_bundle(config: ImportConfig, bundle: Bundle, own: Mapping[str, Answer]
         )
     named = [{"key": one.key, "expected": one.expected.label, "found": one.found.label} for one in different[:_NAMED]]
     return {"images": len(told), "equal": equal, "different": named}
+
+
+def require_same_pixels(folder: Path, size: Size, rules: PixelRules) -> None:
+    """Raises ConfigError if a transparent image, or a colour profile, has other pixels in Keras's loaders than by the rules."""
+    own = rules._replace(background="hidden", color_profiles="ignored")
+    for name, path in images_in(folder).items() if rules != own else ():
+        data = path.read_bytes()
+        shown, wanted = (decode(data, size, rules=one) for one in (own, rules))
+        if isinstance(shown, Pixels) and isinstance(wanted, Pixels) and not np.array_equal(shown.array, wanted.array):
+            raise ConfigError(
+                f"check: Keras's loaders show hidden colours and ignore colour profiles, and {name} has some; give --expected "
+                "FILE.csv, or --background hidden and --color-profiles ignored."
+            )
 
 
 def expected_answers(config: ImportConfig) -> dict[str, Answer]:

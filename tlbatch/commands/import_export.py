@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from tlbatch.commands.import_check import Answer, check_bundle, expected_answers
+from tlbatch.commands.extract import without_query
+from tlbatch.commands.import_check import Answer, check_bundle, expected_answers, require_same_pixels
 from tlbatch.config import ExportConfig, ImportConfig
 from tlbatch.errors import BundleError, ConfigError, WeightsError
 from tlbatch.images.label_files import read_classes
@@ -76,16 +77,17 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
     scaling: Any = SCALINGS[scale]
     size = size_of(model, config.shape, scaling)
     rules = _rules_of(config, size)
-    imported = model.split(config.model, scaling, size, labels, rules)
+    source = without_query(config.model)
+    imported = model.split(source, scaling, size, labels, rules)
     frozen, probes = imported.frozen, probe_pixels(imported.frozen.size, rules.dtype)
     _tell_of_scale(model, scale, probes)
-    trained, card = _trained_of(imported, labels, {"imported": config.model, "scale": scale})
+    trained, card = _trained_of(imported, labels, {"imported": source, "scale": scale})
     with tempfile.TemporaryDirectory() as folder:
         trial = save_bundle(resolve(folder), frozen, trained, probes, {bundles.CARD: card})
         off = _distance(trial)
         if off > _MOST_OFF:
             raise BundleError(
-                f"The bundle's scores differ from those of the model {config.model}: off by {off:.2g}; nothing was written."
+                f"The bundle's scores differ from those of the model {source}: off by {off:.2g}; nothing was written."
             )
         checked = None if config.check is None else check_bundle(config, trial, _own_answers(config, model, imported, trial))
         made = copy_bundle(trial, location)
@@ -173,6 +175,7 @@ def _own_answers(config: ImportConfig, model: ForeignModel, imported: Imported, 
     if config.expected is not None:
         return expected_answers(config)
     folder, frozen = Path(str(config.check)), imported.frozen
+    require_same_pixels(folder, frozen.size, frozen.rules)
     paths, scores = own_scores(model, folder, frozen.size, frozen.base.scaling, frozen.rules, imported.kind, len(bundle.labels))
     best = scores.argmax(axis=1)
     answers = (Answer(bundle.labels[int(one)], float(row[one])) for one, row in zip(best, scores, strict=True))
@@ -224,7 +227,7 @@ def _load(location: Location, output: str | None) -> ForeignModel:
                 "TensorFlow that wrote it, and save it as one file: model.save('model.keras')."
             ) from None
         raise WeightsError(f"model: there is no file {location.url}.") from None
-    if location.url.endswith(".onnx"):
+    if without_query(location.url).lower().endswith(".onnx"):
         return OnnxClassifier(data, location.url, output)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras" if data.startswith(b"PK") else "model.h5")  # Keras selects its reader by the name

@@ -74,7 +74,7 @@ class ImportConfig(Strict):
     background: Background | None = Field(
         default=None,
         description="What its training showed where an image is transparent: white, black, or the colours that are hidden "
-        "there, as Keras, TensorFlow and Pillow do unless told otherwise; as is assumed unless resize is antialias.",
+        "there, as Keras, TensorFlow and Pillow show them; as is assumed of all but tlbatch's own way.",
     )
     color_profiles: Literal["to_srgb", "ignored"] = Field(
         default="ignored", description="Whether its training converted colour profiles to sRGB; tlbatch's does, others rarely."

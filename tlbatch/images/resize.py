@@ -77,15 +77,16 @@ def resized_as_tensorflow(image: Image.Image, size: tuple[int, int], rules: Pixe
 
     It takes the four pixels around each point and does not round; a label in a hundred changes with rounding alone.
     """
+    middle = 0.0 if rules.interpolation == "bilinear_tensorflow1" else 0.5
     if rules.resize == "pad":
         inner, (left, top) = _fitting(image.size, size)
         canvas = np.zeros((size[1], size[0], 3), np.float32)
-        canvas[top : top + inner[1], left : left + inner[0]] = _between_pixels(image, inner)
+        canvas[top : top + inner[1], left : left + inner[0]] = _between_pixels(image, inner, middle)
         return canvas
-    return _between_pixels(_cropped(image, size, rules), size, 0.0 if rules.interpolation == "bilinear_tensorflow1" else 0.5)
+    return _between_pixels(_cropped(image, size, rules), size, middle)
 
 
-def _between_pixels(image: Image.Image, size: tuple[int, int], middle: float = 0.5) -> np.ndarray:
+def _between_pixels(image: Image.Image, size: tuple[int, int], middle: float) -> np.ndarray:
     """Interpolated between pixels whose numbers are those of their middles, or of their upper left corners."""
     values = np.asarray(image)  # float32 only after there are fewer rows and columns
     for axis, side in ((1, size[0]), (0, size[1])):

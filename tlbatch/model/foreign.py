@@ -133,19 +133,35 @@ def require_same(scores: np.ndarray, outputs: np.ndarray, kind: str, labels: Seq
         raise WeightsError(f"The model cannot be split into base and head: the scores then differ by {distance:.2g}.")
 
 
-def kind_of(activation: str | None, outputs: np.ndarray) -> str:
-    """softmax, sigmoid or logits: from the last activation or, if that is not conclusive, from the model's outputs."""
+def kind_of(activation: str | None, outputs: np.ndarray, *, sigmoid: bool) -> str:
+    """softmax, sigmoid or logits: from the last activation or, if that is not conclusive, from the model's outputs.
+
+    Args:
+        activation: the last one, if the model ends in it: `softmax`, `sigmoid`, `linear` or another; None if it does not.
+        outputs: (n, C) of some images.
+        sigmoid: whether the outputs are means, sums or other arrangements of what a sigmoid gives. Small logits look the same.
+    """
     if activation in ("softmax", "sigmoid"):
         return str(activation)
     if activation == "linear":
         return "logits"
     if outputs.min() < 0 or outputs.max() > 1:
         return "logits"
-    return "softmax" if outputs.shape[1] > 1 and np.allclose(outputs.sum(axis=1), 1, atol=1e-3) else "sigmoid"
+    if outputs.shape[1] > 1 and np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
+        return "softmax"
+    return "sigmoid" if sigmoid else "logits"
 
 
 #: Numbers from which a constant, or a mean of a normalization, means pixels from 0 to 255 and not from 0 to 1.
 OF_BYTES = 20.0
+
+
+def enlarges(operation: str, constants: Sequence[np.ndarray]) -> bool:
+    """Whether an arithmetic operation brings pixels from a smaller range to that of bytes."""
+    sizes = [np.abs(one) for one in constants if one.size]
+    if operation in ("TrueDivide", "Divide", "Div"):
+        return any(0 < float(one.max()) <= 1 / OF_BYTES for one in sizes)
+    return operation in ("Multiply", "Mul") and any(float(one.max()) >= OF_BYTES for one in sizes)
 
 
 def shrinks(operation: str, constants: Sequence[np.ndarray]) -> bool:

@@ -21,6 +21,7 @@ from tlbatch.model.foreign import (
     Imported,
     as_trained,
     choose_output,
+    enlarges,
     head_of,
     kind_of,
     probe_pixels,
@@ -55,6 +56,15 @@ _HEAD_LAYERS = [
     "UnitNormalization",
     "Identity",
 ]
+
+#: Layers and operations that arrange or combine numbers.
+_ARRANGES = frozenset(
+    [
+        *("Identity", "Dropout", "Flatten", "Reshape", "Permute", "Squeeze", "Rescaling", "GetItem"),
+        *("Average", "Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Concatenate", "Mean", "Stack"),
+        *("AveragePooling2D", "GlobalAveragePooling1D", "GlobalAveragePooling2D"),
+    ]
+)
 
 
 class KerasClassifier:
@@ -112,7 +122,7 @@ class KerasClassifier:
         network = _as_network(model, features)
         pixels, inputs = scaled(scaling, size, self.channels, rules.dtype)
         extractor = _model(pixels, {"features": network(inputs, training=False)})
-        kind = kind_of(_last_activation(model), outputs)
+        kind = kind_of(_last_activation(model), outputs, sigmoid=_shows_sigmoid(model.outputs[0]))
         head, multi_label = head_of(features.shape[-1], layers, outputs.shape[1], kind, labels)
         frozen = frozen_keras(bases.Base(model.name, size[0], scaling), size, rules, name, network, extractor)
         scores = np.asarray(head(extractor(probes, training=False)["features"], training=False))
@@ -159,11 +169,20 @@ def _scaling_layer(model: Any) -> tuple[str | None, bool]:
             found, ended = _scaling_layer(layer)
             if ended:
                 return found, True
+        elif _enlarges(layer):
+            return None, True
         elif _shrinks(layer):
             return str(layer.name), True
         elif layer.__class__.__name__ != "Normalization" and getattr(layer, "weights", None):
             return None, True
     return None, False
+
+
+def _enlarges(layer: Any) -> bool:
+    kind = type(layer).__name__
+    if kind == "Rescaling":
+        return bool(np.max(np.abs(layer.scale)) >= OF_BYTES)
+    return hasattr(layer, "_inbound_nodes") and enlarges(kind, _constants(layer))
 
 
 def _shrinks(layer: Any) -> bool:
@@ -226,9 +245,28 @@ def _model(inputs: Any, outputs: Any, name: str | None = None) -> keras.Model:
 
 def _last_activation(model: keras.Model) -> str | None:
     last = model.outputs[0]._keras_history.operation
-    while getattr(last, "layers", None):
-        last = last.layers[-1]
-    if type(last).__name__ == "Softmax":
-        return "softmax"
-    name = getattr(getattr(last, "activation", None), "__name__", None)
+    while True:
+        if getattr(last, "layers", None):
+            last = last.layers[-1]
+        elif type(last).__name__ == "Activation" and _activation_of(last) == "linear":  # mixed precision ends in one
+            last = last._inbound_nodes[-1].input_tensors[0]._keras_history.operation
+        else:
+            return "softmax" if type(last).__name__ == "Softmax" else _activation_of(last)
+
+
+def _activation_of(layer: Any) -> str | None:
+    name = getattr(getattr(layer, "activation", None), "__name__", None)
     return None if name is None else str(name)
+
+
+def _shows_sigmoid(tensor: Any) -> bool:
+    """Whether a tensor is what a sigmoid gives, or a mean, a sum or another arrangement of that."""
+    history = tensor._keras_history
+    layer = history.operation
+    if getattr(layer, "layers", None):
+        return _shows_sigmoid(layer.outputs[history.tensor_index])
+    kind = type(layer).__name__
+    if kind in ("Sigmoid", "HardSigmoid") or _activation_of(layer) in ("sigmoid", "hard_sigmoid"):
+        return True
+    carries = kind in _ARRANGES or (kind == "Activation" and _activation_of(layer) == "linear")
+    return carries and any(map(_shows_sigmoid, layer._inbound_nodes[history.node_index].input_tensors))

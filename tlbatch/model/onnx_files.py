@@ -47,6 +47,9 @@ _REFUSED = (
     "String",
     "TfIdf",
 )
+#: Operators whose output is as large as the numbers of the image say.
+_SIZED_BY_NUMBERS = ("Compress", "NonMaxSuppression", "NonZero", "Unique")
+_HALF = "it computes in half precision, or less; export it in float32, the numbers that tlbatch computes in"
 _ONE_FILE = (
     "its numbers are stored in another file. Write one file: torch.onnx.export(..., external_data=False), or "
     "onnx.save(onnx.load(FILE), NEW)"
@@ -139,6 +142,24 @@ def _require_allowed(model: onnx.ModelProto) -> None:
         raise ValueError("it contains sparse tensors")
     for tensor in tensors(model.graph):
         _require_stored(tensor)
+    _require_inference(model.graph)
+
+
+def _require_inference(graph: onnx.GraphProto) -> None:
+    """Raises ValueError if an operator makes numbers of less than 32 bits that are no integers, or drops some at random."""
+    onnx = import_onnx()
+    helper, stored = onnx.helper, {one.name: one for one in graph.initializer}
+    stored |= {node.output[0]: one.t for node in graph.node if node.op_type == "Constant" for one in node.attribute[:1]}
+    for node in graph.node:
+        if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
+            trains = stored.get(node.input[2])
+            if trains is None or onnx.numpy_helper.to_array(trains):
+                raise ValueError("it is in the mode of training; export it for inference")
+    for attribute in (one for node in graph.node for one in node.attribute):
+        if attribute.name in ("to", "dtype") and attribute.HasField("i"):
+            kind = helper.tensor_dtype_to_np_dtype(attribute.i)
+            if kind.kind not in "iub" and kind.itemsize < 4:
+                raise ValueError(_HALF)
 
 
 def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -165,6 +186,8 @@ def _require_stored(tensor: onnx.TensorProto) -> None:
         field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
     except KeyError:
         raise ValueError(f"the tensor {tensor.name!r} in it is of an unknown type") from None
+    if kind.kind not in "iub" and kind.itemsize < 4:
+        raise ValueError(_HALF)
     if kind.kind not in "fiub":
         raise ValueError(f"the tensor {tensor.name!r} in it holds no numbers that are computed with ({kind})")
     wanted = math.prod(tensor.dims)
@@ -173,17 +196,33 @@ def _require_stored(tensor: onnx.TensorProto) -> None:
         raise ValueError(f"the tensor {tensor.name!r} in it declares {wanted:,} numbers, and {stored:,.0f} are stored")
 
 
-def require_sizes(model: onnx.ModelProto) -> None:
-    """Raises WeightsError if an operator gives more numbers for one image than any image model does."""
+def require_sizes(model: onnx.ModelProto, taken: str) -> None:
+    """Raises WeightsError if an operator gives more numbers for one image than any image model does, or gives no fixed number.
+
+    Args:
+        model: of known height and width.
+        taken: the name of its input.
+    """
     onnx = import_onnx()
+    one_image = type(model)()
+    one_image.CopyFrom(model)
+    (images,) = (one for one in one_image.graph.input if one.name == taken)
+    images.type.tensor_type.shape.dim[0].dim_value = 1
+    for out in one_image.graph.output:
+        out.type.tensor_type.ClearField("shape")
+    del one_image.graph.value_info[:]
     try:
-        told = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        told = onnx.shape_inference.infer_shapes(one_image, strict_mode=True, data_prop=True)
     except Exception as error:  # ONNX raises errors of several kinds, all with one sentence
         raise WeightsError(f"The shapes of the model do not fit together: {line_of(error, -1)}.") from None
-    for value in told.graph.value_info:
-        sides = [one.dim_value for one in value.type.tensor_type.shape.dim if one.HasField("dim_value")]
+    by_numbers = {out: node.op_type for node in told.graph.node if node.op_type in _SIZED_BY_NUMBERS for out in node.output}
+    for value in (*told.graph.value_info, *told.graph.output):
+        shape = value.type.tensor_type.shape
+        sides = [one.dim_value for one in shape.dim if one.HasField("dim_value")]
         if math.prod(sides) > _MOST_NUMBERS:
             raise WeightsError(f"The model computes {math.prod(sides):,} numbers at once ({value.name!r}) for one image.")
+        if value.name in by_numbers and len(sides) < len(shape.dim):
+            raise WeightsError(f"How much the operator {by_numbers[value.name]!r} of the model gives depends on the image.")
 
 
 def outputs_of_onnx(source: bytes, pixels: np.ndarray, names: Sequence[str] | None = None) -> list[np.ndarray]:
@@ -204,14 +243,16 @@ def outputs_of_onnx(source: bytes, pixels: np.ndarray, names: Sequence[str] | No
         raise ConfigError("ONNX models need the packages onnx and onnxruntime: install tlbatch[onnx].") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # otherwise the first bytes decide
     try:
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         (taken,) = session.get_inputs()
         at_once = taken.shape[0] if isinstance(taken.shape[0], int) else len(pixels)
-        found = [session.run(names, {taken.name: pixels[start : start + at_once]}) for start in range(0, len(pixels), at_once)]
+        starts = range(0, len(pixels), at_once)
+        found = [session.run(names, {taken.name: pixels[start : start + at_once]}) for start in starts]
+        return [np.concatenate([np.atleast_1d(one) for one in outputs]) for outputs in zip(*found, strict=True)]
     except Exception as error:  # each of ONNX Runtime's errors is a class of its own
         raise WeightsError(f"ONNX Runtime cannot run the model: {line_of(error)}.") from None
-    return [np.concatenate(one) for one in zip(*found, strict=True)]
 
 
 def as_openvino(source: bytes) -> Files:
@@ -220,7 +261,8 @@ def as_openvino(source: bytes) -> Files:
     Raises:
         WeightsError: it is not allowed, or OpenVINO cannot read it.
     """
-    read_onnx(source, "of the bundle")
+    model = read_onnx(source, "of the bundle")
+    require_sizes(model, "pixels")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
         path.write_bytes(source)

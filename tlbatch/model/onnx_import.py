@@ -20,6 +20,7 @@ from tlbatch.model.foreign import (
     Imported,
     as_trained,
     choose_output,
+    enlarges,
     head_of,
     kind_of,
     probe_pixels,
@@ -35,6 +36,31 @@ from tlbatch.schema import PixelRules, Size
 if TYPE_CHECKING:
     import onnx
 
+_ARITHMETIC = ("Sub", "Add", "Mul", "Div")
+#: Operators before the first layer that do not scale.
+_ARRANGES_PIXELS = (
+    *(
+        "Cast",
+        "Clip",
+        "Gather",
+        "Identity",
+        "Pad",
+        "Reshape",
+        "Resize",
+        "Slice",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+        "Upsample",
+    ),
+)
+#: Operators that arrange or combine scores.
+_ARRANGES = frozenset(
+    [
+        *("Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
+        *("Add", "AveragePool", "Concat", "Div", "GlobalAveragePool", "Mean", "Mul", "ReduceMean", "Sub", "Sum"),
+    ]
+)
 #: Operators that change neither numbers nor their order in a graph that is not trained.
 _SAME = ("Identity", "Dropout")
 #: The largest difference between the scores of base and head and those of the model: ONNX Runtime merges other operators where
@@ -81,7 +107,7 @@ class OnnxClassifier:
             raise WeightsError(f"The model takes {kind}; import it in float32, the numbers that tlbatch computes in.")
         self.takes, self._input = str(kind), inputs[0].name
         sides = [one.dim_value or None for one in inputs[0].type.tensor_type.shape.dim]
-        self.channels_first = sides[1] in (1, 3)
+        self.channels_first = sides[1] in (1, 3) or sides[3] not in (1, 3)
         self.channels = require_channels(sides[1] if self.channels_first else sides[3])
         self.size = (sides[2], sides[3]) if self.channels_first else (sides[1], sides[2])
         if sides[0] not in (None, 1):
@@ -92,11 +118,14 @@ class OnnxClassifier:
         """As `ForeignModel` says."""
         tensor, constants = self._input, _constants(self._model.graph)
         while True:
-            users = [node for node in self._model.graph.node if tensor in node.input]
-            if len(users) != 1 or users[0].op_type not in ("Cast", "Transpose", "Identity", "Sub", "Add", "Mul", "Div"):
+            users = [node for node in self._model.graph.node if tensor in node.input and node.op_type != "Shape"]
+            if len(users) != 1 or users[0].op_type not in (*_ARITHMETIC, *_ARRANGES_PIXELS):
                 return None
             (node,) = users
-            if shrinks(node.op_type, [constants[one] for one in node.input if one in constants]):
+            numbers = [constants[one] for one in node.input if one in constants] if node.op_type in _ARITHMETIC else []
+            if enlarges(node.op_type, numbers):
+                return None
+            if shrinks(node.op_type, numbers):
                 return str(node.name or node.output[0]).removeprefix(_PREFIX)
             tensor = node.output[0]
 
@@ -118,7 +147,8 @@ class OnnxClassifier:
         if features.ndim != 2:  # the last multiplication takes maps
             dense, source = None, self._base(tensor, scaling, size, rules)
             (features,) = outputs_of_onnx(source, probes)
-        kind = kind_of(activation if activation or dense is None else "linear", outputs)
+        shown = _shows_sigmoid(self._model.graph, tensor)
+        kind = kind_of(activation if activation or dense is None else "linear", outputs, sigmoid=shown)
         head, multi_label = _keras_head(features.shape[1], dense, activation, outputs.shape[1], kind, labels)
         require_same(np.asarray(head(features, training=False)), outputs, kind, labels, _TOLERANCE)
         base = bases.Base(self._model.producer_name or "onnx", size[0], scaling)
@@ -162,14 +192,7 @@ class OnnxClassifier:
         dims = taken.type.tensor_type.shape.dim
         for dim, side in zip(dims[2:] if self.channels_first else dims[1:3], size, strict=True):
             dim.dim_value = side
-        one_image = type(self._model)()
-        one_image.CopyFrom(self._model)
-        (taken,) = (one for one in one_image.graph.input if one.name == self._input)
-        taken.type.tensor_type.shape.dim[0].dim_value = 1
-        for out in one_image.graph.output:
-            out.type.tensor_type.ClearField("shape")
-        del one_image.graph.value_info[:]
-        require_sizes(one_image)
+        require_sizes(self._model, self._input)
 
     def _last_activation(self) -> tuple[str | None, str]:
         """`softmax`, `sigmoid` or None, and the tensor that it takes."""
@@ -245,6 +268,23 @@ def _scaled(ours: _Nodes, number: str, scaling: Scaling) -> str:
     if np.any(np.not_equal(scale, 1)):
         number = ours.add("Mul", [number, np.array(scale, np.float32)])
     return ours.add("Add", [number, np.array(offset, np.float32)]) if np.any(offset) else number
+
+
+def _shows_sigmoid(graph: onnx.GraphProto, tensor: str) -> bool:
+    """Whether a tensor is what a sigmoid gives, or a mean, a sum or another arrangement of that."""
+    makers = {out: node for node in graph.node for out in node.output}
+    wanted, seen = [tensor], set()
+    while wanted:
+        name = wanted.pop()
+        node = makers.get(name)
+        if node is None or name in seen:
+            continue
+        seen.add(name)
+        if node.op_type in ("Sigmoid", "HardSigmoid"):
+            return True
+        if node.op_type in _ARRANGES:
+            wanted.extend(node.input)
+    return False
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:

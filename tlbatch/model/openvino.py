@@ -92,8 +92,9 @@ def cut_head(joined: Any) -> Any:
     ports = {name: port for port in joined.outputs for name in port.get_names()}
     features = ports["features"].get_node().input_value(0)
     parameter = openvino.op.Parameter(openvino.Type.f32, openvino.PartialShape([-1, features.get_partial_shape()[1]]))
-    for user in features.get_target_inputs():
-        if user.get_node().get_type_name() != "Result":
+    kept = ports["features"].get_node().get_friendly_name()
+    for user in features.get_target_inputs():  # a head that does nothing is a second result
+        if user.get_node().get_friendly_name() != kept:
             user.replace_source_output(parameter.output(0))
     return openvino.Model([ports["scores"].get_node()], [parameter], "head")
 

@@ -33,18 +33,20 @@ def own_scores(
         classes: the number of its classes.
 
     Raises:
-        ConfigError: Keras has no loader of this kind, or cannot read an image.
+        ConfigError: Keras has no loader of this kind, or cannot read an image, or decodes JPEGs otherwise than the rules say.
     """
     grey = model.channels == 1
-    load = _by_image
+    load, transform = _by_image, "accurate"
     if rules.resize == "center_crop" or rules.interpolation == "bilinear_pillow":
         load = _by_pillow
     elif rules.interpolation == "bilinear_tensorflow1" or rules.resize == "central_crop":
-        load = _by_slim
+        load, transform = _by_slim, "fast"
     elif rules.interpolation == "bilinear_tensorflow":
-        load = _by_dataset
+        load, transform = _by_dataset, "fast"
     elif rules.jpeg == "fast" and rules.interpolation != "nearest":
-        load = _by_tensorflow
+        load, transform = _by_tensorflow, "fast"
+    if rules.jpeg != transform:
+        raise ConfigError(f"check: this loader decodes JPEGs with the {transform} transform; give --expected FILE.csv.")
     try:
         paths, pixels = load(folder, size, rules, "grayscale" if grey else "rgb")
     except Exception as error:  # TensorFlow and Pillow raise errors of many kinds

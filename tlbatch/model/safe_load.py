@@ -155,6 +155,7 @@ def _config_of_archive(path: Path) -> Any:
         with archive.open("model.weights.h5") as weights, h5py.File(weights, "r") as file:
             _require_within(file)
         config = json.loads(archive.read("config.json"))
+        _require_same_functions(config, json.loads(archive.read("metadata.json")).get("keras_version"))
         config.pop("compile_config", None)  # the training setup, which may name custom objects; never loaded
         return config
 
@@ -168,7 +169,20 @@ def _config_of_h5(path: Path) -> Any:
         _require_within(file)
         if "model_config" not in file.attrs:
             raise ValueError("it contains weights but no network; use it with `train --weights`")
-        return json.loads(file.attrs["model_config"])
+        config = json.loads(file.attrs["model_config"])
+        _require_same_functions(config, file.attrs.get("keras_version"))
+        return config
+
+
+def _require_same_functions(config: Any, version: Any) -> None:
+    """Raises ValueError if Keras 2 wrote the file and means another function than Keras 3 by the same name."""
+    text = version.decode() if isinstance(version, bytes) else str(version)
+    if text.startswith("2.") and any("hard_sigmoid" in one["config"].values() for one in _objects(config) if _is_plain(one)):
+        raise ValueError("Keras 2 wrote it, whose 'hard_sigmoid' is 0.2 x + 0.5, and that of Keras 3 is x / 6 + 0.5")
+
+
+def _is_plain(found: Mapping[str, Any]) -> bool:
+    return isinstance(found.get("config"), dict)
 
 
 def _require_within(group: h5py.Group) -> None:

@@ -83,6 +83,20 @@ def test_the_background_of_deep_samples(premultiplied, shown):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+def test_padding_keeps_the_way_of_tensorflow_1(shape):
+    import tensorflow as tf
+
+    image = noisy((90, 140, 60), 3, shape)
+    scale = SIDE / max(image.size)
+    exact = [side * scale for side in np.asarray(image).shape[:2]]
+    inner = tuple(max(1, int(side)) for side in exact)
+    wanted = tf.compat.v1.image.resize_bilinear(np.asarray(image, np.float32)[None], inner).numpy()[0]
+    found = pixels(encoded(image, "PNG"), resize="pad", interpolation="bilinear_tensorflow1")
+    top, left = (int((SIDE - side) / 2) for side in exact)
+    assert np.abs(found[top : top + inner[0], left : left + inner[1]] - wanted).max() <= 1e-3
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_an_exact_crop_is_that_of_pillow(shape):
     image = noisy((90, 140, 60), 3, shape)
     wanted = ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.LANCZOS)
