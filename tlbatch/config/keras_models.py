@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tlbatch.config.settings import Options, Strict, WhiteLevel
-from tlbatch.schema import Background
 
 
 def _as_size(size: str | int) -> str | int:
@@ -18,6 +17,8 @@ def _as_size(size: str | int) -> str | int:
     return size
 
 
+#: As in `schema`, which `--help` does not import.
+Background = Literal["white", "black", "hidden"]
 ImageSize = Annotated[str | int, AfterValidator(_as_size)]
 #: Settings of `import` for what loaded a model's training images.
 _TRAINED_WITH: dict[str, dict[str, Any]] = {
