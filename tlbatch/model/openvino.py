@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -17,15 +18,45 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import keras
 
+#: The package that OpenVINO reports with.
+_TELEMETRY = "openvino_telemetry"
 #: The two files of an OpenVINO model in a bundle.
 XML, BIN = "openvino/model.xml", "openvino/model.bin"
 
 Files = Mapping[str, bytes]
 
+_importing = threading.RLock()
+
+
+def import_openvino() -> Any:
+    """OpenVINO without its telemetry.
+
+    Each import of it otherwise reports to Google Analytics that it is used, and so does each conversion: from a copy of this
+    process, which is waited for up to three seconds where the internet cannot be reached (2026.4). A process that has imported
+    OpenVINO for purposes of its own keeps what it has.
+    """
+    with _without_telemetry():
+        import openvino
+    return openvino
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """As if the package were not installed: OpenVINO then imports functions that do nothing."""
+    with _importing:
+        before = sys.modules.get(_TELEMETRY)
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment] # what Python takes for a package that is not there
+        try:
+            yield
+        finally:
+            del sys.modules[_TELEMETRY]
+            if before is not None:
+                sys.modules[_TELEMETRY] = before
+
 
 def export_openvino(model: keras.Model) -> Files:
     """The OpenVINO files of a Keras model, name -> bytes."""
-    with tempfile.TemporaryDirectory() as folder, _export_possible():
+    with tempfile.TemporaryDirectory() as folder, _without_telemetry(), _export_possible():
         xml = Path(folder, "model.xml")
         model.export(str(xml), format="openvino", verbose=False)
         return _read(xml)
@@ -33,8 +64,7 @@ def export_openvino(model: keras.Model) -> Files:
 
 def converted(path: Path) -> Files:
     """The OpenVINO files of a model file that OpenVINO reads, such as ONNX."""
-    import openvino
-
+    openvino = import_openvino()
     model = openvino.Core().read_model(path)
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder, "model.xml")
@@ -68,8 +98,7 @@ def join_openvino(base: Files, head: Files) -> Files:
         base: takes pixels and gives features.
         head: takes features and gives scores.
     """
-    import openvino
-
+    openvino = import_openvino()
     core = openvino.Core()
     front = core.read_model(base[XML], base[BIN])
     back = core.read_model(head[XML], head[BIN])
@@ -87,8 +116,7 @@ def join_openvino(base: Files, head: Files) -> Files:
 
 def cut_head(joined: Any) -> Any:
     """The head of a joined OpenVINO model as a model of its own: features -> scores."""
-    import openvino
-
+    openvino = import_openvino()
     ports = {name: port for port in joined.outputs for name in port.get_names()}
     features = ports["features"].get_node().input_value(0)
     parameter = openvino.op.Parameter(openvino.Type.f32, openvino.PartialShape([-1, features.get_partial_shape()[1]]))
@@ -101,8 +129,7 @@ def cut_head(joined: Any) -> Any:
 
 def cut_base(joined: Path) -> Files:
     """The base of a bundle's OpenVINO model as a model of its own: pixels -> features."""
-    import openvino
-
+    openvino = import_openvino()
     model = openvino.Core().read_model(joined)
     features = next(port for port in model.outputs if "features" in port.get_names()).get_node()
     with tempfile.TemporaryDirectory() as folder:

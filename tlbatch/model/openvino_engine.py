@@ -11,7 +11,7 @@ import numpy as np
 
 from tlbatch.model.batches import HEAD_BATCH, Outputs, fixed_batches, in_fixed_batches, joined, outputs_of
 from tlbatch.model.bundle import Bundle
-from tlbatch.model.openvino import XML, cut_head
+from tlbatch.model.openvino import XML, cut_head, import_openvino
 
 #: The fewest images that each OpenVINO thread gets in a call: at the end of a call the threads wait for the last one.
 _IMAGES_PER_THREAD = 32
@@ -27,8 +27,7 @@ class OpenVinoEngine:
     parallel = 1
 
     def __init__(self, bundle: Bundle, threads: int, batch_size: int) -> None:
-        import openvino
-
+        openvino = import_openvino()
         batch_size = bundle.batch or min(batch_size, _MOST_AT_ONCE)
         model = openvino.Core().read_model(bundle.folder / XML)
         model.reshape([batch_size, *bundle.size, 3])
@@ -67,8 +66,7 @@ class OpenVinoHead:
     name = "openvino"
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
-        import openvino
-
+        openvino = import_openvino()
         model = cut_head(openvino.Core().read_model(bundle.folder / XML))
         model.reshape([HEAD_BATCH, bundle.features_length])
         self._request = _compiled(model, threads, at_once=1).create_infer_request()
@@ -87,7 +85,6 @@ def _compiled(model: Any, threads: int, *, at_once: int) -> Any:
 
     float32 is requested explicitly: on processors with bfloat16 it is not the default, and scores changed by up to 0.2.
     """
-    import openvino
-
+    openvino = import_openvino()
     hints = {"NUM_STREAMS": at_once, "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     return openvino.Core().compile_model(model, "CPU", hints)
