@@ -155,7 +155,8 @@ def _config_of_archive(path: Path) -> Any:
         with archive.open("model.weights.h5") as weights, h5py.File(weights, "r") as file:
             _require_within(file)
         config = json.loads(archive.read("config.json"))
-        _require_same_functions(config, json.loads(archive.read("metadata.json")).get("keras_version"))
+        if "metadata.json" in archive.namelist():
+            _require_same_functions(config, json.loads(archive.read("metadata.json")).get("keras_version"))
         config.pop("compile_config", None)  # the training setup, which may name custom objects; never loaded
         return config
 
