@@ -212,7 +212,8 @@ def least_error(root: Path, bundle: Path) -> float:
 
     rows = csv.DictReader((bundle / "split.csv").read_text().splitlines())
     keys = pa.array([row["key"] for row in rows if row["split"] == "test"])
-    values = matrix(look_up(find_features(str(stored(root, "depths"))), "key", keys)["features"])
+    features = look_up(find_features(str(stored(root, "depths"))), pa.array([], pa.string()), keys)["features"]
+    values = matrix(features)
     scores = load_head(load_bundle(str(bundle))).predict(values)
     chance = np.random.default_rng(0)
     return statistics.mean(

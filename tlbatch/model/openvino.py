@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import keras
@@ -44,14 +44,15 @@ def import_openvino() -> Any:
 def _without_telemetry() -> Iterator[None]:
     """As if the package were not installed: OpenVINO then imports functions that do nothing."""
     with _importing:
-        before = sys.modules.get(_TELEMETRY)
-        sys.modules[_TELEMETRY] = None  # type: ignore[assignment] # what Python takes for a package that is not there
+        modules = cast("dict[str, Any]", sys.modules)
+        before = modules.get(_TELEMETRY)
+        modules[_TELEMETRY] = None  # what Python takes for a package that is not there
         try:
             yield
         finally:
-            del sys.modules[_TELEMETRY]
+            del modules[_TELEMETRY]
             if before is not None:
-                sys.modules[_TELEMETRY] = before
+                modules[_TELEMETRY] = before
 
 
 def export_openvino(model: keras.Model) -> Files:
