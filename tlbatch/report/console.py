@@ -261,7 +261,8 @@ def show_import(result: Mapping[str, Any]) -> None:
             f"The model computes in {result['precision']}, tlbatch in float32; outputs differ by {result['off_float32']:.1g}",
             soft_wrap=True,
         )
-    how = f"scale={result['scale']}, resize={result['resize']}, fit={result['fit']} and jpeg={result['jpeg']}"
+    ways = ", ".join(f"{name}={result[name]}" for name in ("scale", "resize", "fit", "jpeg"))
+    how = f"{ways} and background={result['background']}"
     if result["check"] is None:
         told = "tlbatch cannot see whether the training did the same, and if it did not, many labels change; --check tells."
     else:
