@@ -153,12 +153,14 @@ def _scale_of(model: ForeignModel, scale: str | None) -> str:
 
 def _tell_of_scale(model: ForeignModel, scale: str, probes: np.ndarray) -> None:
     """Warn if another scaling, and not the given one, gives the first normalization of a model the numbers of its training."""
+    if scale == "raw" and model.scaling_layer() is not None:
+        return
     off: dict[str, float] = {}
-    for name in (scale, *SCALINGS):
+    for name in dict.fromkeys((scale, *SCALINGS)):  # the given one first: a model without a normalization is asked once
         if model.channels == 1 and name in ("caffe", "torch"):
             continue
         spread = model.spread(as_trained(cast("Any", SCALINGS[name]), probes, model.channels))
-        if spread is None or (scale == "raw" and model.scaling_layer() is not None):
+        if spread is None:
             return
         off[name] = spread
     best = min(off, key=lambda name: off[name])

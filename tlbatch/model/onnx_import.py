@@ -39,20 +39,18 @@ if TYPE_CHECKING:
 _ARITHMETIC = ("Sub", "Add", "Mul", "Div")
 #: Operators before the first layer that do not scale.
 _ARRANGES_PIXELS = (
-    *(
-        "Cast",
-        "Clip",
-        "Gather",
-        "Identity",
-        "Pad",
-        "Reshape",
-        "Resize",
-        "Slice",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-        "Upsample",
-    ),
+    "Cast",
+    "Clip",
+    "Gather",
+    "Identity",
+    "Pad",
+    "Reshape",
+    "Resize",
+    "Slice",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+    "Upsample",
 )
 #: Operators that arrange or combine scores.
 _ARRANGES = frozenset(
