@@ -1,9 +1,11 @@
 """Compare s3fs with obstore on S3, for small objects and long listings, and measure the cost of a slow network.
 
-    .venv/bin/python benchmarks/stores.py [get] [list] [latency]
+    .venv/bin/python benchmarks/stores.py [get] [list] [flat] [latency]
 
 `get` reads 20,000-byte objects from a real server (SeaweedFS on the loopback) with 32 threads. `list` lists 1,000,000 keys
-under 16 prefixes from a server that generates its pages, with tlbatch's listing and with s3fs's `find`. `latency` classifies
+under 16 prefixes from a server that generates its pages, with tlbatch's listing and with s3fs's `find`. `flat` lists as many
+keys from a server that takes 50 ms for a page: under one prefix, as in a first night and with the bounds that a table gives
+the nights after it, and under 16 prefixes. `latency` classifies
 photographs from a local disk and from a store that delays every answer by 100 ms. It measures the whole command, and the
 steady rate, which is the difference between 4,000 and 12,000 photographs.
 """
@@ -36,19 +38,24 @@ from support.s3_server import BUCKET, S3Server, environment, filesystem, free_po
 OBJECTS, OBJECT_BYTES, THREADS, ROUNDS = 2_000, 20_000, 32, 3
 KEYS, PREFIXES, PAGE = 1_000_000, 16, 1_000
 LATENCY, PHOTOS, FEWER = 0.1, 12_000, 4_000
+#: Seconds that the buckets `flat` and `late` take for a page.
+PAGE_SECONDS = 0.05
 
 
 def main() -> None:
     """Run the requested sections; by default all of them."""
-    chosen = sys.argv[1:] or ["get", "list", "latency"]
+    chosen = sys.argv[1:] or ["get", "list", "flat", "latency"]
     if chosen[0] == "--serve-slowly":
         serve_slowly(chosen[1])
         return
     if chosen[0] == "--list-one":
         print(json.dumps(list_once(*chosen[1:])))
         return
+    if chosen[0] == "--walk-one":
+        print(json.dumps(walk_once(*chosen[1:])))
+        return
     for name in chosen:
-        {"get": bench_get, "list": bench_list, "latency": bench_latency}[name]()
+        {"get": bench_get, "list": bench_list, "flat": bench_flat, "latency": bench_latency}[name]()
 
 
 def bench_get() -> None:
@@ -96,7 +103,10 @@ class Pages(http.server.BaseHTTPRequestHandler):
         """Answer with one page."""
         query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
         after = query.get("continuation-token") or query.get("start-after", "")
-        body = (levels() if "delimiter" in query and not query.get("prefix") else page(query.get("prefix", ""), after)).encode()
+        bucket = urlsplit(self.path).path.strip("/")
+        time.sleep(PAGE_SECONDS if bucket in ("flat", "late") else 0)
+        has_levels = "delimiter" in query and not query.get("prefix") and bucket != "flat"
+        body = (levels() if has_levels else page(query.get("prefix", ""), after)).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(body)))
@@ -165,6 +175,41 @@ def list_once(way: str, endpoint: str) -> dict[str, float]:
     seconds = time.perf_counter() - began
     assert count == KEYS, count
     return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "before": before}
+
+
+def bench_flat() -> None:
+    """Measure how a bucket with late pages is listed, each time in a process of its own."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    ways = {
+        "one prefix, first night": ("flat", ""),
+        "one prefix, later nights": ("flat", "cut"),
+        "16 prefixes, first night": ("late", ""),
+    }
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, (bucket, cut) in ways.items():
+            command = [sys.executable, __file__, "--walk-one", f"{endpoint}/{bucket}", cut]
+            found[name].append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
+    print(f"| {KEYS:,} keys, pages {PAGE_SECONDS * 1000:.0f} ms late | s | range |\n| --- | ---: | ---: |")
+    for name, seconds in found.items():
+        print(f"| {name} | {statistics.median(seconds):.1f} | {min(seconds):.1f} to {max(seconds):.1f} |")
+    server.shutdown()
+
+
+def walk_once(url: str, cut: str) -> float:
+    """Seconds of one listing of a bucket as Amazon's are listed, cut at every 65,536th key if that is wanted."""
+    from tlbatch.storage.location import WalkRules
+    from tlbatch.storage.s3_listing import Endpoint, walk
+
+    each = KEYS // PREFIXES
+    bounds = [f"p{number // each:02d}/{number % each:06d}.jpg" for number in range(65_535, KEYS, 65_536)] if cut else []
+    endpoint = Endpoint(url, "us-east-1", True, True, (5, 20), None, lambda _: {})
+    began = time.perf_counter()
+    count = sum(batch.num_rows for batch in walk(endpoint, "", lambda ask: ask(), WalkRules(bounds=bounds)))
+    assert count == KEYS, count
+    return time.perf_counter() - began
 
 
 class SlowStore(asyncio.Protocol):

@@ -476,7 +476,9 @@ def test_verify_finds_one_flipped_bit_in_any_file(state, reference, staged, tmp_
     """Tables, report and pointer of a published run; parts, receipts and what they promise of one that is not."""
     whole = {"published": reference, "unfinished": staged}[state]
     files = [path for path in sorted(whole.rglob("*")) if path.is_file() and path.name not in ("progress.json", "_SUCCESS")]
-    assert state == "published" or len([path for path in files if path.parent.name == "staged"]) == 12
+    assert state == "published" or len([path for path in files if path.parent.name == "staged"]) == 13, (
+        "six parts, their receipts, and the group of these"
+    )
     random = np.random.default_rng(0)
     for number in range(200):
         output = shutil.copytree(whole, tmp_path / str(number))

@@ -15,7 +15,7 @@ import ray.data
 
 from tlbatch.execution import resources
 from tlbatch.execution.executor import run_actors
-from tlbatch.execution.resources import ActorPool, configure_ray_data, map_blocks, read_cluster, run_to_end
+from tlbatch.execution.resources import ActorPool, configure_ray_data, finished_blocks, map_blocks, read_cluster
 from tlbatch.output.run import Run
 from tlbatch.storage.local import LocalLocation
 
@@ -39,7 +39,7 @@ def slow(seconds: float) -> type:
 
 def stage(blocks: list[pa.Table], kind: type, told: Path) -> None:
     run = Run(LocalLocation(told / "run"), {"run_id": "the-run"})
-    run_actors([run], blocks, [(kind, ActorPool(1, 0, 1, 1))], told)
+    run_actors([run], blocks, [(kind, ActorPool(1, 0, 1, 1))], told, lambda receipts: None)
 
 
 def test_an_interrupted_loop_leaves_no_thread_that_would_end_the_process_with_ray(tmp_path):
@@ -75,6 +75,7 @@ def test_an_interrupted_loop_leaves_no_thread_that_would_end_the_process_with_ra
 
 
 def test_while_a_block_takes_its_time_ray_data_looks_seldom(tmp_path, monkeypatch):
+    configure_ray_data()
     looks, wait = [], ray.wait
     monkeypatch.setattr(ray, "wait", lambda *given, **options: looks.append(time.monotonic()) or wait(*given, **options))
     stage([pa.table({"number": [0]})], slow(4.0), tmp_path)
@@ -120,7 +121,7 @@ def test_blocks_pass_whole_with_and_without_the_private_names_of_ray_data(tmp_pa
     mapped = map_blocks(
         blocks if private else SimpleNamespace(map_batches=blocks.map_batches), recording(), (tmp_path,), ActorPool(1, 0, 1, 1)
     )
-    run_to_end(mapped if private else SimpleNamespace(iter_batches=mapped.iter_batches))
+    list(finished_blocks(mapped if private else SimpleNamespace(iter_batches=mapped.iter_batches)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0-1", "2-3-4"]
 
 

@@ -294,7 +294,7 @@ def test_the_progress_file_keeps_a_history_that_does_not_grow_for_ever(bundle_ur
     numbers = json.loads(run.location.join(schema.PROGRESS).read())
     long = [[float(second), second] for second in range(240)]
     run.location.join(schema.PROGRESS).write(json.dumps({**numbers, "history": long}).encode())
-    with heartbeat(run, None):
+    with heartbeat([run], None):
         pass
     assert len(read_history(run)) == 121
 

@@ -5,6 +5,7 @@ import os
 import re
 import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -57,6 +58,49 @@ def test_nothing_listens_off_the_loopback_and_the_token_is_its_owners(store, bun
     assert not ran & {"dashboard.py", "monitor.py", "log_monitor.py"}, "each takes a second to start"
     token = Path(tmp_path, "home", ".ray", "auth_token")
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
+
+
+def test_no_worker_outlives_its_session_even_if_it_hangs():
+    """Its raylet ends without ending it, and it is stopped, mostly before it notices that."""
+    words = """
+import os, signal, time
+import psutil, ray
+from tlbatch.execution.session import ray_session
+
+@ray.remote
+class Worker:
+    def pid(self):
+        return os.getpid()
+
+def state():
+    try:
+        return psutil.Process(pid).status()
+    except psutil.NoSuchProcess:
+        return "gone"
+
+def crashing():
+    (raylet,) = (one for one in psutil.Process().children() if one.name() == "raylet")
+    raylet.kill()
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(0.5)
+    states.append(state())
+    shutdown()
+
+shutdown, ray.shutdown, states = ray.shutdown, crashing, []
+while psutil.STATUS_STOPPED not in states and len(states) < 8:
+    with ray_session() as start:
+        start()
+        worker = Worker.remote()
+        pid = ray.get(worker.pid.remote())
+time.sleep(0.5)
+print(pid, states[-1], state())
+"""
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    pid, before, after = done.stdout.split()[-3:]  # Ray says before that its raylet is gone
+    if after == psutil.STATUS_STOPPED:
+        psutil.Process(int(pid)).kill()
+    assert before == psutil.STATUS_STOPPED
+    assert after in ("gone", psutil.STATUS_ZOMBIE)  # some containers have no process that clears up after others
 
 
 def test_what_workers_say_is_there_for_who_asks(store, bundle_url, tmp_path):

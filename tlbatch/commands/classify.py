@@ -36,7 +36,7 @@ from tlbatch.output.diff import StalenessRule, diff_with_table, too_many_deleted
 from tlbatch.output.documents import ReportDocument
 from tlbatch.output.features import FeatureMatch, match_stored_features, runs_with_features
 from tlbatch.output.lease import require_free
-from tlbatch.output.progress import Watcher, heartbeat
+from tlbatch.output.progress import Staged, Watcher, heartbeat
 from tlbatch.output.run import OutputState, Run, new_run_id, read_output, require_output
 from tlbatch.report.promotion import check_promotion, parse_conditions
 from tlbatch.storage.location import Location
@@ -116,14 +116,14 @@ class ClassifyWork:
         self.start_ray()
         pinned = {table.output.url: table.bundle.pinned for table in self.tables}
         bundles = [pinned[run.location.url.removesuffix(f"/{schema.RUNS}/{run.run_id}")] for run in runs]
-        with heartbeat(runs[0], self.watch):
+        with heartbeat(runs, self.watch) as staged:
             if config.incremental and config.stale == "rescore":
-                rows = self._rescore(runs, rows)
+                rows = self._rescore(runs, rows, staged)
             if not rows.num_rows:
                 return WorkStats()
             # Of the whole store, as far as it was listed: tonight's few objects may all be closed.
             known = self.store.manifest if self.store.manifest is not None else runs[0].manifest
-            stats = classify_rows(config, self.table.engine, bundles, runs, rows, choose_probes(known))
+            stats = classify_rows(config, self.table.engine, bundles, runs, rows, choose_probes(known), staged)
         return stats._replace(list_seconds=self.store.seconds)
 
     def promotion_check(self, run: Run, report: ReportDocument, state: OutputState) -> Promotion:
@@ -132,7 +132,7 @@ class ClassifyWork:
             return Promotion()
         return check_promotion(state, run, report, parse_conditions(self.table.config.promote_if))
 
-    def _rescore(self, runs: Sequence[Run], rows: pa.Table) -> pa.Table:
+    def _rescore(self, runs: Sequence[Run], rows: pa.Table, staged: Staged) -> pa.Table:
         """Predict from stored features what has some; returns the rows that have none."""
         config, table = self.table.config, self.table
         matches = match_features(table, read_output(table.output), rows)
@@ -146,7 +146,7 @@ class ClassifyWork:
                 top_k=config.top_k,
                 features_dtype=config.features_dtype if config.features else None,
             )
-            rescore_matches(runs, matches, rows["row"].to_numpy(), job, config.concurrency)
+            rescore_matches(runs, matches, rows["row"].to_numpy(), job, config.concurrency, staged)
         return without_matches(rows, matches)
 
 

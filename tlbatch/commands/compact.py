@@ -124,8 +124,8 @@ class CompactWork:
             features_dtype=runs[0].facts["spec"].get("features_dtype", "float32"),
         )
         job = CopyJob(sources_of(matches, predictions=True), self.config.storage_options, wanted)
-        with heartbeat(runs[0], self.watch):
-            run_actors(runs, blocks, [(Copier, io_pool(len(blocks), 1, None))], job)
+        with heartbeat(runs, self.watch) as staged:
+            run_actors(runs, blocks, [(Copier, io_pool(len(blocks), 1, None))], job, staged)
         return WorkStats()
 
     def promotion_check(self, *_: object) -> Promotion:

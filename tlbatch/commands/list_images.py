@@ -15,6 +15,7 @@ from tlbatch.errors import ConfigError, InterruptedRunError
 from tlbatch.images.listing import Listing, Selection, list_store
 from tlbatch.output.commit import RunInput
 from tlbatch.output.progress import Watcher
+from tlbatch.output.ranges import bounds_of
 from tlbatch.output.run import OutputState, Pointer
 from tlbatch.schema import ARCHIVED, IMAGE
 from tlbatch.storage.location import Location
@@ -24,7 +25,11 @@ _PROGRESS_SECONDS = 0.5
 
 
 def list_images(
-    config: RunConfig | TrainConfig, avoid: Location, watch: Watcher | None = None, stop: threading.Event | None = None
+    config: RunConfig | TrainConfig,
+    avoid: Location,
+    watch: Watcher | None = None,
+    stop: threading.Event | None = None,
+    bounds: Sequence[str] = (),
 ) -> Listing:
     """List the store of a configuration.
 
@@ -33,6 +38,7 @@ def list_images(
         avoid: the folder that is written to, which is not listed even if it is inside the store.
         watch: called now and then with the number of objects.
         stop: ends a listing in another thread when it is set.
+        bounds: some keys of the store, sorted, between which a bucket is listed concurrently.
     """
     store = resolve(config.images, config.storage_options)
     selection = Selection(config.include, config.exclude, config.format, config.image_field)
@@ -46,6 +52,7 @@ def list_images(
         progress=progress,
         locate=locate,
         folder=config.images.endswith("/"),
+        bounds=bounds,
     )
     _require_use(config, listing)
     return listing
@@ -102,7 +109,7 @@ class ListedStore:
     def listing(self, state: OutputState) -> Listing:
         """A listing that is not older than what `state` has published."""
         if self._listing is None or self._pointers[state.output.url] != state.pointer:
-            self._listing = list_images(self._config, self._avoid, self._watch, self._stop)
+            self._listing = list_images(self._config, self._avoid, self._watch, self._stop, bounds_of(state.table))
             self._pointers[state.output.url] = state.pointer
         return self._listing
 

@@ -115,8 +115,8 @@ class RescoreWork:
             threads=int(self.config.num_cpus or 1),
             top_k=self.config.top_k,
         )
-        with heartbeat(runs[0], self.watch):
-            pool = rescore_matches(runs, matches, rows["row"].to_numpy(), job, self.config.concurrency)
+        with heartbeat(runs, self.watch) as staged:
+            pool = rescore_matches(runs, matches, rows["row"].to_numpy(), job, self.config.concurrency, staged)
         blocks = pool.actors * pool.blocks_at_once
         return WorkStats({"fetch": blocks, "decode": blocks, "write": blocks, "predict": pool.actors})
 

@@ -18,19 +18,24 @@ FEWEST = len(SPLITS)
 _NEAR, _MOST_COMPARED, _FEWEST_FEATURES, _BLOCK, _LEAST = 0.97, 10_000, 32, 1024, 1e-6
 
 
-def split_classes(classes: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
+def split_classes(
+    classes: np.ndarray, validation: float, test: float, seed: int, sizes: np.ndarray | None = None
+) -> np.ndarray:
     """(n,) part numbers, in the order of `SPLITS`.
 
     Args:
-        classes: (n,) class numbers; each class has at least three images.
+        classes: (n,) class numbers; each class has at least three pictures.
         validation: share of each class for validation.
         test: share of each class for testing.
         seed: seed of the shuffling.
+        sizes: (n,) how many images each picture has, by default one.
     """
     random = np.random.default_rng(seed)
+    sizes = np.ones(len(classes), np.int64) if sizes is None else sizes
     part_of = np.zeros(len(classes), np.int64)
     for label in np.unique(classes):
         members = random.permutation(np.flatnonzero(classes == label))
+        members = _large_last(members, sizes, test * sizes[members].sum() / 2)
         for_test = min(max(1, round(test * len(members))), len(members) - 2)
         for_validation = min(max(1, round(validation * len(members))), len(members) - for_test - 1)
         part_of[members[:for_test]] = _TEST
@@ -55,7 +60,7 @@ def split_pictures(classes: np.ndarray, values: np.ndarray, validation: float, t
         pictures = find(values)
         firsts, of_image = np.unique(pictures, return_inverse=True)
         if len(firsts) == len(values) or enough_pictures(classes, pictures, FEWEST):
-            return split_classes(_strata(classes[firsts]), validation, test, seed)[of_image]
+            return split_classes(_strata(classes[firsts]), validation, test, seed, np.bincount(of_image))[of_image]
         log.warning("A class has fewer than %d different pictures, so %s of them are in several parts", FEWEST, what)
     return split_classes(_strata(classes), validation, test, seed)
 
@@ -110,6 +115,7 @@ def complete_parts(
     random = np.random.default_rng(seed)
     part_of, strata = part_of.copy(), _strata(classes)
     is_first = pictures == np.arange(len(pictures))
+    sizes = np.bincount(pictures, minlength=len(pictures))
     for part, share in ((_TEST, test), (_VALIDATION, validation)):
         if (part_of == part).any():
             continue
@@ -117,6 +123,7 @@ def complete_parts(
         for label in np.unique(strata):
             own = (strata == label) & (part_of == _TRAIN)
             members = random.permutation(np.flatnonzero(own & free if (own & free).any() else own))
+            members = _large_last(members, sizes, share * sizes[members].sum() / 2)
             drawn = members[: max(0, min(max(1, round(share * len(members))), len(members) - 1))]
             part_of[np.isin(pictures, pictures[drawn]) & (part_of == _TRAIN)] = part
     return part_of
@@ -200,6 +207,17 @@ def tell_of_near_copies(part_of: np.ndarray, pictures: np.ndarray, keys: Sequenc
             "counts them as new",
             *(len(apart), keys[int(apart[0])], keys[int(pictures[apart[0]])]),
         )
+
+
+def _large_last(members: np.ndarray, sizes: np.ndarray, most: float) -> np.ndarray:
+    """Pictures in their order, with those of more than `most` images at the end, the largest last, where training takes them.
+
+    Where all images are alike, as on a base with random weights, most of them may be one group of near-copies: drawn for
+    testing, it would leave little to train on.
+    """
+    is_large = sizes[members] > max(1.0, most)
+    large = members[is_large]
+    return np.concatenate([members[~is_large], large[np.argsort(sizes[large], kind="stable")]])
 
 
 def _strata(classes: np.ndarray) -> np.ndarray:

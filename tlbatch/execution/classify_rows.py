@@ -15,11 +15,18 @@ from tlbatch.execution.records import ClassifyJob
 from tlbatch.execution.resources import read_cluster
 from tlbatch.execution.sizing import ExecutionPlan, cut_blocks, parallelism_of, plan_for, work_of
 from tlbatch.output.commit import WorkStats
+from tlbatch.output.progress import Staged
 from tlbatch.output.run import Run
 
 
 def classify_rows(
-    config: RunConfig, engine: str, bundle_urls: Sequence[str], runs: Sequence[Run], rows: pa.Table, probes: tuple[str, ...]
+    config: RunConfig,
+    engine: str,
+    bundle_urls: Sequence[str],
+    runs: Sequence[Run],
+    rows: pa.Table,
+    probes: tuple[str, ...],
+    staged: Staged,
 ) -> WorkStats:
     """Classify the objects of manifest rows, and stage the outcomes as parts of the runs.
 
@@ -30,6 +37,7 @@ def classify_rows(
         runs: the runs that get the parts.
         rows: of their manifest, each with its number in a column `row`.
         probes: uris of some objects of the whole store.
+        staged: called with the receipts of each part.
 
     Returns:
         How much of each stage could run at once; the caller adds what it knows of the listing.
@@ -45,7 +53,7 @@ def classify_rows(
         quarantine_url=quarantine.url,
         probes=probes,
     )
-    run_actors(runs, cut_blocks(rows, work, plan.rows_per_task), plan.pools, job)
+    run_actors(runs, cut_blocks(rows, work, plan.rows_per_task), plan.pools, job, staged)
     return WorkStats(parallelism_of(job, plan, rows), bool(config.num_gpus))
 
 

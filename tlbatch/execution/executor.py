@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -11,15 +12,17 @@ import pyarrow as pa
 from tlbatch.errors import store_errors_end_the_run
 from tlbatch.execution.metrics import count_receipt
 from tlbatch.execution.ray_errors import ray_errors_as_sentences
-from tlbatch.execution.resources import ActorPool, map_blocks, run_to_end
+from tlbatch.execution.resources import ActorPool, finished_blocks, map_blocks
 from tlbatch.output.parts import stage_parts
-from tlbatch.output.progress import Watcher
+from tlbatch.output.progress import Staged, Watcher
 from tlbatch.output.publish import FileTask, WrittenFiles
 from tlbatch.output.run import Run
 from tlbatch.storage.location import Location
 
 #: Published files that are written at the same time, each by one CPU and in about 1 GB of memory.
 _FILES_AT_ONCE = 32
+#: The column of the blocks that come back: the receipts of a part, as JSON.
+_RECEIPTS = "receipts"
 
 
 class Worker(Protocol):
@@ -32,7 +35,11 @@ class Worker(Protocol):
 
 
 def run_actors(
-    runs: Sequence[Run], blocks: Sequence[pa.Table], pools: Sequence[tuple[type[Worker], ActorPool]], job: object
+    runs: Sequence[Run],
+    blocks: Sequence[pa.Table],
+    pools: Sequence[tuple[type[Worker], ActorPool]],
+    job: object,
+    staged: Staged,
 ) -> None:
     """Pass blocks through one or two pools of actors, and stage the result as parts of the runs.
 
@@ -41,6 +48,7 @@ def run_actors(
         blocks: rows of the manifest.
         pools: the kinds of actors in the order in which a block passes them, and how many of each.
         job: the argument of every actor.
+        staged: called with the receipts of each block, as the blocks come back.
 
     Raises:
         TlbatchError: the reason a worker failed, in one sentence.
@@ -50,10 +58,12 @@ def run_actors(
     pa.default_memory_pool().release_unused()  # Arrow keeps the memory of a listing, which the actors need
     dataset = ray.data.from_blocks(list(blocks))  # `from_arrow` first waits for a worker that inspects the blocks
     for number, (kind, pool) in enumerate(pools, 1):
-        staged = [run.staged for run in runs] if number == len(pools) else []
-        dataset = map_blocks(dataset, _Actor, (kind, job, staged), pool)
+        folders = [run.staged for run in runs] if number == len(pools) else []
+        dataset = map_blocks(dataset, _Actor, (kind, job, folders), pool)
     with ray_errors_as_sentences(runs[0].run_id):
-        run_to_end(dataset)  # the blocks that come back say only that a part is staged
+        for block in finished_blocks(dataset):
+            for receipts in block[_RECEIPTS].to_pylist():
+                staged(json.loads(receipts))
 
 
 class _Actor:
@@ -75,9 +85,10 @@ class _Actor:
             outcomes = self._worker(block)
             if not self._staged:
                 return outcomes
-            for receipt in stage_parts(self._staged, outcomes):
+            receipts = stage_parts(self._staged, outcomes)
+            for receipt in receipts:
                 count_receipt(receipt)
-            return pa.table({"staged": [outcomes.num_rows]})
+            return pa.table({_RECEIPTS: pa.array([json.dumps(receipts)] if receipts else [], pa.string())})
 
 
 def map_file_tasks(

@@ -23,6 +23,7 @@ from tlbatch.execution.resources import ActorPool, io_pool
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import load_head
 from tlbatch.output.features import FeatureMatch, StoredOutcomes, matrix, range_of_row, read_range
+from tlbatch.output.progress import Staged
 from tlbatch.output.run import Run
 from tlbatch.output.table import FileRange
 from tlbatch.storage.resolve import resolve
@@ -151,7 +152,12 @@ class Rescorer:
 
 
 def rescore_matches(
-    runs: Sequence[Run], matches: Sequence[FeatureMatch], left: np.ndarray, job: RescoreJob, concurrency: int | None
+    runs: Sequence[Run],
+    matches: Sequence[FeatureMatch],
+    left: np.ndarray,
+    job: RescoreJob,
+    concurrency: int | None,
+    staged: Staged,
 ) -> ActorPool:
     """Stage predictions from stored features; returns the pool of actors.
 
@@ -161,10 +167,11 @@ def rescore_matches(
         left: the rows of the input that are still to do.
         job: the job of the actors.
         concurrency: the most actors at once.
+        staged: called with the receipts of each part.
     """
     blocks = blocks_of_matches(matches, left)
     pool = io_pool(len(blocks), job.threads, concurrency)
-    run_actors(runs, blocks, [(Rescorer, pool)], job)
+    run_actors(runs, blocks, [(Rescorer, pool)], job, staged)
     return pool
 
 

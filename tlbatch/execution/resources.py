@@ -10,8 +10,11 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 log = logging.getLogger(__name__)
 
@@ -201,12 +204,18 @@ def map_blocks(dataset: Any, actor: type, arguments: tuple[object, ...], pool: A
     )
 
 
-def run_to_end(dataset: Any) -> None:
-    """Execute a Ray Dataset and drop its blocks.
+def finished_blocks(dataset: Any) -> Iterator[pa.Table]:
+    """Execute a Ray Dataset; gives its blocks, small tables, as they are finished. A block that was lost since is left out.
 
     `iter_batches` starts threads that outlive an interrupted loop; a thread that releases a block after Ray has ended makes Ray
     end the process without a message. The private iterator over bundles has no threads.
     """
+    import ray
+
     bundles = getattr(dataset, "iter_internal_ref_bundles", None)
-    for _ in bundles() if bundles is not None else dataset.iter_batches(batch_size=None):
-        pass
+    if bundles is None:
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+        return
+    for bundle in bundles():
+        with contextlib.suppress(ray.exceptions.ObjectLostError):  # its machine is gone; what it did before counts all the same
+            yield from ray.get(bundle.block_refs)

@@ -43,11 +43,12 @@ def with_formats_of_content(manifest: pa.Table, locate: Locate) -> pa.Table:
     Raises:
         StoreError: the only object is a document and not an image, a shard or a list.
     """
-    unknown = pc.and_(pc.equal(manifest["format"], IMAGE), pc.is_null(formats(manifest["key"].combine_chunks())))
+    is_unknown = [pc.is_null(formats(keys)) for keys in manifest["key"].chunks]
+    unknown = pc.and_(pc.equal(manifest["format"], IMAGE), pa.chunked_array(is_unknown, pa.bool_()))
     numbers = np.flatnonzero(unknown.to_numpy())
     if not len(numbers):
         return manifest
-    suffixes = [kind_of_name(key) for key in manifest["key"].take(numbers).to_pylist()]
+    suffixes = [kind_of_name(key) for key in manifest["key"].filter(unknown).to_pylist()]
     found = manifest["format"].to_pylist()
     asked = {ending for ending, _ in Counter(suffixes).most_common(_MOST_SUFFIXES)}
     formats_of: dict[str, str] = {}
@@ -102,15 +103,16 @@ def without_other_shards(manifest: pa.Table, locate: Locate, field: str | None) 
         locate: gives the location of a uri.
         field: column or feature with the images, or extension of the members, if not the usual ones.
     """
-    numbers = np.flatnonzero(pc.is_in(manifest["format"], pa.array([*_WITHOUT_IMAGES])).to_numpy())
-    alike = _alike(manifest.take(numbers), numbers)
+    is_shard = pc.is_in(manifest["format"], pa.array([*_WITHOUT_IMAGES]))
+    numbers, shards = np.flatnonzero(is_shard.to_numpy()), manifest.filter(is_shard)
+    alike = _alike(shards, numbers)
     if not alike or (len(alike) == 1 and len(numbers) == manifest.num_rows):
         return manifest, Counter()
     some = [one[np.unique(np.linspace(0, len(one) - 1, min(len(one), _MOST_ALIKE)).astype(np.int64))] for one in alike]
     lacks = np.zeros(manifest.num_rows, bool)
 
     def look_into(which: np.ndarray) -> None:
-        rows = manifest.select(["uri", "size", "format"]).take(which).to_pylist()
+        rows = shards.select(["uri", "size", "format"]).take(np.searchsorted(numbers, which)).to_pylist()
         with ThreadPoolExecutor(_READERS) as pool:
             lacks[which] = list(pool.map(partial(_lacks_images, locate, field), rows))
 

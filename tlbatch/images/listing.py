@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import le
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,6 +36,9 @@ Progress = Callable[[int], None]
 _COLUMNS = ("uri", "key", "size", "etag", "archived")
 #: Kinds of skipped objects that are counted by name; suffixes may be any text.
 _MOST_KINDS = 40
+#: Rows of one chunk of a manifest in memory.
+_ROWS_OF_CHUNK = 65_536
+_LARGE = {pa.string(): pa.large_string()}
 #: Folders that a message names.
 _NAMED = 5
 NOT_INCLUDED, OWN_OUTPUT = "not included", "output of tlbatch"
@@ -78,6 +82,7 @@ class Selection:
     def __init__(
         self, include: Sequence[str] = (), exclude: Sequence[str] = (), kind: str = "auto", image_field: str | None = None
     ) -> None:
+        self.includes = bool(include)
         self._include = [glob_matcher(glob) for glob in include]
         self._exclude = [glob_matcher(glob) for glob in exclude]
         self._closed = [glob_matcher(glob) for glob in exclude if "/" in glob and glob.endswith(("*", "/"))]
@@ -123,6 +128,7 @@ def list_store(
     progress: Progress | None = None,
     locate: Locate | None = None,
     folder: bool = False,
+    bounds: Sequence[str] = (),
 ) -> Listing:
     """List a store once, as a manifest that does not change afterwards.
 
@@ -134,6 +140,7 @@ def list_store(
         progress: called once per batch with the number of objects listed so far.
         folder: whether the address ends with a slash: then it means a folder, though an object may have the same name.
         locate: gives the location of a uri, for the few objects that are judged by their content; None: by their names alone.
+        bounds: some keys of the store, sorted, between which a bucket is listed concurrently.
 
     Returns:
         The listing. Its manifest is sorted by key as bytes, like an S3 listing, so that a copy of the store on S3 gives the
@@ -143,27 +150,62 @@ def list_store(
         StoreError: the store does not exist, cannot be read, or contains no images.
     """
     began = time.monotonic()
-    walk = _Walk(store, selection, avoid)
+    walk = _Walk(store, selection, avoid, bounds)
     try:
         require_folder(store)
         single = _single(store, folder=folder)
         objects = walk.objects() if single is None else _named(store, single)
-        manifest = pa.Table.from_batches(list(walk.taken(objects, progress, named=single is not None)), MANIFEST_SCHEMA)
+        manifest = _sorted_by_key(list(walk.taken(objects, progress, named=single is not None)))
     except PermissionError as error:
         raise StoreError(f"No permission to read the store {store.url}: {error}.") from None
     manifest = walk.without_own_outputs(manifest)
     if locate is not None and selection.kind == "auto" and (single is None or manifest.num_rows == 1):
-        manifest = with_formats_of_content(manifest, locate)
+        if selection.includes or single is not None:
+            manifest = with_formats_of_content(manifest, locate)
         manifest, others = without_other_shards(manifest, locate, selection.image_field)
         walk.skipped.update(others)
     walk.warn(alone=not manifest.num_rows)
     if not manifest.num_rows:
         raise StoreError(f"The store {store.url} contains no images to classify{walk.why_nothing()}")
-    order = pc.sort_indices(manifest["key"])
-    manifest = manifest.take(order if max_images is None else order[:max_images]).combine_chunks()
+    manifest = manifest.slice(0, max_images)
     pa.default_memory_pool().release_unused()  # only the allocating thread releases all memory, and this thread may end here
     seconds = time.monotonic() - began
     return Listing(manifest, walk.skipped.total(), seconds, walk.kinds(), tuple(sorted(walk.unreadable)), tuple(walk.away))
+
+
+def _sorted_by_key(batches: list[pa.RecordBatch]) -> pa.Table:
+    """The rows of the batches, which are given up, sorted by key as bytes.
+
+    Stores give most folders in this order, so that whole batches can be put in order; only if that is not enough, rows are
+    sorted, in columns that may be larger than the 2 GiB of one array of `string`.
+    """
+    batches = sorted((batch for batch in batches if batch.num_rows), key=_first_key, reverse=True)
+    chunks: list[pa.Table] = []
+    while batches:
+        taken = [batches.pop()]
+        while batches and sum(batch.num_rows for batch in taken) + batches[-1].num_rows <= _ROWS_OF_CHUNK:
+            taken.append(batches.pop())
+        chunks.append(pa.Table.from_batches(taken, MANIFEST_SCHEMA).combine_chunks())
+    manifest = pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *chunks])
+    ends = [chunk["key"][-1].as_py() for chunk in chunks]
+    firsts = [_first_key(chunk) for chunk in chunks]
+    if all(map(le, ends, firsts[1:])) and all(map(_is_sorted, chunks)):
+        return manifest
+    chunks.clear()
+    large = pa.schema([field.with_type(_LARGE.get(field.type, field.type)) for field in MANIFEST_SCHEMA])
+    whole = manifest.cast(large).combine_chunks()
+    order = pc.sort_indices(whole["key"])
+    slices = (order.slice(start, _ROWS_OF_CHUNK) for start in range(0, len(order), _ROWS_OF_CHUNK))
+    return pa.concat_tables(whole.take(one).cast(MANIFEST_SCHEMA) for one in slices)
+
+
+def _first_key(rows: pa.Table | pa.RecordBatch) -> str:
+    return str(rows["key"][0].as_py())
+
+
+def _is_sorted(rows: pa.Table) -> bool:
+    keys = rows["key"]
+    return bool(pc.all(pc.less_equal(keys.slice(0, len(keys) - 1), keys.slice(1)), min_count=0).as_py())
 
 
 def _single(store: Location, *, folder: bool) -> ObjectInfo | None:
@@ -200,18 +242,18 @@ def _named(location: Location, info: ObjectInfo) -> _Objects:
 class _Walk:
     """One pass over a store: what is taken, and what is skipped for which reason."""
 
-    def __init__(self, store: Location, selection: Selection, avoid: Location | None) -> None:
+    def __init__(self, store: Location, selection: Selection, avoid: Location | None, bounds: Sequence[str]) -> None:
         self.skipped: Counter[str] = Counter()
         self.unreadable: list[str] = []
         self.away: list[str] = []
-        self._store, self._selection = store, selection
+        self._store, self._selection, self._bounds = store, selection, bounds
         self._avoid = avoid.url.removeprefix(f"{store.url}/") + "/" if avoid and avoid.url.startswith(f"{store.url}/") else None
         self._closed = avoid.url if isinstance(avoid, LocalLocation) else ""
         self._runs: list[str] = []
 
     def objects(self) -> _Objects:
         """Every object of the store, but for those below folders that are not opened."""
-        for batch in self._store.walk(WalkRules(self._skips, self._passed, self._closed, self.away.append)):
+        for batch in self._store.walk(WalkRules(self._skips, self._passed, self._closed, self.away.append, self._bounds)):
             found = batch
             if self._avoid is not None:
                 found = batch.filter(pc.invert(pc.fill_null(pc.starts_with(batch["key"], self._avoid), False)))

@@ -7,8 +7,8 @@ predicted it), deleted or unchanged.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
@@ -20,8 +20,9 @@ from tlbatch import schema
 from tlbatch.config import Spec
 from tlbatch.errors import TRANSIENT_KINDS, ErrorKind
 from tlbatch.output.commit import RunInput
+from tlbatch.output.ranges import manifest_pieces, pieces_of, read_in_ranges
 from tlbatch.output.run import OutputState, Run, read_report
-from tlbatch.output.snapshot import SnapshotRun, snapshot
+from tlbatch.output.snapshot import UriSet, current_in_range
 from tlbatch.output.table import current_parts, read_part, read_run_table
 
 log = logging.getLogger(__name__)
@@ -87,21 +88,23 @@ def diff_with_table(listed: RunInput, state: OutputState, rule: StalenessRule, s
         stale: keep, redo or rescore stale images; kept ones are counted and not processed.
     """
     store, runs = listed.manifest, state.table
-    known = _known(runs, rule)
-    kinds = _kinds(store, known)
-    missing = _not_in(known, store)
-    gone = _without_away(missing, {folder.removesuffix("/") for folder in listed.unreadable} | set(listed.away))
-    # A list may name an object twice, under two keys: an object belongs to one run as a whole.
-    partly_gone = pc.is_in(store["uri"], gone["uri"]).to_numpy()
-    kinds = np.where(partly_gone & (kinds > _CHANGED), _CHANGED, kinds)
-    todo = kinds < (_STALE if stale == "keep" and not any(map(rule.must_redo, runs)) else _UNCHANGED)
-    todo |= pc.is_in(store["uri"], store["uri"].filter(pa.array(todo))).to_numpy()
-    removed = gone.filter(pc.invert(pc.is_in(gone["uri"], store["uri"])))
-    counts = dict(zip(KINDS, [*np.bincount(kinds, minlength=5).tolist(), removed.num_rows], strict=True))
-    listed = replace(listed, left=_by_folder(removed["key"]), rows=_rows(runs, known, removed["uri"]))
-    if todo.all() and gone.num_rows == missing.num_rows:  # nothing of the old table remains, so the new one stands alone
+    last = _STALE if stale == "keep" and not any(map(rule.must_redo, runs)) else _UNCHANGED
+    away = {folder.removesuffix("/") for folder in listed.unreadable} | set(listed.away)
+    marks = [_RunMarks.of(run, rule) for run in reversed(runs)]
+
+    def compare(ranges: Iterator[list[pa.Table]]) -> _Difference:
+        found = _Difference.of_nothing(store.num_rows)
+        for objects, *of_runs in ranges:
+            found.add(objects, _known(of_runs, marks), last, away)
+        return found
+
+    found = read_in_ranges(lambda: [_numbered_pieces(store), *_pieces_of_runs(runs)], compare)
+    removed = found.removed.sort_by("key")
+    counts = dict(zip(KINDS, [*found.counts.tolist(), removed.num_rows], strict=True))
+    listed = replace(listed, left=_by_folder(removed["key"]), rows=_rows(runs, found, removed["uri"]))
+    if found.todo.all() and not found.stays:  # nothing of the old table remains, so the new one stands alone
         return replace(listed, counts=counts)
-    manifest = store.filter(pa.array(todo)).combine_chunks()
+    manifest = store.filter(pa.array(found.todo))
     return replace(listed, manifest=manifest, on=state.pointer, removed=removed.combine_chunks(), counts=counts)
 
 
@@ -113,8 +116,16 @@ def with_left(listed: RunInput, state: OutputState) -> RunInput:
     runs = state.table
     if listed.manifest.num_rows >= sum(read_report(run).get("objects", 0) for run in runs):
         return listed
-    known = pa.concat_tables(one.current_rows(one.run.manifest).select(_NAMES) for one in snapshot(runs))
-    gone = known.filter(pc.invert(pc.is_in(known["uri"], listed.manifest["uri"])))
+    marks = [_RunMarks(stale=False)] * len(runs)
+
+    def lacking(ranges: Iterator[list[pa.Table]]) -> pa.Table:
+        nothing = schema.REMOVED_SCHEMA.empty_table()
+        pairs = ((objects, _known(of_runs, marks).select(_NAMES)) for objects, *of_runs in ranges)
+        return pa.concat_tables(
+            [nothing, *(known.filter(pc.invert(pc.is_in(known["uri"], objects["uri"]))) for objects, known in pairs)]
+        )
+
+    gone = read_in_ranges(lambda: [pieces_of(listed.manifest), *_pieces_of_runs(runs)], lacking)
     if gone.num_rows:
         left = _by_folder(gone["key"])
         log.warning("%d objects of the table are not in this listing, and leave the table: %s", gone.num_rows, _in_words(left))
@@ -154,51 +165,131 @@ def _by_folder(keys: pa.ChunkedArray) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda one: (-one[1], one[0]))[:_FOLDERS])
 
 
-def _known(runs: list[Run], rule: StalenessRule) -> pa.Table:
-    """The objects of a table, each once: its manifest row, whether it is stale, and whether to retry it."""
-    parts = [_objects_of(one, rule) for one in snapshot(runs)] if runs else [_marked(schema.MANIFEST_SCHEMA.empty_table())]
-    known = pa.concat_tables(parts)
-    return known.group_by(_NAMES, use_threads=False).aggregate([(name, "first") for name in known.column_names[2:]])
+@dataclass
+class _Difference:
+    """What was found so far.
+
+    Attributes:
+        todo: (n,) bool: which objects of the store are processed.
+        counts: (5,) int: how many objects are of each kind.
+        removed: uri and key of the objects that leave the table.
+        objects: how many objects the table has.
+        loose: whether all of them are single images.
+        stays: whether objects stay that cannot be looked at this time.
+    """
+
+    todo: np.ndarray
+    counts: np.ndarray
+    removed: pa.Table
+    objects: int = 0
+    loose: bool = True
+    stays: bool = False
+
+    @classmethod
+    def of_nothing(cls, rows: int) -> _Difference:
+        """Before the first range of a store with so many rows."""
+        return cls(np.zeros(rows, bool), np.zeros(_UNCHANGED + 1, np.int64), schema.REMOVED_SCHEMA.empty_table())
+
+    def add(self, store: pa.Table, known: pa.Table, last: int, away: Collection[str]) -> None:
+        """Compare a range of uris.
+
+        Args:
+            store: its objects in the store, each with its number in a column `row`.
+            known: its objects in the table, as `_known` gives them.
+            last: the first kind that is not processed.
+            away: folders and objects that cannot be looked at.
+        """
+        names, known_names = (pc.binary_join_element_wise(table["uri"], table["key"], "\0") for table in (store, known))
+        kinds = _kinds(store, known.take(pc.index_in(names, known_names)))
+        missing = known.select(_NAMES).filter(pc.invert(pc.is_in(known_names, names)))
+        gone = _without_away(missing.group_by(_NAMES, use_threads=False).aggregate([]), away) if missing.num_rows else missing
+        if gone.num_rows:
+            # A list may name an object twice, under two keys: an object belongs to one run as a whole.
+            kinds = np.where(pc.is_in(store["uri"], gone["uri"]).to_numpy() & (kinds > _CHANGED), _CHANGED, kinds)
+            leaving = gone.filter(pc.invert(pc.is_in(gone["uri"], store["uri"])))
+            self.removed = pa.concat_tables([self.removed, leaving])
+        todo = kinds < last
+        if todo.any():
+            todo |= pc.is_in(store["uri"], store["uri"].filter(pa.array(todo))).to_numpy()
+        self.todo[store["row"].to_numpy()] = todo
+        self.counts += np.bincount(kinds, minlength=len(self.counts))
+        self.objects += known.num_rows
+        self.loose = self.loose and pc.all(pc.is_in(known["format"], pa.array([schema.IMAGE])), min_count=0).as_py()
+        self.stays = self.stays or gone.num_rows < missing.num_rows
 
 
-def _objects_of(one: SnapshotRun, rule: StalenessRule) -> pa.Table:
-    retry = pa.array([], pa.string())
-    report = read_report(one.run)
-    kinds = rule.retried(one.run)
-    if report["failed_transient"] or {*kinds, ErrorKind.ARCHIVED} & set(report["failed_by_kind"]):
-        errors = read_run_table(one.run.location, "errors", ["uri", "transient", "kind"])
-        better = pc.is_in(errors["kind"], pa.array(sorted(kinds), pa.string()))
-        wanted = pc.or_kleene(pc.or_kleene(errors["transient"], better), _found_archived(one.run, errors))
-        retry = errors["uri"].filter(wanted).combine_chunks()
-    stale = rule.must_redo(one.run) or not rule.accepts(one.run)
-    return _marked(one.current_rows(one.run.manifest), stale, retry)
+class _RunMarks(NamedTuple):
+    """What a diff has to know of a run besides its manifest.
+
+    Attributes:
+        stale: whether its rows are out of date.
+        retry: uris of objects that failed for a reason that may have passed.
+        archived: uris of objects that were found in an archive.
+    """
+
+    stale: bool
+    retry: UriSet = UriSet()
+    archived: UriSet = UriSet()
+
+    @classmethod
+    def of(cls, run: Run, rule: StalenessRule) -> _RunMarks:
+        stale = rule.must_redo(run) or not rule.accepts(run)
+        report, kinds = read_report(run), rule.retried(run)
+        if not report["failed_transient"] and not {*kinds, ErrorKind.ARCHIVED} & set(report["failed_by_kind"]):
+            return cls(stale)
+        errors = read_run_table(run.location, "errors", ["uri", "transient", "kind"])
+        passing = pc.or_kleene(errors["transient"], pc.is_in(errors["kind"], pa.array(sorted(kinds), pa.string())))
+        retry, archived = (errors["uri"].filter(mask) for mask in (passing, pc.equal(errors["kind"], ErrorKind.ARCHIVED)))
+        return cls(stale, UriSet([retry]), UriSet([archived]))
+
+    def marked(self, objects: pa.Table) -> pa.Table:
+        """Rows of the run's manifest with columns `stale` and `retry`.
+
+        An archive that no listing shows is asked again: only another request tells when its objects are restored.
+        """
+        shown = pc.equal(objects["format"], schema.ARCHIVED).to_numpy()
+        retry = self.retry.holds(objects["uri"]) | (self.archived.holds(objects["uri"]) & ~shown)
+        objects = objects.append_column("stale", pa.array(np.full(objects.num_rows, self.stale)))
+        return objects.append_column("retry", pa.array(retry))
 
 
-def _found_archived(run: Run, errors: pa.Table) -> pa.ChunkedArray:
-    """Which errors are of objects in an archive that no listing shows: only another request tells when they are restored."""
-    listed = run.manifest["uri"].filter(pc.equal(run.manifest["format"], schema.ARCHIVED))
-    return pc.and_(pc.equal(errors["kind"], ErrorKind.ARCHIVED), pc.invert(pc.is_in(errors["uri"], listed)))
+def _numbered_pieces(store: pa.Table) -> Iterator[pa.Table]:
+    start = 0
+    for piece in pieces_of(store):
+        yield piece.append_column("row", pa.array(np.arange(start, start + piece.num_rows)))
+        start += piece.num_rows
 
 
-def _marked(objects: pa.Table, stale: bool = False, retry: pa.Array | None = None) -> pa.Table:
-    objects = objects.append_column("stale", pa.array(np.full(objects.num_rows, stale)))
-    return objects.append_column("retry", pc.is_in(objects["uri"], pa.array([], pa.string()) if retry is None else retry))
+def _pieces_of_runs(runs: Sequence[Run]) -> list[Iterator[pa.Table]]:
+    """Of each run, the newest first, the objects that it lists and those that it removes."""
+    return [pieces for run in reversed(runs) for pieces in (manifest_pieces(run), pieces_of(run.removed))]
+
+
+def _known(of_runs: Sequence[pa.Table], marks: Sequence[_RunMarks]) -> pa.Table:
+    """The objects of a table in a range of uris: their manifest rows with columns `stale` and `retry`.
+
+    Args:
+        of_runs: their rows in the order of `_pieces_of_runs`.
+        marks: of each run, the newest first.
+    """
+    listed, removed = of_runs[::2], of_runs[1::2]
+    current = current_in_range(listed, list(zip(listed, removed, strict=True)))
+    nothing = _RunMarks(stale=False).marked(schema.MANIFEST_SCHEMA.empty_table())
+    return pa.concat_tables([nothing, *(mark.marked(rows) for mark, rows in zip(marks, current, strict=True))])
 
 
 def _kinds(store: pa.Table, known: pa.Table) -> np.ndarray:
-    """(n,) int: for each object of the store its number among `KINDS`."""
-    numbered = store.append_column("row", pa.array(np.arange(store.num_rows)))
-    beside = numbered.join(known.append_column("known", pa.array(np.ones(known.num_rows, bool))), _NAMES).sort_by("row")
-    changed = _true(pc.not_equal(beside["size"], beside["size_first"]))
-    changed |= _true(pc.invert(schema.same_version(beside["etag_first"], beside["etag"])))
+    """(n,) int: for each object of the store its number among `KINDS`; `known` has beside it its row of the table, or nulls."""
+    changed = _true(pc.not_equal(store["size"], known["size"]))
+    changed |= _true(pc.invert(schema.same_version(known["etag"], store["etag"])))
     # What was read before it went into the archive keeps its rows; what was restored is of its own format again.
-    in_archive = _true(pc.equal(beside["format"], schema.ARCHIVED))
-    changed |= _true(pc.not_equal(beside["format"], beside["format_first"])) & ~in_archive
+    in_archive = _true(pc.equal(store["format"], schema.ARCHIVED))
+    changed |= _true(pc.not_equal(store["format"], known["format"])) & ~in_archive
     kinds = np.full(store.num_rows, _UNCHANGED)
-    kinds[_true(beside["stale_first"])] = _STALE
-    kinds[_true(beside["retry_first"])] = _RETRY
+    kinds[_true(known["stale"])] = _STALE
+    kinds[_true(known["retry"])] = _RETRY
     kinds[changed] = _CHANGED
-    kinds[~_true(beside["known"])] = _NEW
+    kinds[_true(pc.is_null(known["uri"]))] = _NEW
     return kinds
 
 
@@ -219,18 +310,13 @@ def _without_away(missing: pa.Table, away: Collection[str]) -> pa.Table:
     return missing.filter(pa.array([not is_away(key) for key in missing["key"].to_pylist()], pa.bool_()))
 
 
-def _rows(runs: Sequence[Run], known: pa.Table, leaving: pa.ChunkedArray) -> tuple[int, int]:
+def _rows(runs: Sequence[Run], found: _Difference, leaving: pa.ChunkedArray) -> tuple[int, int]:
     """How many rows of the table leave with some objects, and how many it has. A loose image is a row, a shard has many."""
-    if not len(leaving) or pc.all(pc.is_in(known["format_first"], pa.array([schema.IMAGE]))).as_py():
-        return len(leaving), known.num_rows
+    if not len(leaving) or found.loose:
+        return len(leaving), found.objects
     left = total = 0
     for folder in ("predictions" if any(run.facts["spec"].get("predictions", True) for run in runs) else "features", "errors"):
         for part, superseded in current_parts(runs, folder):
             uris = read_part(part, superseded, ["uri"])["uri"]
             left, total = left + (pc.sum(pc.is_in(uris, leaving)).as_py() or 0), total + len(uris)
     return left, total
-
-
-def _not_in(known: pa.Table, store: pa.Table) -> pa.Table:
-    """Uri and key of the objects of the table that the store no longer has."""
-    return known.select(_NAMES).join(store.select(_NAMES), _NAMES, join_type="left anti").sort_by("key")

@@ -21,7 +21,7 @@ from tlbatch import schema
 from tlbatch.errors import CountsError, OutputError
 from tlbatch.output.documents import PublishedFile, ReportDocument, RunDocument
 from tlbatch.output.run import OutputState, Run, read_output, read_report, read_sealed
-from tlbatch.output.snapshot import SnapshotRun, current_runs
+from tlbatch.output.snapshot import SnapshotRun, UriSet, current_runs
 from tlbatch.output.table import FileRange, file_ranges
 from tlbatch.schema import IMAGE, from_parquet, sha256
 from tlbatch.storage.location import Location
@@ -42,7 +42,7 @@ class FeatureRun:
 
     run: Run
     report: ReportDocument
-    superseded: pa.ChunkedArray = field(default_factory=lambda: pa.chunked_array([], pa.string()))
+    superseded: UriSet = field(default_factory=UriSet)
 
     @property
     def base(self) -> str:

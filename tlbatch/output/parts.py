@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 
 from tlbatch.errors import CountsError
 from tlbatch.output.documents import Receipt
-from tlbatch.schema import IMAGES, PART_SUFFIX, PASSED, RECEIPT_SUFFIX, TABLE, TIMINGS, seal, sha256, to_parquet
+from tlbatch.output.receipts import receipt_name
+from tlbatch.schema import IMAGES, PART_SUFFIX, PASSED, TABLE, TIMINGS, seal, sha256, to_parquet
 from tlbatch.storage.location import Location
 
 
@@ -44,8 +45,6 @@ def stage_parts(staged: Sequence[Location], rows: pa.Table) -> list[Receipt]:
 
 def stage_part(staged: Location, rows: pa.Table) -> Receipt:
     """Write rows as one part, then its receipt; returns the receipt.
-
-    The receipt's file name holds the counts, so that the progress of a run is known from a listing of the folder.
 
     Args:
         staged: the run's folder of parts.
@@ -75,7 +74,7 @@ def stage_part(staged: Location, rows: pa.Table) -> Receipt:
     }
     if passed:
         receipt["passed"] = passed
-    staged.join(f"{name}.n{len(numbers)}.p{receipt['predicted']}.f{failed}{RECEIPT_SUFFIX}").write(seal(receipt))
+    staged.join(receipt_name(receipt)).write(seal(receipt))
     return receipt
 
 

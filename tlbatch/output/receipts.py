@@ -1,29 +1,37 @@
 """Receipts of staged parts -> what is done and what is left.
 
-Everything is computed from the manifest and the receipts. Nothing else remembers progress, so nothing can disagree with them.
+Everything is computed from the manifest and the receipts. Nothing else remembers progress, so nothing can disagree with them: a
+group is a copy of receipts that saves requests, and counts for nothing once the receipts themselves are gone.
 """
 
 from __future__ import annotations
 
+import logging
+import uuid
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 
 from tlbatch import schema
-from tlbatch.errors import CountsError
+from tlbatch.errors import CountsError, StoreUnavailableError
 from tlbatch.output.documents import PartPlan, Receipt
 from tlbatch.output.run import READS_AT_ONCE, Run
-from tlbatch.schema import RECEIPT_SUFFIX, seal, unseal
+from tlbatch.schema import GROUP_SUFFIX, PART_SUFFIX, RECEIPT_SUFFIX, seal, unseal
+
+log = logging.getLogger(__name__)
+
+#: Receipts that one group holds.
+RECEIPTS_PER_GROUP = 500
 
 
 @dataclass(frozen=True)
 class Receipts:
-    """The receipts of a run, in the order of their first row; `broken` names those that do not match their seal."""
+    """The receipts of a run, in the order of their first row; `broken` names those, and groups, that fail their seal."""
 
     bodies: tuple[Receipt, ...]
     broken: tuple[str, ...] = ()
@@ -65,15 +73,63 @@ class Receipts:
         return {stage: round(value, 3) for stage, value in total.items()}
 
 
-def read_receipts(run: Run) -> Receipts:
-    """All receipts of a run. A receipt that does not match its seal counts as missing: its rows are done again."""
+def receipt_name(receipt: Receipt) -> str:
+    """The name of a receipt's object, with its counts, so that a listing of the folder shows the progress of a run."""
+    rows = sum(end - start for start, end in receipt["rows"])
+    part = receipt["part"].removesuffix(PART_SUFFIX)
+    return f"{part}.n{rows}.p{receipt['predicted']}.f{receipt['failed']}{RECEIPT_SUFFIX}"
+
+
+class ReceiptGroups:
+    """Copies the receipts of a command into groups, so that a command that continues the run reads them in a few requests.
+
+    Args:
+        run: the run.
+        size: receipts in a group.
+    """
+
+    def __init__(self, run: Run, size: int = RECEIPTS_PER_GROUP) -> None:
+        self._staged, self._size = run.staged, size
+        self._open: dict[str, Receipt] = {}
+
+    def add(self, receipt: Receipt) -> None:
+        """Add the receipt of a staged part; writes a group once it is full."""
+        self._open[receipt_name(receipt)] = receipt
+        if len(self._open) >= self._size:
+            self.write()
+
+    def write(self) -> None:
+        """Write what is in no group yet. Without the group each receipt is read by itself, so a failure is only logged."""
+        group, self._open = self._open, {}
+        if group:
+            try:
+                self._staged.join(uuid.uuid4().hex + GROUP_SUFFIX).write(seal({"receipts": group}))
+            except (OSError, StoreUnavailableError) as error:
+                log.warning("a group of receipts could not be written; the run goes on without it: %s", error)
+
+
+def read_receipts(run: Run, *, each: bool = False) -> Receipts:
+    """All receipts of a run. A receipt that does not match its seal counts as missing: its rows are done again.
+
+    Args:
+        run: the run.
+        each: read every receipt itself, whether a group has it or not.
+    """
     names = run.staged.names()
     existing = set(names)
-    wanted = [name for name in names if name.endswith(RECEIPT_SUFFIX)]
+    wanted, groups = ([name for name in names if name.endswith(suffix)] for suffix in (RECEIPT_SUFFIX, GROUP_SUFFIX))
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        bodies = list(pool.map(lambda name: unseal(run.staged.join(name).read()), wanted))
-    good = [cast("Receipt", body) for body in bodies if body is not None and body["part"] in existing]
-    broken = tuple(name for name, body in zip(wanted, bodies, strict=True) if body is None)
+
+        def read(name: str) -> dict[str, Any] | None:
+            return unseal(run.staged.join(name).read())
+
+        found: dict[str, Any] = dict(zip(groups, pool.map(read, groups), strict=True))
+        for name in [] if each else groups:
+            found |= (found[name] or {}).get("receipts", {})
+        alone = [name for name in wanted if name not in found]
+        found |= zip(alone, pool.map(read, alone), strict=True)
+    good = [cast("Receipt", found[name]) for name in wanted if found[name] is not None and found[name]["part"] in existing]
+    broken = tuple(name for name in (*wanted, *groups) if found[name] is None)
     return Receipts(tuple(sorted(good, key=lambda body: (body["rows"][0][0], body["part"]))), broken)
 
 
@@ -123,6 +179,11 @@ class StagedCounts(NamedTuple):
     objects: int
     predicted: int
     failed: int
+
+    def plus(self, receipt: Receipt) -> StagedCounts:
+        """The counts with those of one more receipt."""
+        done = sum(end - start for start, end in receipt["rows"])
+        return StagedCounts(self.objects + done, self.predicted + receipt["predicted"], self.failed + receipt["failed"])
 
     def counts(self, objects: int) -> dict[str, int]:
         """Counts of images. There are at least as many as objects: a shard's images are known once the shard is read."""

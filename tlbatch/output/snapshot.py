@@ -6,7 +6,9 @@ that the store no longer has. An object belongs to one run as a whole: the image
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from operator import methodcaller
 from typing import NamedTuple
 
 import numpy as np
@@ -15,17 +17,47 @@ import pyarrow.compute as pc
 
 from tlbatch.output.run import Run
 
+_as_text = methodcaller("as_py")
+
+
+class UriSet:
+    """A set of uris in sorted columns, so that the few between two uris are found without a look at the others.
+
+    Args:
+        columns: of uris, in any order.
+        more: a set whose uris it also has. They are not copied.
+    """
+
+    def __init__(self, columns: Sequence[pa.ChunkedArray] = (), more: UriSet | None = None) -> None:
+        self._sorted: list[pa.Array] = [] if more is None else list(more._sorted)
+        for column in columns:
+            # `large_string`: many uris are more than the 2 GiB that one array of `string` can have.
+            whole = column.cast(pa.large_string())
+            self._sorted += [whole.take(pc.sort_indices(whole)).combine_chunks()] if len(whole) else []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._sorted))
+
+    def holds(self, uris: pa.ChunkedArray) -> np.ndarray:
+        """(n,) bool: which uris are in the set. Fast where they are near each other, as the rows of a sorted table are."""
+        found = np.zeros(len(uris), bool)
+        ends = pc.min_max(uris).as_py()
+        for column in self._sorted if len(uris) else ():
+            first, last = bisect_left(column, ends["min"], key=_as_text), bisect_right(column, ends["max"], key=_as_text)
+            if first < last:
+                found |= pc.is_in(uris.cast(pa.large_string()), column.slice(first, last - first)).to_numpy()
+        return found
+
 
 class SnapshotRun(NamedTuple):
     """One run of a table, and the uris that newer runs of the table have superseded."""
 
     run: Run
-    superseded: pa.ChunkedArray
+    superseded: UriSet
 
     def is_current(self, table: pa.Table) -> np.ndarray:
         """(n,) bool: which rows of one of the run's tables, or of its manifest, belong to the whole table."""
-        found: np.ndarray = ~pc.is_in(table["uri"], self.superseded).to_numpy()
-        return found
+        return ~self.superseded.holds(table["uri"])
 
     def current_rows(self, table: pa.Table) -> pa.Table:
         """The rows that belong to the whole table."""
@@ -40,11 +72,26 @@ def snapshot(runs: Sequence[Run]) -> Iterator[SnapshotRun]:
     Args:
         runs: the runs of the table, the oldest first.
     """
-    superseded: list[pa.Array] = []
+    superseded = UriSet()
     for run in reversed(runs):
-        yield SnapshotRun(run, pa.chunked_array(superseded, pa.string()))
+        yield SnapshotRun(run, superseded)
         if run is not runs[0]:
-            superseded += [*run.manifest["uri"].chunks, *run.removed["uri"].chunks]
+            superseded = UriSet([run.manifest["uri"], run.removed["uri"]], superseded)
+
+
+def current_in_range(rows: Sequence[pa.Table], hiding: Sequence[Sequence[pa.Table]]) -> list[pa.Table]:
+    """Of each run, the newest first, its rows in a range of uris that belong to the whole table.
+
+    Args:
+        rows: of each run, the newest first, all of its rows in the range.
+        hiding: of each run what it lists and removes in the range, which hides the rows of older runs.
+    """
+    found, superseded = list[pa.Table](), list[pa.Array]()
+    for own, newer in zip(rows, hiding, strict=True):
+        hidden = superseded and own.num_rows and pc.is_in(own["uri"], pa.chunked_array(superseded))
+        found.append(own.filter(pc.invert(hidden)) if hidden else own)
+        superseded += [chunk for table in newer for chunk in table["uri"].chunks]
+    return found
 
 
 def current_runs(runs: Sequence[Run]) -> list[SnapshotRun]:

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from tlbatch import schema
 from tlbatch.errors import OutputError
 from tlbatch.output.documents import PublishedFile
+from tlbatch.output.ranges import manifest_pieces, pieces_of
 from tlbatch.output.run import Run, read_table_runs
-from tlbatch.output.snapshot import snapshot
+from tlbatch.output.snapshot import UriSet, current_in_range, snapshot
 from tlbatch.schema import from_parquet
 from tlbatch.storage.location import Location
 from tlbatch.storage.range_file import open_range_file
@@ -21,6 +22,10 @@ from tlbatch.storage.resolve import resolve
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+#: Sources of one run in `sources_of_table`.
+SOURCES = 3
 
 
 class FileRange(NamedTuple):
@@ -116,16 +121,16 @@ def _read_rows(data: bytes, columns: Sequence[str] | None) -> pa.Table:
     return table
 
 
-def current_parts(runs: Sequence[Run], folder: str) -> list[tuple[Location, pa.ChunkedArray]]:
+def current_parts(runs: Sequence[Run], folder: str) -> list[tuple[Location, UriSet]]:
     """The published files of a table, the oldest first, each with the uris that newer runs have superseded."""
     found = [(part, one.superseded) for one in snapshot(runs) for part in reversed(_parts(one.run.location, folder))]
     return found[::-1]
 
 
-def read_part(part: Location, superseded: pa.ChunkedArray, columns: Sequence[str] | None) -> pa.Table:
+def read_part(part: Location, superseded: UriSet, columns: Sequence[str] | None) -> pa.Table:
     """The current rows of a file from `current_parts`."""
     table = _read_rows(part.read(), _with_names(columns))
-    table = table.filter(pc.invert(pc.is_in(table["uri"], superseded)))
+    table = table.filter(pa.array(~superseded.holds(table["uri"])))
     return table if columns is None else table.select(list(columns))
 
 
@@ -138,6 +143,32 @@ def read_groups(runs: Sequence[Run], folder: str, columns: Sequence[str]) -> Ite
     for one in reversed(list(snapshot(runs))):
         for part in _parts(one.run.location, folder):
             yield from (one.current_rows(rows) for rows in _row_groups(part, columns))
+
+
+def sources_of_table(runs: Sequence[Run], folder: str, columns: Sequence[str]) -> list[Iterator[pa.Table]]:
+    """The rows of one table of an output, for `read_in_ranges`; `current_of` makes the rows of a range out of what comes.
+
+    Args:
+        runs: the runs that make up the output, the oldest first.
+        folder: `predictions`, `errors` or `features`.
+        columns: must include `uri`.
+    """
+    found: list[Iterator[pa.Table]] = []
+    for run in reversed(runs):
+        hides = run is not runs[0]  # the oldest run hides nothing
+        listed = manifest_pieces(run, ["uri"]) if hides else pieces_of(schema.REMOVED_SCHEMA.empty_table())
+        found += [_pieces_of_parts(run, folder, columns), listed, pieces_of(run.removed)]
+    return found
+
+
+def current_of(rows: Sequence[pa.Table]) -> pa.Table:
+    """The current rows of a range of uris, of what `read_in_ranges` gives for `sources_of_table`."""
+    return pa.concat_tables(current_in_range(rows[::SOURCES], list(zip(rows[1::SOURCES], rows[2::SOURCES], strict=True))))
+
+
+def _pieces_of_parts(run: Run, folder: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    for part in _parts(run.location, folder):
+        yield from (rows.select(list(columns)) for rows in _row_groups(part, columns))
 
 
 def read_manifest_rows(runs: Sequence[Run], uris: pa.Array) -> pa.Table:
@@ -162,5 +193,7 @@ def _row_groups(part: Location, columns: Sequence[str]) -> Iterator[pa.Table]:
     if info is None:
         raise OutputError(f"{part.url} is missing. Run `tlbatch verify` for details.")
     file = pq.ParquetFile(open_range_file(part, info.size))
+    if not file.num_row_groups:
+        yield file.schema_arrow.empty_table().select(list(columns))
     for number in range(file.num_row_groups):
         yield file.read_row_group(number, columns=list(columns), use_threads=False)

@@ -7,7 +7,6 @@ with the number of images.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,22 +14,19 @@ from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tlbatch import schema
 from tlbatch.errors import CountsError
 from tlbatch.output.publish import count_values, counts_digest
+from tlbatch.output.ranges import ROWS_AT_ONCE, open_manifest
 from tlbatch.output.receipts import read_receipts
 from tlbatch.output.run import Pointer, Run, read_output, read_report, require_runs
 from tlbatch.output.snapshot import SnapshotRun, snapshot
 from tlbatch.output.table import FileRange, file_ranges
 from tlbatch.schema import IMAGE, from_parquet, sha256
-from tlbatch.storage.range_file import open_range_file
 
 #: The most differences that `verify` names. It counts all of them.
 MOST_DIFFERENCES = 20
-#: Bytes and rows of a manifest that are in memory at a time.
-_PIECE, _ROWS = 8 << 20, 65_536
 
 
 def verify(output: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -89,8 +85,8 @@ def _check_unpublished(run: Run) -> list[str]:
         _ = run.manifest
     except (CountsError, OSError, pa.ArrowInvalid) as error:
         wrong.append(f"{run.run_id}: {error}")
-    receipts = read_receipts(run)
-    wrong += [f"{run.run_id}/{schema.STAGED}/{name}: the receipt is damaged" for name in receipts.broken]
+    receipts = read_receipts(run, each=True)
+    wrong += [f"{run.run_id}/{schema.STAGED}/{name}: is damaged" for name in receipts.broken]
     for body in receipts.bodies:
         with contextlib.suppress(FileNotFoundError):  # the run has just published and removed its parts
             if sha256(run.staged.join(body["part"]).read()) != body["part_sha256"]:
@@ -167,21 +163,14 @@ class _Manifest:
         self.damage = ""
         self._left = pa.table({name: pa.array([], pa.string()) for name in ("uri", "key", "format")})
         self._batches: Iterator[pa.RecordBatch] = iter(())
-        location = run.location.join(schema.MANIFEST)
-        found = location.info()
-        if found is None:
+        try:
+            file = open_manifest(run)
+        except FileNotFoundError:
             self.damage = "missing"
-            return
-        digest = hashlib.sha256()
-        with open_range_file(location, found.size) as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
-        if digest.hexdigest() != run.facts["manifest_sha256"]:
+        except CountsError:
             self.damage = "differs from its recorded sha256"
-            return
-        self._batches = pq.ParquetFile(open_range_file(location, found.size)).iter_batches(
-            _ROWS, columns=self._left.column_names, use_threads=False
-        )
+        else:
+            self._batches = file.iter_batches(ROWS_AT_ONCE, columns=self._left.column_names, use_threads=False)
 
     def take(self, rows: int) -> pa.Table:
         """The next rows; fewer at the end of the manifest."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from tlbatch import schema
 from tlbatch.errors import OutputError
 from tlbatch.output.documents import ReportDocument
 from tlbatch.output.features import FeatureRun, features_kind, matrix
+from tlbatch.output.ranges import read_in_ranges
 from tlbatch.output.run import Run, read_named_runs, read_report, read_table_runs, run_at
 from tlbatch.output.snapshot import snapshot
-from tlbatch.output.table import read_table
+from tlbatch.output.table import SOURCES, current_of, sources_of_table
 from tlbatch.report.drift import index_of_shares, stability_index
 from tlbatch.storage.resolve import resolve
 
@@ -24,6 +25,8 @@ from tlbatch.storage.resolve import resolve
 _MOST_VECTORS = 20_000
 _COLUMNS = ["uri", "key", "label", "score"]
 _MOST_CHANGED = 20
+#: The columns of the most changed images, and their names in the result.
+_CHANGED = {"key": "key", "uri": "uri", "label_a": "from", "label_b": "to", "score_a": "score_a", "score_b": "score_b"}
 
 
 def compare(
@@ -72,13 +75,19 @@ def compare_tables(
 
     `unwritten` holds, by run, the reports of complete runs that have no `report.json` yet.
     """
-    first, second = (schema.to_frame(read_table(runs, "predictions", _COLUMNS)) for runs in (table_a, table_b))
-    both = _side_by_side(first, second)
-    same = both["label_a"] == both["label_b"]
-    indices = {
-        "psi_scores": stability_index(first["score"].to_numpy(), second["score"].to_numpy()),
-        "psi_labels": index_of_shares(*_shares_of_labels(first["label"], second["label"])),
-    }
+    split = SOURCES * len(table_a)
+
+    def sources() -> list[Iterator[pa.Table]]:
+        return [pieces for runs in (table_a, table_b) for pieces in sources_of_table(runs, "predictions", _COLUMNS)]
+
+    def compare_ranges(ranges: Iterator[list[pa.Table]]) -> _Comparison:
+        found = _Comparison(most)
+        for rows in ranges:
+            found.add(*(schema.to_frame(current_of(one)) for one in (rows[:split], rows[split:])))
+        return found
+
+    found = read_in_ranges(sources, compare_ranges)
+    indices = found.indices()
     vectors = [_vectors(runs, unwritten or {}) for runs in (table_a, table_b)]
     if vectors[0] is not None and vectors[1] is not None and vectors[0].shape[1] == vectors[1].shape[1]:
         columns = range(vectors[0].shape[1])
@@ -86,15 +95,52 @@ def compare_tables(
     return {
         "run_a": table_a[-1].location.url,
         "run_b": table_b[-1].location.url,
-        "images": len(both),
-        "only_a": len(first) - len(both),
-        "only_b": len(second) - len(both),
-        "agreement": float(same.mean()) if len(both) else 0.0,
-        "moved": _moved(both[~same]),
-        "most_changed": _most_changed(both, same, most),
+        "images": found.images,
+        "only_a": found.labels[0].total() - found.images,
+        "only_b": found.labels[1].total() - found.images,
+        "agreement": found.agreeing / found.images if found.images else 0.0,
+        "moved": [{"from": old, "to": new, "images": count} for (old, new), count in found.moved.most_common()],
+        "most_changed": found.most_changed.drop(columns="change").to_dict("records"),
         **indices,
         "psi": max(indices.values()),
     }
+
+
+class _Comparison:
+    """What was found so far of two tables, whose rows come by ranges of uris; of all images only the scores are kept.
+
+    Args:
+        most: how many images `most_changed` has.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._scores: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        self.labels: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+        self.images = self.agreeing = 0
+        self.moved: Counter[tuple[str, str]] = Counter()
+        self.most_changed = pd.DataFrame(columns=[*_CHANGED.values(), "change"])
+
+    def add(self, first: pd.DataFrame, second: pd.DataFrame) -> None:
+        """Compare the rows of a range."""
+        for frame, scores, labels in zip((first, second), self._scores, self.labels, strict=True):
+            scores.append(frame["score"].to_numpy())
+            labels.update(frame["label"])
+        both = _side_by_side(first, second)
+        same = both["label_a"] == both["label_b"]
+        self.images += len(both)
+        self.agreeing += int(same.sum())
+        self.moved.update(zip(both["label_a"][~same], both["label_b"][~same], strict=True))
+        changed = [one for one in (self.most_changed, _most_changed(both, same, self._most)) if len(one)]
+        if changed:
+            self.most_changed = pd.concat(changed).nlargest(self._most, "change")
+
+    def indices(self) -> dict[str, float]:
+        """Population stability indices of scores and labels."""
+        first, second = (np.concatenate([np.array([], np.float32), *scores]) for scores in self._scores)
+        names = sorted(self.labels[0] | self.labels[1])
+        shares = [np.array([labels[name] / max(1, labels.total()) for name in names]) for labels in self.labels]
+        return {"psi_scores": stability_index(first, second), "psi_labels": index_of_shares(*shares)}
 
 
 def _side_by_side(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
@@ -104,26 +150,12 @@ def _side_by_side(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     return numbered[0].merge(numbered[1], on=names, suffixes=("_a", "_b"))
 
 
-def _moved(changed: pd.DataFrame) -> list[dict[str, Any]]:
-    counted = Counter(zip(changed["label_a"], changed["label_b"], strict=True))
-    return [{"from": old, "to": new, "images": count} for (old, new), count in counted.most_common()]
-
-
-def _most_changed(both: pd.DataFrame, same: pd.Series, most: int) -> list[dict[str, Any]]:
+def _most_changed(both: pd.DataFrame, same: pd.Series, most: int) -> pd.DataFrame:
     """The most changed images: first changed labels, by the sum of both scores, then changed scores, by their difference."""
     moved = (both["score_a"] - both["score_b"]).abs()
     change = moved.where(same, 1 + both["score_a"] + both["score_b"])
     chosen = both.assign(change=change).nlargest(most, "change")
-    chosen = chosen[chosen["change"] > 0]
-    names = {"key": "key", "uri": "uri", "label_a": "from", "label_b": "to", "score_a": "score_a", "score_b": "score_b"}
-    found: Any = chosen[list(names)].rename(columns=names).to_dict("records")
-    return list(found)
-
-
-def _shares_of_labels(first: pd.Series, second: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    labels = sorted({*first.unique(), *second.unique()})
-    one, other = (series.value_counts(normalize=True).reindex(labels, fill_value=0.0).to_numpy() for series in (first, second))
-    return one, other
+    return chosen[chosen["change"] > 0][[*_CHANGED, "change"]].rename(columns=_CHANGED)
 
 
 def _vectors(runs: Sequence[Run], unwritten: Mapping[str, ReportDocument]) -> np.ndarray | None:

@@ -61,12 +61,15 @@ class WalkRules(NamedTuple):
         passed: called with a key below the walk's folder, and the reason why it is skipped.
         closed: a folder on a disk that is not entered, through whatever links or mounts; empty: none.
         away: called with the key of a link that leads nowhere.
+        bounds: keys below the walk's folder, sorted, that cut it into parts of a similar size. A bucket lists the parts
+            concurrently.
     """
 
     skips: Callable[[str], bool] = lambda _: False
     passed: Callable[[str, str], None] = lambda *_: None
     closed: str = ""
     away: Callable[[str], None] = lambda _: None
+    bounds: Sequence[str] = ()
 
 
 #: No folder is skipped, and nothing is told.

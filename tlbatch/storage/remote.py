@@ -250,6 +250,7 @@ class RemoteLocation:
             below = WalkRules(
                 lambda folder: rules.skips(folder.removeprefix(root)),
                 lambda folder, reason: rules.passed(folder.removeprefix(root), reason),
+                bounds=[root + bound for bound in rules.bounds],
             )
             with as_oserror(self.url):
                 yield from (_below(page, root, rules) for page in bucket.walk(root, self._ask, below))

@@ -19,6 +19,7 @@ from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.exceptions import ClientError
@@ -30,6 +31,8 @@ from tlbatch.storage.location import EVERYTHING, LISTED, UNREADABLE, WalkRules
 
 #: Folders listed concurrently, also the number at which the search for folders stops; and the most levels of that search.
 LISTERS, _LEVELS = 16, 4
+#: Part of the name of a bucket of S3 Express, which lists in no order.
+_DIRECTORY_BUCKET = "--x-s3"
 #: Pages in the queue to the consumer.
 _PAGES_WAITING = 8
 
@@ -47,7 +50,7 @@ class Endpoint(NamedTuple):
     Attributes:
         url: its address.
         region: the region of its signatures.
-        aws: whether it is Amazon's own: its listings can say which archived objects are restored.
+        aws: whether it is Amazon's own: its listings can say which archived objects are restored, and are in order.
         certificates: a file of certificates, or True for the usual ones.
         timeout: seconds for connecting, and without data.
         credentials: gives botocore's frozen credentials; None for anonymous requests.
@@ -63,6 +66,19 @@ class Endpoint(NamedTuple):
     head: Callable[[str], Mapping[str, Any]]
 
 
+class Lane(NamedTuple):
+    """A part of a folder: its keys behind `after` (empty: from the first one on), up to and with `last` (None: to the end)."""
+
+    folder: str
+    after: str = ""
+    last: str | None = None
+
+    def own(self, objects: pa.RecordBatch) -> pa.RecordBatch:
+        """The objects that belong to the lane, on whatever page a server sends them."""
+        mine = pc.greater(objects["key"], self.after)
+        return objects.filter(mine if self.last is None else pc.and_(mine, pc.less_equal(objects["key"], self.last)))
+
+
 class ListedPage(NamedTuple):
     """A page of a listing: its objects as `LISTED`, the folders on its level, and the token of the next page, if any."""
 
@@ -72,13 +88,14 @@ class ListedPage(NamedTuple):
 
 
 def walk(endpoint: Endpoint, root: str, ask: Ask, rules: WalkRules = EVERYTHING) -> Iterator[pa.RecordBatch]:
-    """Every object below a prefix, page by page; several folders are listed concurrently.
+    """Every object below a prefix, page by page; several folders, and parts of large ones, are listed concurrently.
 
     Args:
         endpoint: the bucket.
         root: the prefix with its trailing slash; empty for the whole bucket.
         ask: calls a function with retries.
-        rules: which folders are skipped, as whole keys. A folder that is met while another one is listed is not skipped.
+        rules: which folders are skipped, as whole keys, and where folders are cut. A folder that is met while another one is
+            listed is not skipped.
     """
     pages = _Pages(endpoint)
     folders, loose = _folders(pages, root, ask, rules)
@@ -87,19 +104,22 @@ def walk(endpoint: Endpoint, root: str, ask: Ask, rules: WalkRules = EVERYTHING)
     found: queue.Queue[pa.RecordBatch | BaseException | str | None] = queue.Queue(_PAGES_WAITING)
     given_up = threading.Event()
 
-    def list_folder(folder: str) -> None:
-        token: str | None = ""
+    def list_lane(lane: Lane) -> None:
         try:
-            while token is not None and not given_up.is_set():
-                objects, _, token = ask(partial(pages.page, folder, token))
+            for objects in _pages_of(lane, pages, ask):
                 found.put(objects)
+                if given_up.is_set():
+                    break
             found.put(None)
         except BaseException as error:  # raised again by the consumer of the pages, unless it is the folder's own
-            found.put(folder if _is_refusal(error) and folder != root else error)
+            refused = _is_refusal(error) and lane.folder != root
+            found.put((lane.folder if not lane.after else None) if refused else error)
 
+    bounds = rules.bounds if _lists_in_order(endpoint) else ()
+    lanes = [lane for folder in folders for lane in _lanes(folder, bounds)]
     with ThreadPoolExecutor(LISTERS, thread_name_prefix="tlbatch-list") as pool:
-        listing = [pool.submit(list_folder, folder) for folder in folders]
-        left = len(folders)
+        listing = [pool.submit(list_lane, lane) for lane in lanes]
+        left = len(lanes)
         try:
             while left:
                 page = found.get()
@@ -146,6 +166,27 @@ def _folders(pages: _Pages, root: str, ask: Ask, rules: WalkRules) -> tuple[list
     return folders, loose
 
 
+def _lists_in_order(endpoint: Endpoint) -> bool:
+    """Whether keys come in the order of their bytes for sure: some servers sort folder by folder, `a/b` before `a-b`."""
+    return endpoint.aws and _DIRECTORY_BUCKET not in endpoint.url
+
+
+def _lanes(folder: str, bounds: Sequence[str]) -> list[Lane]:
+    """A folder, cut behind each bound that lies in it."""
+    inside = [bound for bound in bounds if bound.startswith(folder)]
+    return [Lane(folder, *ends) for ends in zip(["", *inside], [*inside, None], strict=True)]
+
+
+def _pages_of(lane: Lane, pages: _Pages, ask: Ask) -> Iterator[pa.RecordBatch]:
+    """The objects of a lane, whose folder lists its keys in their order."""
+    token: str | None = ""
+    while token is not None:
+        objects, _, token = ask(partial(pages.page, lane.folder, token, after=lane.after))
+        yield lane.own(objects) if lane.after or lane.last else objects
+        if lane.last is not None and objects.num_rows and objects["key"][-1].as_py() > lane.last:
+            return
+
+
 def _is_refusal(error: BaseException) -> bool:
     """Whether a prefix may not be listed; missing credentials concern all of them."""
     return isinstance(error, PermissionError) and not isinstance(error, CredentialsError)
@@ -180,10 +221,13 @@ class _Pages:
         """Close the connections."""
         self._session.close()
 
-    def page(self, prefix: str, token: str, *, one_level: bool = False) -> ListedPage:
-        """A page of a prefix, the first one if `token` is empty; with `one_level` only the objects directly below it."""
+    def page(self, prefix: str, token: str, *, one_level: bool = False, after: str = "") -> ListedPage:
+        """A page of a prefix, the first one if `token` is empty; with `one_level` only the objects directly below it.
+
+        The first page begins behind the key `after`, or before it if the server does not know this.
+        """
         asked = {"list-type": "2", "prefix": prefix, "encoding-type": "url"}
-        asked |= {"continuation-token": token} if token else {}
+        asked |= {"continuation-token": token} if token else {"start-after": after} if after else {}
         asked |= {"delimiter": "/"} if one_level else {}
         body = self._get(asked)
         columns = _columns(body)

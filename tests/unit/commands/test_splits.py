@@ -49,6 +49,26 @@ def test_copies_are_in_one_part_and_every_class_in_every_part(random, many):
     assert set(part_of) == {0, 1, 2}
 
 
+def test_a_group_of_most_images_is_trained_on_and_the_test_part_has_others(random):
+    """Of a base with random weights, half of the solar cells are one group of near-copies, and all of it was the test part."""
+    classes = np.arange(100) % 2
+    values = random.normal(0, 1, (100, 40)).astype(np.float32)
+    values[:60] = values[0] + random.normal(0, 0.02, (60, 40))
+    for seed in range(20):
+        part_of = split_pictures(classes, values, 0.15, 0.2, seed)
+        assert set(part_of[:60]) == {0}
+        assert [set(part_of[60:][classes[60:] == label]) for label in (0, 1)] == [{0, 1, 2}] * 2
+        given = complete_parts(np.zeros(100, np.int64), classes, find_near_copies(values), 0.15, 0.2, seed)
+        assert set(given[:60]) == {0}
+        assert set(given[60:]) == {0, 1, 2}
+
+
+def test_a_class_of_three_pictures_has_one_in_each_part_however_many_images_they_have(random):
+    classes, pictures = np.repeat([0, 1], 30), np.repeat([0, 10, 20, 30, 40, 50], 10)
+    values = random.normal(0, 1, (60, 40)).astype(np.float32)[pictures]
+    assert sorted(split_pictures(classes, values, 0.15, 0.2, 0)[::10]) == [0, 0, 1, 1, 2, 2]
+
+
 def test_a_class_of_too_few_pictures_is_split_all_the_same(caplog):
     values = np.random.default_rng(0).normal(0, 1, (8, 20)).astype(np.float32)[[0, 0, 0, 0, 4, 5, 6, 7]]
     part_of = split_pictures(np.array([0] * 4 + [1] * 4), values, 0.15, 0.2, 0)

@@ -14,6 +14,7 @@ from support.tables import publish_run
 
 from tlbatch import schema
 from tlbatch.errors import CountsError, ErrorKind
+from tlbatch.output import ranges
 from tlbatch.output.commit import RunInput
 from tlbatch.output.diff import KINDS, StalenessRule, diff_with_table
 from tlbatch.output.run import begin_run, read_output, read_pointer, read_table_runs
@@ -130,11 +131,17 @@ def test_without_sizes_and_etags_nothing_is_known_to_have_changed(tmp_path):
 STORES = st.lists(st.dictionaries(st.sampled_from("abcdef"), st.sampled_from("123"), min_size=1), min_size=1, max_size=6)
 
 
-@settings(deadline=None, max_examples=30, derandomize=True)
-@given(stores=STORES)
-def test_after_any_nights_the_table_is_the_store(tmp_path_factory, stores):
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(stores=STORES, piece=st.sampled_from([1, 2, 65_536]))
+def test_after_any_nights_the_table_is_the_store(tmp_path_factory, stores, piece):
     """What the runs promise, without what newer ones hide, is what the last listing held; no night does more than it must."""
-    output = resolve(str(tmp_path_factory.mktemp("runs")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranges, "ROWS_AT_ONCE", piece)
+        nights(resolve(str(tmp_path_factory.mktemp("runs"))), stores)
+
+
+def nights(output, stores) -> None:
+    """A night for each store, and what must be true after it."""
     before: dict[str, str] = {}
     for number, store in enumerate(stores):
         found = increment(output, manifest(**store))

@@ -33,6 +33,7 @@ from tlbatch.output.commit import Promotion, RunInput, RunSpec, Target, WorkStat
 from tlbatch.output.gc import gc
 from tlbatch.output.parts import stage_part
 from tlbatch.output.publish import counts_digest
+from tlbatch.output.receipts import ReceiptGroups
 from tlbatch.output.run import OutputState, Run, read_pointer
 from tlbatch.output.verify import verify
 from tlbatch.schema import from_parquet, sha256, unseal
@@ -287,12 +288,14 @@ class Outputs(RuleBasedStateMachine):
 
 def stage(runs: Sequence[Run], left: pa.Table, unlucky: int | None) -> None:
     """The work of a driver's actors: parts of two rows. An unlucky image is a row in errors, and fails for now only."""
-    rows = left["row"].to_pylist()
+    rows, groups = left["row"].to_pylist(), ReceiptGroups(runs[0], size=2)
     for start in range(0, len(rows), ROWS_PER_PART):
         part = rows[start : start + ROWS_PER_PART]
         table = outcome(part, (unlucky,) if unlucky in part else ())
         number = table.column_names.index("transient")
-        stage_part(runs[0].staged, table.set_column(number, "transient", pc.if_else(pc.is_valid(table["kind"]), False, None)))
+        final = table.set_column(number, "transient", pc.if_else(pc.is_valid(table["kind"]), False, None))
+        groups.add(stage_part(runs[0].staged, final))
+    groups.write()
 
 
 def keys_of(run: Path) -> list[str]:

@@ -8,9 +8,10 @@ from support.tables import SPEC, begin, manifest, outcome
 from tlbatch import schema
 from tlbatch.errors import CountsError, OutputError
 from tlbatch.output.parts import stage_part
-from tlbatch.output.receipts import Receipts, count_staged, read_receipts
+from tlbatch.output.receipts import ReceiptGroups, Receipts, count_staged, read_receipts
 from tlbatch.output.run import new_run_id, read_output, read_runs, require_output, require_same
 from tlbatch.schema import seal, unseal
+from tlbatch.storage.local import LocalLocation
 from tlbatch.storage.resolve import resolve
 
 
@@ -51,6 +52,61 @@ def test_a_damaged_receipt_counts_as_none_and_is_named(output):
     receipts = read_receipts(run)
     assert receipts.broken == (name,)
     assert not receipts.images(10).any()
+
+
+def staged_in_groups(output, monkeypatch):
+    """A run of ten parts, seven of them in groups of three, and a list of what is read from now on."""
+    run = begin(output)
+    groups = ReceiptGroups(run, size=3)
+    for row in range(7):
+        groups.add(stage_part(run.staged, outcome([row])))
+    groups.write()
+    for row in range(7, 10):
+        stage_part(run.staged, outcome([row]))
+    reads, read = [], LocalLocation.read
+    monkeypatch.setattr(LocalLocation, "read", lambda location: reads.append(location.url.rpartition("/")[2]) or read(location))
+    return run, reads
+
+
+def test_receipts_in_groups_are_read_in_a_few_requests(output, monkeypatch):
+    run, reads = staged_in_groups(output, monkeypatch)
+    receipts = read_receipts(run)
+    assert [body["rows"] for body in receipts.bodies] == [[[row, row + 1]] for row in range(10)]
+    assert sorted(name.rpartition(".")[2] for name in reads) == ["json"] * 3 + ["receipts"] * 3
+    reads.clear()
+    assert read_receipts(run, each=True) == receipts
+    assert len(reads) == 13
+    assert count_staged(run.staged.names()) == (10, 10, 0)
+
+
+def test_a_group_counts_for_nothing_without_the_receipts_and_parts_and_its_own_seal(output, monkeypatch):
+    run, _ = staged_in_groups(output, monkeypatch)
+    names = run.staged.names()
+    run.staged.join(next(name for name in names if name.startswith(f"{2:012d}") and name.endswith(".json"))).delete()
+    run.staged.join(next(name for name in names if name.startswith(f"{4:012d}") and name.endswith(".parquet"))).delete()
+    assert np.flatnonzero(read_receipts(run).images(10) == 0).tolist() == [2, 4]
+    for name in names:
+        if name.endswith(".receipts"):
+            group = run.staged.join(name)
+            group.write(group.read().replace(b'"predicted": 1', b'"predicted": 9'))
+    found = read_receipts(run)
+    assert np.flatnonzero(found.images(10) == 0).tolist() == [2, 4]
+    assert sum(body["predicted"] for body in found.bodies) == 8
+    assert sorted(found.broken) == sorted(name for name in names if name.endswith(".receipts"))
+
+
+def test_a_group_that_cannot_be_written_stops_nothing(output, monkeypatch):
+    run, _ = staged_in_groups(output, monkeypatch)
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    groups = ReceiptGroups(run)
+    groups.add(read_receipts(run).bodies[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalLocation, "write", full)
+        groups.write()
+    assert len(read_receipts(run).bodies) == 10
 
 
 def test_every_flipped_bit_breaks_a_seal():

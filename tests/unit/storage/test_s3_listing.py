@@ -1,8 +1,12 @@
 """A page of a listing becomes columns, whoever wrote the XML; objects in an archive are known, and so are restored ones."""
 
+from urllib.parse import quote
+
 import pyarrow as pa
 import pytest
 from botocore.exceptions import ClientError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tlbatch.errors import CredentialsError
 from tlbatch.storage import s3_listing
@@ -112,6 +116,63 @@ def test_a_prefix_that_may_not_be_listed_is_skipped_and_an_excluded_one_is_not_a
     pages["b/", ""] = CredentialsError("expired")
     with pytest.raises(CredentialsError):
         walked(monkeypatch, pages)
+
+
+KEYS = st.lists(st.text("ab/é🐱", min_size=1, max_size=3), unique=True, max_size=14)
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(keys=KEYS, bounds=KEYS, size=st.integers(1, 4), aws=st.booleans())
+def test_however_a_bucket_is_cut_each_key_comes_once(keys, bounds, size, aws):
+    """Other servers than Amazon's may send keys in another order, and know no `start-after`."""
+    ordered = sorted(keys) if aws else keys
+    asked = []
+
+    def get(_, query):
+        asked.append(query)
+        below = [key for key in ordered if key.startswith(query["prefix"])]
+        if "delimiter" in query:
+            return page(token="more")  # its first level does not fit on one page
+        if aws:
+            below = [key for key in below if key > query.get("continuation-token", query.get("start-after", ""))]
+            return page(*(entry(quote(key)) for key in below[:size]), token=below[size - 1] if below[size:] else "")
+        start = int(query.get("continuation-token", 0))
+        more = str(start + size) if below[start + size :] else ""
+        return page(*(entry(quote(key)) for key in below[start : start + size]), token=more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(s3_listing._Pages, "_get", get)
+        endpoint = Endpoint("http://host/b", "r", aws, True, (1, 1), None, lambda _: {})
+        rules = WalkRules(bounds=sorted(bounds))
+        batches = list(s3_listing.walk(endpoint, "", lambda ask: ask(), rules))
+    assert sorted(key for batch in batches for key in batch["key"].to_pylist()) == sorted(keys)
+    lanes = len(bounds) + 1 if aws else 1
+    assert len(asked) <= 1 + len(keys) // size + 2 * lanes, "no lane goes far beyond its end"
+
+
+def test_a_bucket_without_an_order_is_not_cut(monkeypatch):
+    asked = []
+    monkeypatch.setattr(s3_listing._Pages, "_get", lambda _, query: asked.append(query) or page(entry("b"), entry("a")))
+    endpoint = Endpoint("https://images--use1-az4--x-s3.s3express-use1-az4.host", "r", True, True, (1, 1), None, lambda _: {})
+    (batch,) = s3_listing.walk(endpoint, "", lambda ask: ask(), WalkRules(bounds=["a", "b"]))
+    assert batch["key"].to_pylist() == ["b", "a"]
+    assert all("start-after" not in query for query in asked)
+
+
+def test_a_part_of_a_folder_that_may_not_be_listed_is_told_once(monkeypatch):
+    def get(_, query):
+        if query["prefix"] == "b/":
+            raise PermissionError("denied")
+        return page(entry("0.jpg"), folders=["b/"] if "delimiter" in query else [])
+
+    monkeypatch.setattr(s3_listing._Pages, "_get", get)
+    monkeypatch.setattr(s3_listing, "_LEVELS", 1)
+    passed = []
+    rules = WalkRules(passed=lambda *what: passed.append(what), bounds=["b/1", "b/2"])
+    endpoint = Endpoint("http://host/b", "r", True, True, (1, 1), None, lambda _: {})
+    batches = list(s3_listing.walk(endpoint, "", lambda ask: ask(), rules))
+    assert [key for batch in batches for key in batch["key"].to_pylist()] == ["0.jpg"]
+    assert passed == [("b/", "folder that cannot be opened")]
 
 
 @pytest.mark.parametrize(

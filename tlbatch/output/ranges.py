@@ -1,0 +1,155 @@
+"""Tables that are sorted by uri -> their rows side by side, one range of uris after the other; only a range is in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from operator import methodcaller
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tlbatch import schema
+from tlbatch.errors import CountsError
+from tlbatch.output.run import Run
+from tlbatch.schema import sha256
+from tlbatch.storage.range_file import open_range_file
+
+#: Rows of a table, and bytes of a file, that are in memory at a time.
+ROWS_AT_ONCE, _PIECE = 65_536, 8 << 20
+#: Bytes of a manifest's end that are read at a time.
+_FOOTER = 1 << 18
+
+Found = TypeVar("Found")
+
+
+def open_manifest(run: Run) -> pq.ParquetFile:
+    """A run's manifest as a file to read in batches.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        CountsError: it is not the one that `run.json` records.
+    """
+    location = run.location.join(schema.MANIFEST)
+    info = location.info()
+    if info is None:
+        raise FileNotFoundError(location.url)
+    if info.size <= _PIECE:
+        data = location.read()
+        digest, file = sha256(data), pa.BufferReader(data)
+    else:
+        read = hashlib.sha256()
+        with open_range_file(location, info.size) as whole:
+            while piece := whole.read(_PIECE):
+                read.update(piece)
+        digest, file = read.hexdigest(), open_range_file(location, info.size)
+    if digest != run.facts["manifest_sha256"]:
+        raise CountsError(f"The manifest of run {run.run_id} differs from its recorded sha256; do not trust this run.")
+    return pq.ParquetFile(file)
+
+
+def manifest_pieces(run: Run, columns: Sequence[str] = schema.MANIFEST_SCHEMA.names) -> Iterator[pa.Table]:
+    """A run's manifest in its order, a piece at a time; errors as in `open_manifest`."""
+    yield schema.MANIFEST_SCHEMA.empty_table().select(columns)
+    for batch in open_manifest(run).iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
+        yield pa.Table.from_batches([batch])
+
+
+def bounds_of(runs: Sequence[Run]) -> list[str]:
+    """Some keys of a table, sorted, that cut its largest manifest into pieces; only the end of the manifest's file is read.
+
+    They are hints, so a manifest that cannot be read has none: who uses the table reports it.
+    """
+    largest = max(runs, key=lambda run: run.facts["objects"], default=None)
+    if largest is None or largest.facts["objects"] <= ROWS_AT_ONCE:
+        return []
+    location = largest.location.join(schema.MANIFEST)
+    try:
+        info = location.info()
+        metadata = pq.ParquetFile(open_range_file(location, info.size, _FOOTER)).metadata if info else None
+    except (OSError, pa.ArrowInvalid):
+        return []
+    column = schema.MANIFEST_SCHEMA.get_field_index("key")
+    groups = [metadata.row_group(number).column(column) for number in range(metadata.num_row_groups - 1)] if metadata else []
+    return sorted(group.statistics.max for group in groups if group.is_stats_set and group.statistics.has_min_max)
+
+
+def pieces_of(table: pa.Table) -> Iterator[pa.Table]:
+    """A table in memory, a piece at a time."""
+    return (table.slice(start, ROWS_AT_ONCE) for start in range(0, max(1, table.num_rows), ROWS_AT_ONCE))
+
+
+def read_in_ranges(
+    sources: Callable[[], Sequence[Iterator[pa.Table]]], read: Callable[[Iterator[list[pa.Table]]], Found]
+) -> Found:
+    """What `read` makes of the rows of several tables, by ranges of uris.
+
+    Args:
+        sources: gives the pieces of each table, at least one, with a column `uri`. If they do not come in the order of their
+            uris, as those of a list of addresses, each table is sorted in memory, and `read` is called once more.
+        read: takes for one range after the other the rows of each table; every uri is in one range. Together they hold about
+            one piece a table.
+    """
+    try:
+        return read(_in_ranges(sources()))
+    except _UnsortedError:
+        return read(_in_ranges([_sorted_pieces(pieces) for pieces in sources()]))
+
+
+def _in_ranges(sources: Sequence[Iterator[pa.Table]]) -> Iterator[list[pa.Table]]:
+    cursors = [_Cursor(pieces) for pieces in sources]
+    while True:
+        # Behind the last row that was read of a table, it may go on with the same uri.
+        bound = min((cursor.last for cursor in cursors if cursor.last is not None), default=None)
+        taken = [cursor.take(bound) for cursor in cursors]
+        if any(rows.num_rows for rows in taken):
+            yield taken
+        if bound is None:
+            return
+        for cursor in cursors:
+            if cursor.last == bound:
+                cursor.advance()
+
+
+def _sorted_pieces(pieces: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    whole = pa.concat_tables(pieces)
+    return pieces_of(whole.take(pc.sort_indices(whole["uri"])))
+
+
+class _UnsortedError(Exception):
+    """Rows do not come in the order of their uris."""
+
+
+class _Cursor:
+    """The rows of a table that were read and not taken; `last` is the uri of the last one, None once the table has ended."""
+
+    def __init__(self, pieces: Iterator[pa.Table]) -> None:
+        first = next(pieces)
+        self._rows = first.slice(0, 0)
+        self._pieces = itertools.chain([first], pieces)
+        self.last: str | None = ""
+        self.advance()
+
+    def advance(self) -> None:
+        """Read the next piece."""
+        piece = next((piece for piece in self._pieces if piece.num_rows), None)
+        if piece is None:
+            self.last = None
+            return
+        uris = piece["uri"]
+        in_order = pc.all(pc.less_equal(uris.slice(0, len(uris) - 1), uris.slice(1)), min_count=0).as_py()
+        if uris[0].as_py() < self.last or not in_order:
+            raise _UnsortedError
+        self.last = uris[-1].as_py()
+        self._rows = pa.concat_tables([self._rows, piece]) if self._rows.num_rows else piece
+
+    def take(self, bound: str | None) -> pa.Table:
+        """The rows before a uri, or all if there is none."""
+        rows, uris = self._rows, self._rows["uri"]
+        count = len(uris) if bound is None else bisect_left(uris, bound, key=methodcaller("as_py"))
+        self._rows = rows.slice(count)
+        return rows.slice(0, count)
