@@ -256,7 +256,23 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-_ROWS_OF_GROUP = 65_536
+#: Rows of a row group, and of a piece of a table that is in memory by itself.
+ROWS_OF_GROUP = 65_536
+
+
+def sort_rows(table: pa.Table, name: str, rows: int = ROWS_OF_GROUP) -> pa.Table:
+    """A table sorted by a column of text as bytes, in chunks of some rows: columns may be larger than one array can be.
+
+    An array of `string` has at most 2 GiB, one of `large_string` any size.
+    """
+    large = pa.schema([field.with_type(_LARGE.get(field.type, field.type)) for field in table.schema])
+    whole = table.cast(large).combine_chunks()
+    order = pc.sort_indices(whole[name])
+    pieces = (whole.take(order.slice(start, rows)).cast(table.schema) for start in range(0, len(order), rows))
+    return pa.concat_tables([table.schema.empty_table(), *pieces])
+
+
+_LARGE = {pa.string(): pa.large_string()}
 
 
 def to_parquet(table: pa.Table) -> bytes:
@@ -264,8 +280,8 @@ def to_parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, table.schema, compression="zstd") as writer:
         # Chunks would show in the bytes, and all rows in one chunk may be more than the 2 GiB that it can have.
-        for start in range(0, max(1, table.num_rows), _ROWS_OF_GROUP):
-            writer.write_table(table.slice(start, _ROWS_OF_GROUP).combine_chunks(), row_group_size=_ROWS_OF_GROUP)
+        for start in range(0, max(1, table.num_rows), ROWS_OF_GROUP):
+            writer.write_table(table.slice(start, ROWS_OF_GROUP).combine_chunks(), row_group_size=ROWS_OF_GROUP)
     return buffer.getvalue()
 
 

@@ -33,7 +33,18 @@ from tlbatch.output.snapshot import current_runs
 from tlbatch.storage.resolve import resolve
 
 #: Facts of a run that describe this run alone, and so are not those of the compacted one.
-_OF_THE_RUN = {"run_id", "began", "manifest_sha256", "objects", "fingerprint", "list_seconds", "counts", "on", "removed_sha256"}
+_OF_THE_RUN = {
+    "run_id",
+    "began",
+    "manifest_sha256",
+    "objects",
+    "bounds",
+    "fingerprint",
+    "list_seconds",
+    "counts",
+    "on",
+    "removed_sha256",
+}
 
 
 def compact(config: CompactConfig, watch: Watcher | None = None) -> ReportDocument:

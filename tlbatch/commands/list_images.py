@@ -15,7 +15,6 @@ from tlbatch.errors import ConfigError, InterruptedRunError
 from tlbatch.images.listing import Listing, Selection, list_store
 from tlbatch.output.commit import RunInput
 from tlbatch.output.progress import Watcher
-from tlbatch.output.ranges import bounds_of
 from tlbatch.output.run import OutputState, Pointer
 from tlbatch.schema import ARCHIVED, IMAGE
 from tlbatch.storage.location import Location
@@ -109,7 +108,7 @@ class ListedStore:
     def listing(self, state: OutputState) -> Listing:
         """A listing that is not older than what `state` has published."""
         if self._listing is None or self._pointers[state.output.url] != state.pointer:
-            self._listing = list_images(self._config, self._avoid, self._watch, self._stop, bounds_of(state.table))
+            self._listing = list_images(self._config, self._avoid, self._watch, self._stop, state.bounds)
             self._pointers[state.output.url] = state.pointer
         return self._listing
 

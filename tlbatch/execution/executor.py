@@ -62,7 +62,7 @@ def run_actors(
         dataset = map_blocks(dataset, _Actor, (kind, job, folders), pool)
     with ray_errors_as_sentences(runs[0].run_id):
         for block in finished_blocks(dataset):
-            for receipts in block[_RECEIPTS].to_pylist():
+            for receipts in block[_RECEIPTS].to_pylist() if block.num_rows else ():
                 staged(json.loads(receipts))
 
 

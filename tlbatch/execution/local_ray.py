@@ -63,9 +63,9 @@ def end_local_ray() -> None:
     import psutil  # part of Ray
 
     workers: list[psutil.Process] = []
-    with contextlib.suppress(psutil.Error):
-        raylets = [process for process in psutil.Process().children() if process.name() == "raylet"]
-        workers = [worker for raylet in raylets for worker in raylet.children(recursive=True)]
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it has ended
+            workers += process.children(recursive=True) if process.name() == "raylet" else []
     ray.shutdown()
     for worker in workers:
         with contextlib.suppress(psutil.Error):  # most have ended

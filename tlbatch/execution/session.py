@@ -55,13 +55,18 @@ def ray_session(address: str | None = None) -> Iterator[Callable[[], None]]:
         _starts.remove(start)
         if not signals.came():  # else the command ends at once, see `cli/main.py`, and Ray's processes with it
             with signals.held_back():
-                _end()
+                _end(where)
 
 
-def _end() -> None:
+def _end(where: str) -> None:
+    import ray
+
     from tlbatch.execution.local_ray import end_local_ray
 
-    end_local_ray()
+    if where:
+        ray.shutdown()
+    else:
+        end_local_ray()
 
 
 def start_ray_for_process() -> None:

@@ -23,7 +23,7 @@ from tlbatch.images.layouts import layout_kinds, sentences
 from tlbatch.images.lists import is_list, read_list
 from tlbatch.images.names import glob_matcher, kind_of_name
 from tlbatch.images.shards import EXCLUDED
-from tlbatch.schema import ARCHIVED, IMAGE, MANIFEST_SCHEMA
+from tlbatch.schema import ARCHIVED, IMAGE, MANIFEST_SCHEMA, ROWS_OF_GROUP, sort_rows
 from tlbatch.storage.local import LocalLocation
 from tlbatch.storage.location import UNREADABLE, Location, ObjectInfo, WalkRules
 from tlbatch.storage.resolve import require_folder
@@ -37,8 +37,7 @@ _COLUMNS = ("uri", "key", "size", "etag", "archived")
 #: Kinds of skipped objects that are counted by name; suffixes may be any text.
 _MOST_KINDS = 40
 #: Rows of one chunk of a manifest in memory.
-_ROWS_OF_CHUNK = 65_536
-_LARGE = {pa.string(): pa.large_string()}
+_ROWS_OF_CHUNK = ROWS_OF_GROUP
 #: Folders that a message names.
 _NAMED = 5
 NOT_INCLUDED, OWN_OUTPUT = "not included", "output of tlbatch"
@@ -191,12 +190,7 @@ def _sorted_by_key(batches: list[pa.RecordBatch]) -> pa.Table:
     firsts = [_first_key(chunk) for chunk in chunks]
     if all(map(le, ends, firsts[1:])) and all(map(_is_sorted, chunks)):
         return manifest
-    chunks.clear()
-    large = pa.schema([field.with_type(_LARGE.get(field.type, field.type)) for field in MANIFEST_SCHEMA])
-    whole = manifest.cast(large).combine_chunks()
-    order = pc.sort_indices(whole["key"])
-    slices = (order.slice(start, _ROWS_OF_CHUNK) for start in range(0, len(order), _ROWS_OF_CHUNK))
-    return pa.concat_tables(whole.take(one).cast(MANIFEST_SCHEMA) for one in slices)
+    return sort_rows(manifest, "key", _ROWS_OF_CHUNK)
 
 
 def _first_key(rows: pa.Table | pa.RecordBatch) -> str:

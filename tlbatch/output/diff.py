@@ -200,9 +200,10 @@ class _Difference:
             away: folders and objects that cannot be looked at.
         """
         names, known_names = (pc.binary_join_element_wise(table["uri"], table["key"], "\0") for table in (store, known))
+        first = pc.equal(pc.index_in(known_names, known_names), pa.array(np.arange(known.num_rows), pa.int32()))
         kinds = _kinds(store, known.take(pc.index_in(names, known_names)))
-        missing = known.select(_NAMES).filter(pc.invert(pc.is_in(known_names, names)))
-        gone = _without_away(missing.group_by(_NAMES, use_threads=False).aggregate([]), away) if missing.num_rows else missing
+        missing = known.select(_NAMES).filter(pc.and_(first, pc.invert(pc.is_in(known_names, names))))
+        gone = _without_away(missing, away)
         if gone.num_rows:
             # A list may name an object twice, under two keys: an object belongs to one run as a whole.
             kinds = np.where(pc.is_in(store["uri"], gone["uri"]).to_numpy() & (kinds > _CHANGED), _CHANGED, kinds)
@@ -213,7 +214,7 @@ class _Difference:
             todo |= pc.is_in(store["uri"], store["uri"].filter(pa.array(todo))).to_numpy()
         self.todo[store["row"].to_numpy()] = todo
         self.counts += np.bincount(kinds, minlength=len(self.counts))
-        self.objects += known.num_rows
+        self.objects += pc.sum(first).as_py() or 0  # a list may name an object twice, under one key
         self.loose = self.loose and pc.all(pc.is_in(known["format"], pa.array([schema.IMAGE])), min_count=0).as_py()
         self.stays = self.stays or gone.num_rows < missing.num_rows
 

@@ -48,6 +48,7 @@ class RunDocument(TypedDict):
     began: str
     manifest_sha256: str
     objects: int
+    bounds: NotRequired[list[str]]
     spec: SpecDocument
     bundle: str
     skipped: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import tempfile
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from operator import methodcaller
@@ -16,19 +17,16 @@ import pyarrow.parquet as pq
 from tlbatch import schema
 from tlbatch.errors import CountsError
 from tlbatch.output.run import Run
-from tlbatch.schema import sha256
 from tlbatch.storage.range_file import open_range_file
 
 #: Rows of a table, and bytes of a file, that are in memory at a time.
-ROWS_AT_ONCE, _PIECE = 65_536, 8 << 20
-#: Bytes of a manifest's end that are read at a time.
-_FOOTER = 1 << 18
+ROWS_AT_ONCE, _PIECE = schema.ROWS_OF_GROUP, 8 << 20
 
 Found = TypeVar("Found")
 
 
-def open_manifest(run: Run) -> pq.ParquetFile:
-    """A run's manifest as a file to read in batches.
+def manifest_pieces(run: Run, columns: Sequence[str] = schema.MANIFEST_SCHEMA.names) -> Iterator[pa.Table]:
+    """A run's manifest in its order, a piece at a time; the first one has no rows.
 
     Raises:
         FileNotFoundError: it is missing.
@@ -38,44 +36,17 @@ def open_manifest(run: Run) -> pq.ParquetFile:
     info = location.info()
     if info is None:
         raise FileNotFoundError(location.url)
-    if info.size <= _PIECE:
-        data = location.read()
-        digest, file = sha256(data), pa.BufferReader(data)
-    else:
-        read = hashlib.sha256()
+    digest = hashlib.sha256()
+    with tempfile.TemporaryFile() as copy:  # a second download might give other bytes than those that were checked
         with open_range_file(location, info.size) as whole:
             while piece := whole.read(_PIECE):
-                read.update(piece)
-        digest, file = read.hexdigest(), open_range_file(location, info.size)
-    if digest != run.facts["manifest_sha256"]:
-        raise CountsError(f"The manifest of run {run.run_id} differs from its recorded sha256; do not trust this run.")
-    return pq.ParquetFile(file)
-
-
-def manifest_pieces(run: Run, columns: Sequence[str] = schema.MANIFEST_SCHEMA.names) -> Iterator[pa.Table]:
-    """A run's manifest in its order, a piece at a time; errors as in `open_manifest`."""
-    yield schema.MANIFEST_SCHEMA.empty_table().select(columns)
-    for batch in open_manifest(run).iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
-        yield pa.Table.from_batches([batch])
-
-
-def bounds_of(runs: Sequence[Run]) -> list[str]:
-    """Some keys of a table, sorted, that cut its largest manifest into pieces; only the end of the manifest's file is read.
-
-    They are hints, so a manifest that cannot be read has none: who uses the table reports it.
-    """
-    largest = max(runs, key=lambda run: run.facts["objects"], default=None)
-    if largest is None or largest.facts["objects"] <= ROWS_AT_ONCE:
-        return []
-    location = largest.location.join(schema.MANIFEST)
-    try:
-        info = location.info()
-        metadata = pq.ParquetFile(open_range_file(location, info.size, _FOOTER)).metadata if info else None
-    except (OSError, pa.ArrowInvalid):
-        return []
-    column = schema.MANIFEST_SCHEMA.get_field_index("key")
-    groups = [metadata.row_group(number).column(column) for number in range(metadata.num_row_groups - 1)] if metadata else []
-    return sorted(group.statistics.max for group in groups if group.is_stats_set and group.statistics.has_min_max)
+                digest.update(piece)
+                copy.write(piece)
+        if digest.hexdigest() != run.facts["manifest_sha256"]:
+            raise CountsError(f"The manifest of run {run.run_id} differs from its recorded sha256; do not trust this run.")
+        yield schema.MANIFEST_SCHEMA.empty_table().select(columns)
+        for batch in pq.ParquetFile(copy).iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
+            yield pa.Table.from_batches([batch])
 
 
 def pieces_of(table: pa.Table) -> Iterator[pa.Table]:
@@ -92,7 +63,7 @@ def read_in_ranges(
         sources: gives the pieces of each table, at least one, with a column `uri`. If they do not come in the order of their
             uris, as those of a list of addresses, each table is sorted in memory, and `read` is called once more.
         read: takes for one range after the other the rows of each table; every uri is in one range. Together they hold about
-            one piece a table.
+            one piece a table, and more only where a uri has more rows.
     """
     try:
         return read(_in_ranges(sources()))
@@ -116,8 +87,7 @@ def _in_ranges(sources: Sequence[Iterator[pa.Table]]) -> Iterator[list[pa.Table]
 
 
 def _sorted_pieces(pieces: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    whole = pa.concat_tables(pieces)
-    return pieces_of(whole.take(pc.sort_indices(whole["uri"])))
+    return pieces_of(schema.sort_rows(pa.concat_tables(pieces), "uri"))
 
 
 class _UnsortedError(Exception):

@@ -6,6 +6,7 @@ group is a copy of receipts that saves requests, and counts for nothing once the
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
 from collections import Counter
@@ -123,7 +124,12 @@ def read_receipts(run: Run, *, each: bool = False) -> Receipts:
         def read(name: str) -> dict[str, Any] | None:
             return unseal(run.staged.join(name).read())
 
-        found: dict[str, Any] = dict(zip(groups, pool.map(read, groups), strict=True))
+        def read_group(name: str) -> dict[str, Any] | None:
+            with contextlib.suppress(OSError):
+                return read(name)
+            return None
+
+        found: dict[str, Any] = dict(zip(groups, pool.map(read_group, groups), strict=True))
         for name in [] if each else groups:
             found |= (found[name] or {}).get("receipts", {})
         alone = [name for name in wanted if name not in found]

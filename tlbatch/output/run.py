@@ -23,6 +23,9 @@ from tlbatch.storage.resolve import resolve
 #: Small objects (run documents, receipts, parts) that are read at once: a remote store is waited for, not this machine.
 READS_AT_ONCE = 32
 
+#: The most keys of `bounds` in `run.json`.
+_MOST_BOUNDS = 256
+
 #: The runs that make up a table, as `latest.json` names them.
 Pointer = Sequence[PointerEntry]
 
@@ -123,6 +126,12 @@ class OutputState:
         if not self.runs or self.runs[-1].finished() or not self.runs[-1].has_manifest():
             return None
         return self.runs[-1]
+
+    @property
+    def bounds(self) -> list[str]:
+        """Some keys of the table, sorted, that cut its largest run into pieces; empty if no run is large."""
+        largest = max(self.table, key=lambda run: run.facts["objects"], default=None)
+        return sorted(largest.facts.get("bounds", ())) if largest else []
 
     def without_manifests(self) -> OutputState:
         """The same state without the manifests that its runs hold in memory: a hundred bytes per object."""
@@ -330,6 +339,7 @@ def begin_run(
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
         "manifest_sha256": manifest_sha256,
         "objects": manifest.num_rows,
+        **_bounds(manifest),
         **facts,
         **increment,
         "fingerprint": fingerprint(facts["spec"], facts["bundle"], manifest_sha256, increment),
@@ -337,6 +347,13 @@ def begin_run(
     require_lease()
     location.join(schema.RUN).write(seal(full))
     return Run(location, cast("RunDocument", full))
+
+
+def _bounds(manifest: pa.Table) -> dict[str, list[str]]:
+    """Some of the keys of a large manifest, which cut it into pieces of a similar size: a bucket is listed between them."""
+    rows = manifest.num_rows
+    step = max(schema.ROWS_OF_GROUP, -(-rows // _MOST_BOUNDS))
+    return {"bounds": [manifest["key"][row].as_py() for row in range(step, rows, step)]} if rows > step else {}
 
 
 def increment_facts(on: Pointer, removed: pa.Table | None) -> dict[str, Any]:

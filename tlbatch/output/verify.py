@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from tlbatch import schema
 from tlbatch.errors import CountsError
 from tlbatch.output.publish import count_values, counts_digest
-from tlbatch.output.ranges import ROWS_AT_ONCE, open_manifest
+from tlbatch.output.ranges import manifest_pieces
 from tlbatch.output.receipts import read_receipts
 from tlbatch.output.run import Pointer, Run, read_output, read_report, require_runs
 from tlbatch.output.snapshot import SnapshotRun, snapshot
@@ -162,23 +162,21 @@ class _Manifest:
     def __init__(self, run: Run) -> None:
         self.damage = ""
         self._left = pa.table({name: pa.array([], pa.string()) for name in ("uri", "key", "format")})
-        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._pieces = manifest_pieces(run, self._left.column_names)
         try:
-            file = open_manifest(run)
+            self._left = next(self._pieces)
         except FileNotFoundError:
             self.damage = "missing"
         except CountsError:
             self.damage = "differs from its recorded sha256"
-        else:
-            self._batches = file.iter_batches(ROWS_AT_ONCE, columns=self._left.column_names, use_threads=False)
 
     def take(self, rows: int) -> pa.Table:
         """The next rows; fewer at the end of the manifest."""
         while self._left.num_rows < rows:
-            batch = next(self._batches, None)
-            if batch is None:
+            piece = next(self._pieces, None)
+            if piece is None:
                 break
-            self._left = pa.concat_tables([self._left, pa.Table.from_batches([batch]).cast(self._left.schema)])
+            self._left = pa.concat_tables([self._left, piece])
         taken, self._left = self._left.slice(0, rows), self._left.slice(rows)
         return taken
 

@@ -112,20 +112,20 @@ def walk(endpoint: Endpoint, root: str, ask: Ask, rules: WalkRules = EVERYTHING)
                     break
             found.put(None)
         except BaseException as error:  # raised again by the consumer of the pages, unless it is the folder's own
-            refused = _is_refusal(error) and lane.folder != root
-            found.put((lane.folder if not lane.after else None) if refused else error)
+            found.put(lane.folder if _is_refusal(error) and lane.folder != root else error)
 
     bounds = rules.bounds if _lists_in_order(endpoint) else ()
     lanes = [lane for folder in folders for lane in _lanes(folder, bounds)]
     with ThreadPoolExecutor(LISTERS, thread_name_prefix="tlbatch-list") as pool:
         listing = [pool.submit(list_lane, lane) for lane in lanes]
-        left = len(lanes)
+        left, refused = len(lanes), set[str]()
         try:
             while left:
                 page = found.get()
                 if isinstance(page, BaseException):
                     raise page
-                if isinstance(page, str):
+                if isinstance(page, str) and page not in refused:
+                    refused.add(page)
                     rules.passed(page, UNREADABLE)
                 if page is None or isinstance(page, str):
                     left -= 1

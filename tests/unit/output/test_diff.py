@@ -14,7 +14,7 @@ from support.tables import publish_run
 
 from tlbatch import schema
 from tlbatch.errors import CountsError, ErrorKind
-from tlbatch.output import ranges
+from tlbatch.output import ranges, run
 from tlbatch.output.commit import RunInput
 from tlbatch.output.diff import KINDS, StalenessRule, diff_with_table
 from tlbatch.output.run import begin_run, read_output, read_pointer, read_table_runs
@@ -94,6 +94,29 @@ def test_an_object_that_was_listed_under_two_keys_is_done_as_a_whole(tmp_path):
         [{"uri": "/s/a", "key": "z", "size": 1, "etag": "1", "format": "image"}], schema.MANIFEST_SCHEMA
     )
     assert increment(output, pa.concat_tables([manifest(b="1"), two, third])).manifest["key"].to_pylist() == ["x", "y", "z"]
+
+
+def test_an_object_that_was_listed_twice_counts_once(tmp_path):
+    output = resolve(str(tmp_path))
+    twice = manifest(a="1", b="1").take([0, 0, 1])
+    publish_table(output, "n0", twice)
+    assert increment(output, twice).nothing_to_do
+    gone = increment(output, manifest(b="1"))
+    assert (gone.removed["key"].to_pylist(), gone.rows) == (["a"], (1, 2))
+    assert increment(output, manifest(c="1")).on == (), "nothing of the old table is left"
+
+
+def test_a_large_run_says_where_its_keys_can_be_cut(tmp_path, monkeypatch):
+    output = resolve(str(tmp_path))
+    publish_table(output, "n0", manifest(**{f"{number:02d}": "1" for number in range(20)}))
+    assert read_output(output).bounds == []
+    monkeypatch.setattr(schema, "ROWS_OF_GROUP", 6)
+    publish_table(output, "n1", manifest(**{f"{number:02d}": "1" for number in range(20)}), on=())
+    publish_table(output, "n2", manifest(a="1"))
+    assert read_output(output).bounds == ["06", "12", "18"]
+    monkeypatch.setattr(run, "_MOST_BOUNDS", 2)
+    publish_table(output, "n3", manifest(**{f"{number:02d}": "1" for number in range(20)}), on=())
+    assert read_output(output).bounds == ["10"]
 
 
 def test_each_kind_of_failure_is_tried_again_as_the_docs_say(tmp_path):

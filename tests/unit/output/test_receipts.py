@@ -95,6 +95,19 @@ def test_a_group_counts_for_nothing_without_the_receipts_and_parts_and_its_own_s
     assert sorted(found.broken) == sorted(name for name in names if name.endswith(".receipts"))
 
 
+def test_a_group_that_cannot_be_read_costs_only_requests(output, monkeypatch):
+    run, _ = staged_in_groups(output, monkeypatch)
+    read = LocalLocation.read
+
+    def refused(location):
+        if location.url.endswith(".receipts"):
+            raise PermissionError("denied")
+        return read(location)
+
+    monkeypatch.setattr(LocalLocation, "read", refused)
+    assert len(read_receipts(run).bodies) == 10
+
+
 def test_a_group_that_cannot_be_written_stops_nothing(output, monkeypatch):
     run, _ = staged_in_groups(output, monkeypatch)
 

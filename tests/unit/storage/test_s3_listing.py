@@ -175,6 +175,26 @@ def test_a_part_of_a_folder_that_may_not_be_listed_is_told_once(monkeypatch):
     assert passed == [("b/", "folder that cannot be opened")]
 
 
+def test_a_folder_that_may_be_listed_only_in_part_is_told(monkeypatch):
+    """A policy changed meanwhile: what is not listed must not be taken for deleted."""
+
+    def get(_, query):
+        if "delimiter" in query:
+            return page(folders=["d/"])
+        if query.get("start-after"):
+            raise PermissionError("denied")
+        return page(entry("d/0"), entry("d/1"), entry("d/2"))
+
+    monkeypatch.setattr(s3_listing._Pages, "_get", get)
+    monkeypatch.setattr(s3_listing, "_LEVELS", 1)
+    passed = []
+    rules = WalkRules(passed=lambda *what: passed.append(what), bounds=["d/1", "d/2"])
+    endpoint = Endpoint("http://host/b", "r", True, True, (1, 1), None, lambda _: {})
+    batches = list(s3_listing.walk(endpoint, "", lambda ask: ask(), rules))
+    assert [key for batch in batches for key in batch["key"].to_pylist()] == ["d/0", "d/1"]
+    assert passed == [("d/", "folder that cannot be opened")]
+
+
 @pytest.mark.parametrize(
     ("status", "body", "error", "sentence"),
     [
