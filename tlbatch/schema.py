@@ -275,6 +275,11 @@ def sort_rows(table: pa.Table, name: str, rows: int = ROWS_OF_GROUP) -> pa.Table
 _LARGE = {pa.string(): pa.large_string()}
 
 
+def is_sorted(column: pa.ChunkedArray) -> bool:
+    """Whether no value of a column of text is before the one above it, as bytes."""
+    return bool(pc.all(pc.less_equal(column.slice(0, len(column) - 1), column.slice(1)), min_count=0).as_py())
+
+
 def to_parquet(table: pa.Table) -> bytes:
     """The table as a Parquet file; equal tables give equal bytes."""
     buffer = io.BytesIO()

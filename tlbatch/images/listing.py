@@ -23,7 +23,7 @@ from tlbatch.images.layouts import layout_kinds, sentences
 from tlbatch.images.lists import is_list, read_list
 from tlbatch.images.names import glob_matcher, kind_of_name
 from tlbatch.images.shards import EXCLUDED
-from tlbatch.schema import ARCHIVED, IMAGE, MANIFEST_SCHEMA, ROWS_OF_GROUP, sort_rows
+from tlbatch.schema import ARCHIVED, IMAGE, MANIFEST_SCHEMA, ROWS_OF_GROUP, is_sorted, sort_rows
 from tlbatch.storage.local import LocalLocation
 from tlbatch.storage.location import UNREADABLE, Location, ObjectInfo, WalkRules
 from tlbatch.storage.resolve import require_folder
@@ -182,24 +182,21 @@ def _sorted_by_key(batches: list[pa.RecordBatch]) -> pa.Table:
     chunks: list[pa.Table] = []
     while batches:
         taken = [batches.pop()]
-        while batches and sum(batch.num_rows for batch in taken) + batches[-1].num_rows <= _ROWS_OF_CHUNK:
+        rows = taken[0].num_rows
+        while batches and rows + batches[-1].num_rows <= _ROWS_OF_CHUNK:
             taken.append(batches.pop())
+            rows += taken[-1].num_rows
         chunks.append(pa.Table.from_batches(taken, MANIFEST_SCHEMA).combine_chunks())
     manifest = pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *chunks])
     ends = [chunk["key"][-1].as_py() for chunk in chunks]
     firsts = [_first_key(chunk) for chunk in chunks]
-    if all(map(le, ends, firsts[1:])) and all(map(_is_sorted, chunks)):
+    if all(map(le, ends, firsts[1:])) and all(is_sorted(chunk["key"]) for chunk in chunks):
         return manifest
     return sort_rows(manifest, "key", _ROWS_OF_CHUNK)
 
 
 def _first_key(rows: pa.Table | pa.RecordBatch) -> str:
     return str(rows["key"][0].as_py())
-
-
-def _is_sorted(rows: pa.Table) -> bool:
-    keys = rows["key"]
-    return bool(pc.all(pc.less_equal(keys.slice(0, len(keys) - 1), keys.slice(1)), min_count=0).as_py())
 
 
 def _single(store: Location, *, folder: bool) -> ObjectInfo | None:

@@ -116,14 +116,13 @@ def with_left(listed: RunInput, state: OutputState) -> RunInput:
     runs = state.table
     if listed.manifest.num_rows >= sum(read_report(run).get("objects", 0) for run in runs):
         return listed
-    marks = [_RunMarks(stale=False)] * len(runs)
 
     def lacking(ranges: Iterator[list[pa.Table]]) -> pa.Table:
-        nothing = schema.REMOVED_SCHEMA.empty_table()
-        pairs = ((objects, _known(of_runs, marks).select(_NAMES)) for objects, *of_runs in ranges)
-        return pa.concat_tables(
-            [nothing, *(known.filter(pc.invert(pc.is_in(known["uri"], objects["uri"]))) for objects, known in pairs)]
-        )
+        found = [schema.REMOVED_SCHEMA.empty_table()]
+        for objects, *of_runs in ranges:
+            known = pa.concat_tables(_current(of_runs)).select(_NAMES)
+            found.append(known.filter(pc.invert(pc.is_in(known["uri"], objects["uri"]))))
+        return pa.concat_tables(found)
 
     gone = read_in_ranges(lambda: [pieces_of(listed.manifest), *_pieces_of_runs(runs)], lacking)
     if gone.num_rows:
@@ -273,10 +272,14 @@ def _known(of_runs: Sequence[pa.Table], marks: Sequence[_RunMarks]) -> pa.Table:
         of_runs: their rows in the order of `_pieces_of_runs`.
         marks: of each run, the newest first.
     """
-    listed, removed = of_runs[::2], of_runs[1::2]
-    current = current_in_range(listed, list(zip(listed, removed, strict=True)))
     nothing = _RunMarks(stale=False).marked(schema.MANIFEST_SCHEMA.empty_table())
-    return pa.concat_tables([nothing, *(mark.marked(rows) for mark, rows in zip(marks, current, strict=True))])
+    return pa.concat_tables([nothing, *(mark.marked(rows) for mark, rows in zip(marks, _current(of_runs), strict=True))])
+
+
+def _current(of_runs: Sequence[pa.Table]) -> list[pa.Table]:
+    """Of each run, the newest first, its manifest rows in a range of uris that belong to the table; of `_known`'s rows."""
+    listed, removed = of_runs[::2], of_runs[1::2]
+    return current_in_range(listed, listed, removed)
 
 
 def _kinds(store: pa.Table, known: pa.Table) -> np.ndarray:

@@ -11,7 +11,6 @@ from operator import methodcaller
 from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tlbatch import schema
@@ -111,8 +110,7 @@ class _Cursor:
             self.last = None
             return
         uris = piece["uri"]
-        in_order = pc.all(pc.less_equal(uris.slice(0, len(uris) - 1), uris.slice(1)), min_count=0).as_py()
-        if uris[0].as_py() < self.last or not in_order:
+        if uris[0].as_py() < self.last or not schema.is_sorted(uris):
             raise _UnsortedError
         self.last = uris[-1].as_py()
         self._rows = pa.concat_tables([self._rows, piece]) if self._rows.num_rows else piece

@@ -79,15 +79,16 @@ def snapshot(runs: Sequence[Run]) -> Iterator[SnapshotRun]:
             superseded = UriSet([run.manifest["uri"], run.removed["uri"]], superseded)
 
 
-def current_in_range(rows: Sequence[pa.Table], hiding: Sequence[Sequence[pa.Table]]) -> list[pa.Table]:
+def current_in_range(rows: Sequence[pa.Table], listed: Sequence[pa.Table], removed: Sequence[pa.Table]) -> list[pa.Table]:
     """Of each run, the newest first, its rows in a range of uris that belong to the whole table.
 
     Args:
         rows: of each run, the newest first, all of its rows in the range.
-        hiding: of each run what it lists and removes in the range, which hides the rows of older runs.
+        listed: of each run the objects that it lists in the range; they hide the rows of older runs.
+        removed: of each run the objects that it removes in the range; they hide them, too.
     """
     found, superseded = list[pa.Table](), list[pa.Array]()
-    for own, newer in zip(rows, hiding, strict=True):
+    for own, *newer in zip(rows, listed, removed, strict=True):
         hidden = superseded and own.num_rows and pc.is_in(own["uri"], pa.chunked_array(superseded))
         found.append(own.filter(pc.invert(hidden)) if hidden else own)
         superseded += [chunk for table in newer for chunk in table["uri"].chunks]

@@ -163,7 +163,7 @@ def sources_of_table(runs: Sequence[Run], folder: str, columns: Sequence[str]) -
 
 def current_of(rows: Sequence[pa.Table]) -> pa.Table:
     """The current rows of a range of uris, of what `read_in_ranges` gives for `sources_of_table`."""
-    return pa.concat_tables(current_in_range(rows[::SOURCES], list(zip(rows[1::SOURCES], rows[2::SOURCES], strict=True))))
+    return pa.concat_tables(current_in_range(rows[::SOURCES], rows[1::SOURCES], rows[2::SOURCES]))
 
 
 def _pieces_of_parts(run: Run, folder: str, columns: Sequence[str]) -> Iterator[pa.Table]:

@@ -159,19 +159,25 @@ def test_a_bucket_without_an_order_is_not_cut(monkeypatch):
     assert all("start-after" not in query for query in asked)
 
 
+def walked_in_parts(monkeypatch, get, bounds):
+    """The keys of a bucket of Amazon's that is cut at some keys, in the order of the walk, and what the walk passed."""
+    monkeypatch.setattr(s3_listing._Pages, "_get", get)
+    monkeypatch.setattr(s3_listing, "_LEVELS", 1)
+    passed = []
+    rules = WalkRules(passed=lambda *what: passed.append(what), bounds=bounds)
+    endpoint = Endpoint("http://host/b", "r", True, True, (1, 1), None, lambda _: {})
+    batches = list(s3_listing.walk(endpoint, "", lambda ask: ask(), rules))
+    return [key for batch in batches for key in batch["key"].to_pylist()], passed
+
+
 def test_a_part_of_a_folder_that_may_not_be_listed_is_told_once(monkeypatch):
     def get(_, query):
         if query["prefix"] == "b/":
             raise PermissionError("denied")
         return page(entry("0.jpg"), folders=["b/"] if "delimiter" in query else [])
 
-    monkeypatch.setattr(s3_listing._Pages, "_get", get)
-    monkeypatch.setattr(s3_listing, "_LEVELS", 1)
-    passed = []
-    rules = WalkRules(passed=lambda *what: passed.append(what), bounds=["b/1", "b/2"])
-    endpoint = Endpoint("http://host/b", "r", True, True, (1, 1), None, lambda _: {})
-    batches = list(s3_listing.walk(endpoint, "", lambda ask: ask(), rules))
-    assert [key for batch in batches for key in batch["key"].to_pylist()] == ["0.jpg"]
+    keys, passed = walked_in_parts(monkeypatch, get, ["b/1", "b/2"])
+    assert keys == ["0.jpg"]
     assert passed == [("b/", "folder that cannot be opened")]
 
 
@@ -185,13 +191,8 @@ def test_a_folder_that_may_be_listed_only_in_part_is_told(monkeypatch):
             raise PermissionError("denied")
         return page(entry("d/0"), entry("d/1"), entry("d/2"))
 
-    monkeypatch.setattr(s3_listing._Pages, "_get", get)
-    monkeypatch.setattr(s3_listing, "_LEVELS", 1)
-    passed = []
-    rules = WalkRules(passed=lambda *what: passed.append(what), bounds=["d/1", "d/2"])
-    endpoint = Endpoint("http://host/b", "r", True, True, (1, 1), None, lambda _: {})
-    batches = list(s3_listing.walk(endpoint, "", lambda ask: ask(), rules))
-    assert [key for batch in batches for key in batch["key"].to_pylist()] == ["d/0", "d/1"]
+    keys, passed = walked_in_parts(monkeypatch, get, ["d/1", "d/2"])
+    assert keys == ["d/0", "d/1"]
     assert passed == [("d/", "folder that cannot be opened")]
 
 
