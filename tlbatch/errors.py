@@ -13,6 +13,7 @@
     ├── NotPromotedError            a run that fails its `promote_if` condition; it is kept, and the table is unchanged
     └── UnfinishedError             exit code 4: run the same command again to continue
         ├── InterruptedRunError     Ctrl-C or SIGTERM
+        ├── NoRoomError             this machine has too little memory, or too little room for temporary files
         ├── ManyDeletedError        too much of the table has left the store, which may be a part that is away
         ├── LeaseHeldError          another run is writing to this output
         └── StoreUnavailableError   the store itself is failing, not its images
@@ -95,6 +96,10 @@ class UnfinishedError(TlbatchError):
 
 class InterruptedRunError(UnfinishedError):
     """Ctrl-C or SIGTERM stopped the run."""
+
+
+class NoRoomError(UnfinishedError):
+    """This machine has too little memory, or too little room for temporary files."""
 
 
 class ManyDeletedError(UnfinishedError):

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import mmap
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -251,7 +252,7 @@ def outcome_schema(*, classified: bool, features_length: int | None, features_dt
     return pa.schema(fields)
 
 
-def sha256(data: bytes) -> str:
+def sha256(data: bytes | mmap.mmap) -> str:
     """Hex digest, in the form that tlbatch records everywhere."""
     return hashlib.sha256(data).hexdigest()
 
@@ -283,11 +284,16 @@ def is_sorted(column: pa.ChunkedArray) -> bool:
 def to_parquet(table: pa.Table) -> bytes:
     """The table as a Parquet file; equal tables give equal bytes."""
     buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, table.schema, compression="zstd") as writer:
+    write_parquet(table, buffer)
+    return buffer.getvalue()
+
+
+def write_parquet(table: pa.Table, file: IO[bytes]) -> None:
+    """Write what `to_parquet` gives, a piece at a time."""
+    with pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
         # Chunks would show in the bytes, and all rows in one chunk may be more than the 2 GiB that it can have.
         for start in range(0, max(1, table.num_rows), ROWS_OF_GROUP):
             writer.write_table(table.slice(start, ROWS_OF_GROUP).combine_chunks(), row_group_size=ROWS_OF_GROUP)
-    return buffer.getvalue()
 
 
 def from_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:

@@ -1,5 +1,6 @@
 """Blocks pass through actors: the load on this process, interruption, and what happens without Ray's private names."""
 
+import json
 import os
 import signal
 import sys
@@ -8,14 +9,25 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import ray
 import ray.data
+from support.tables import begin
 
 from tlbatch.execution import resources
 from tlbatch.execution.executor import run_actors
-from tlbatch.execution.resources import ActorPool, configure_ray_data, finished_blocks, map_blocks, read_cluster
+from tlbatch.execution.resources import (
+    ActorPool,
+    blocks_of_rows,
+    configure_ray_data,
+    finished_blocks,
+    map_blocks,
+    read_cluster,
+)
+from tlbatch.execution.sizing import cut_blocks
+from tlbatch.output.receipts import numbered
 from tlbatch.output.run import Run
 from tlbatch.storage.local import LocalLocation
 
@@ -123,6 +135,60 @@ def test_blocks_pass_whole_with_and_without_the_private_names_of_ray_data(tmp_pa
     )
     list(finished_blocks(mapped if private else SimpleNamespace(iter_batches=mapped.iter_batches)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0-1", "2-3-4"]
+
+
+class NoPlan:
+    """A dataset without Ray Data's private names."""
+
+    def __init__(self, dataset) -> None:
+        self._dataset = dataset
+
+    def repartition(self, **options):
+        self._dataset.repartition(**options)
+        return object()
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_blocks_are_cut_beside_actors_that_have_all_processors(tmp_path, monkeypatch, private):
+    if not private:
+        whole = ray.data.from_blocks
+        monkeypatch.setattr(ray.data, "from_blocks", lambda blocks: NoPlan(whole(blocks)) if len(blocks) < 4 else whole(blocks))
+    blocks = blocks_of_rows(pa.table({"number": range(600)}))
+    list(finished_blocks(map_blocks(blocks, recording(), (tmp_path,), ActorPool(ray.cluster_resources()["CPU"], 0, 1, 1))))
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == list(range(600))
+
+
+def staging() -> type:
+    """A worker that writes its rows into a folder, as JSON."""
+
+    class Staging:
+        def __init__(self, told: Path, *, after_a_death: bool = False) -> None:
+            self._told = told
+
+        def __call__(self, block: pa.Table) -> pa.Table:
+            first = block["row"][0].as_py()
+            (self._told / f"{first}.json").write_text(json.dumps(block.to_pylist()))
+            return block.slice(0, 0)
+
+    return Staging
+
+
+def test_of_many_blocks_the_actors_read_the_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("tlbatch.schema.ROWS_OF_GROUP", 64)
+    monkeypatch.setattr("tlbatch.execution.executor._MOST_BLOCKS", 3)
+    run = begin(LocalLocation(tmp_path / "output"), 300)
+    rows = numbered(run.manifest).filter(pa.array([number % 10 > 2 for number in range(300)]))
+    (tmp_path / "told").mkdir()
+    run_actors(
+        [run],
+        cut_blocks(rows, np.ones(rows.num_rows, np.int64), 50),
+        [(staging(), ActorPool(1, 0, 1, 1))],
+        tmp_path / "told",
+        lambda receipts: None,
+    )
+    found = sorted((json.loads(path.read_text()) for path in (tmp_path / "told").iterdir()), key=lambda one: one[0]["row"])
+    assert [len(one) for one in found] == [50, 50, 50, 50, 10]
+    assert [row for one in found for row in one] == rows.to_pylist()
 
 
 def test_without_the_private_names_a_cluster_counts_as_one_that_does_not_grow(monkeypatch):

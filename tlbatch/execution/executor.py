@@ -10,9 +10,10 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from tlbatch.errors import store_errors_end_the_run
+from tlbatch.execution.blocks import ManifestRows, RowBlocks
 from tlbatch.execution.metrics import count_receipt
 from tlbatch.execution.ray_errors import ray_errors_as_sentences
-from tlbatch.execution.resources import ActorPool, finished_blocks, map_blocks
+from tlbatch.execution.resources import ActorPool, blocks_of_rows, finished_blocks, map_blocks
 from tlbatch.output.parts import stage_parts
 from tlbatch.output.progress import Staged, Watcher
 from tlbatch.output.publish import FileTask, WrittenFiles
@@ -21,6 +22,8 @@ from tlbatch.storage.location import Location
 
 #: Published files that are written at the same time, each by one CPU and in about 1 GB of memory.
 _FILES_AT_ONCE = 32
+#: Blocks whose rows go through Ray's object store, where each takes a millisecond and stays until the run ends.
+_MOST_BLOCKS = 1_024
 #: The column of the blocks that come back: the receipts of a part, as JSON.
 _RECEIPTS = "receipts"
 
@@ -36,7 +39,7 @@ class Worker(Protocol):
 
 def run_actors(
     runs: Sequence[Run],
-    blocks: Sequence[pa.Table],
+    blocks: Sequence[pa.Table] | RowBlocks,
     pools: Sequence[tuple[type[Worker], ActorPool]],
     job: object,
     staged: Staged,
@@ -45,7 +48,7 @@ def run_actors(
 
     Args:
         runs: the runs that get the parts.
-        blocks: rows of the manifest.
+        blocks: rows of the manifest. Of many `RowBlocks` Ray gets the places, and the first actors read the rows.
         pools: the kinds of actors in the order in which a block passes them, and how many of each.
         job: the argument of every actor.
         staged: called with the receipts of each block, as the blocks come back.
@@ -56,10 +59,14 @@ def run_actors(
     import ray.data
 
     pa.default_memory_pool().release_unused()  # Arrow keeps the memory of a listing, which the actors need
-    dataset = ray.data.from_blocks(list(blocks))  # `from_arrow` first waits for a worker that inspects the blocks
+    places_in = None
+    if isinstance(blocks, RowBlocks) and len(blocks) > _MOST_BLOCKS:
+        dataset, places_in = blocks_of_rows(blocks.places()), Run(runs[0].location, runs[0].facts)
+    else:
+        dataset = ray.data.from_blocks(list(blocks))  # `from_arrow` first waits for a worker that inspects the blocks
     for number, (kind, pool) in enumerate(pools, 1):
         folders = [run.staged for run in runs] if number == len(pools) else []
-        dataset = map_blocks(dataset, _Actor, (kind, job, folders), pool)
+        dataset = map_blocks(dataset, _Actor, (kind, job, folders, places_in if number == 1 else None), pool)
     with ray_errors_as_sentences(runs[0].run_id):
         for block in finished_blocks(dataset):
             for receipts in block[_RECEIPTS].to_pylist() if block.num_rows else ():
@@ -73,16 +80,17 @@ class _Actor:
     to it.
     """
 
-    def __init__(self, kind: type[Worker], job: object, staged: Sequence[Location]) -> None:
+    def __init__(self, kind: type[Worker], job: object, staged: Sequence[Location], places_in: Run | None) -> None:
         import ray
 
         self._staged = staged
+        self._manifest = None if places_in is None else ManifestRows(places_in)
         with store_errors_end_the_run():
             self._worker = kind(job, after_a_death=bool(ray.get_runtime_context().was_current_actor_reconstructed))
 
     def __call__(self, block: pa.Table) -> pa.Table:
         with store_errors_end_the_run():
-            outcomes = self._worker(block)
+            outcomes = self._worker(block if self._manifest is None else self._manifest.of_block(block))
             if not self._staged:
                 return outcomes
             receipts = stage_parts(self._staged, outcomes)

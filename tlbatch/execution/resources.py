@@ -28,6 +28,8 @@ _AUTOSCALER_SECONDS = 15.0
 #: Seconds after which Ray Data's loop looks at its operators while no task ends. By default it looks ten times a second, which
 #: took two hundredths of two CPUs from the model; a task that ends wakes it at once.
 _LOOP_SECONDS = 0.5
+#: Rows that one task of `blocks_of_rows` cuts; cutting takes a time that grows with their square.
+_ROWS_CUT_AT_ONCE = 256
 
 
 class ActorPool(NamedTuple):
@@ -202,6 +204,24 @@ def map_blocks(dataset: Any, actor: type, arguments: tuple[object, ...], pool: A
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
     )
+
+
+def blocks_of_rows(table: pa.Table) -> Any:
+    """A Ray Dataset with a block for each row of a table, cut while the blocks are used.
+
+    Ray Data would give the task that cuts a processor, which the actors have, and run many of these tasks at once.
+    """
+    import ray.data
+
+    pieces = [table.slice(start, _ROWS_CUT_AT_ONCE) for start in range(0, table.num_rows, _ROWS_CUT_AT_ONCE)]
+    dataset = ray.data.from_blocks(pieces).repartition(target_num_rows_per_block=1)
+    try:
+        operator = dataset._logical_plan.dag
+        operator.ray_remote_args.update(num_cpus=0)
+        object.__setattr__(operator, "compute", ray.data.TaskPoolStrategy(1))
+    except AttributeError:
+        return ray.data.from_blocks([table.slice(row, 1) for row in range(table.num_rows)])
+    return dataset
 
 
 def finished_blocks(dataset: Any) -> Iterator[pa.Table]:

@@ -6,7 +6,6 @@ because one GPU needs many CPUs.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 from tlbatch.config import RunConfig
 from tlbatch.errors import ConfigError
 from tlbatch.execution.actors import Classifier, DecodingActor, PredictingActor
+from tlbatch.execution.blocks import RowBlocks
 from tlbatch.execution.executor import Worker
 from tlbatch.execution.records import ClassifyJob
 from tlbatch.execution.resources import ActorPool, ClusterResources
@@ -103,11 +103,10 @@ def work_of(rows: pa.Table, per_task: int) -> np.ndarray:
     return np.where(is_image, 1, np.where(sizes > 0, np.maximum(1, sizes // bytes_per_image), per_task))
 
 
-def cut_blocks(rows: pa.Table, weights: np.ndarray, per_task: int) -> list[pa.Table]:
+def cut_blocks(rows: pa.Table, weights: np.ndarray, per_task: int) -> RowBlocks:
     """Blocks of consecutive rows with about `per_task` images of work each. An object is in one block."""
     task = (np.cumsum(weights) - weights) // per_task
-    starts = [0, *(np.flatnonzero(np.diff(task)) + 1).tolist(), rows.num_rows]
-    return [rows.slice(start, end - start) for start, end in itertools.pairwise(starts)]
+    return RowBlocks(rows, np.append(0, np.flatnonzero(np.diff(task)) + 1))
 
 
 def parallelism_of(job: ClassifyJob, plan: ExecutionPlan, rows: pa.Table) -> dict[str, int]:

@@ -21,6 +21,7 @@ from tlbatch.images.tfrecord import RIEGELI, masked_crc
 from tlbatch.schema import IMAGE, PARQUET, TAR, TFRECORD, ZIP
 from tlbatch.storage.location import Location
 from tlbatch.storage.range_file import open_range_file
+from tlbatch.storage.temporary_rows import selected
 
 #: Bytes at the beginning of an object that show its format.
 _HEAD = 1024
@@ -127,7 +128,7 @@ def without_other_shards(manifest: pa.Table, locate: Locate, field: str | None) 
     if lacks.all():
         return manifest, Counter()
     dropped = manifest["format"].filter(pa.array(lacks)).to_pylist()
-    return manifest.filter(pa.array(~lacks)), Counter(_WITHOUT_IMAGES[kind] for kind in dropped)
+    return selected(manifest, ~lacks), Counter(_WITHOUT_IMAGES[kind] for kind in dropped)
 
 
 def _alike(shards: pa.Table, numbers: np.ndarray) -> list[np.ndarray]:

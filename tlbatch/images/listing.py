@@ -1,7 +1,7 @@
 """Stage 1: a store -> the manifest, the frozen list of objects that a run classifies.
 
-There are no requests for single objects: sizes and versions come with the listing. The listing stays in columns, which take
-about a hundred bytes per object.
+There are no requests for single objects: sizes and versions come with the listing. The listing stays in columns, a large one in
+a temporary file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import le
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,10 +22,11 @@ from tlbatch.images.layouts import layout_kinds, sentences
 from tlbatch.images.lists import is_list, read_list
 from tlbatch.images.names import glob_matcher, kind_of_name
 from tlbatch.images.shards import EXCLUDED
-from tlbatch.schema import ARCHIVED, IMAGE, MANIFEST_SCHEMA, ROWS_OF_GROUP, is_sorted, sort_rows
+from tlbatch.schema import ARCHIVED, IMAGE, MANIFEST_SCHEMA
 from tlbatch.storage.local import LocalLocation
 from tlbatch.storage.location import UNREADABLE, Location, ObjectInfo, WalkRules
 from tlbatch.storage.resolve import require_folder
+from tlbatch.storage.temporary_rows import selected, sorted_table
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,6 @@ Progress = Callable[[int], None]
 _COLUMNS = ("uri", "key", "size", "etag", "archived")
 #: Kinds of skipped objects that are counted by name; suffixes may be any text.
 _MOST_KINDS = 40
-#: Rows of one chunk of a manifest in memory.
-_ROWS_OF_CHUNK = ROWS_OF_GROUP
 #: Folders that a message names.
 _NAMED = 5
 NOT_INCLUDED, OWN_OUTPUT = "not included", "output of tlbatch"
@@ -154,7 +152,7 @@ def list_store(
         require_folder(store)
         single = _single(store, folder=folder)
         objects = walk.objects() if single is None else _named(store, single)
-        manifest = _sorted_by_key(list(walk.taken(objects, progress, named=single is not None)))
+        manifest = sorted_table(walk.taken(objects, progress, named=single is not None), MANIFEST_SCHEMA, "key")
     except PermissionError as error:
         raise StoreError(f"No permission to read the store {store.url}: {error}.") from None
     manifest = walk.without_own_outputs(manifest)
@@ -170,33 +168,6 @@ def list_store(
     pa.default_memory_pool().release_unused()  # only the allocating thread releases all memory, and this thread may end here
     seconds = time.monotonic() - began
     return Listing(manifest, walk.skipped.total(), seconds, walk.kinds(), tuple(sorted(walk.unreadable)), tuple(walk.away))
-
-
-def _sorted_by_key(batches: list[pa.RecordBatch]) -> pa.Table:
-    """The rows of the batches, which are given up, sorted by key as bytes.
-
-    Stores give most folders in this order, so that whole batches can be put in order; only if that is not enough, rows are
-    sorted, in columns that may be larger than the 2 GiB of one array of `string`.
-    """
-    batches = sorted((batch for batch in batches if batch.num_rows), key=_first_key, reverse=True)
-    chunks: list[pa.Table] = []
-    while batches:
-        taken = [batches.pop()]
-        rows = taken[0].num_rows
-        while batches and rows + batches[-1].num_rows <= _ROWS_OF_CHUNK:
-            taken.append(batches.pop())
-            rows += taken[-1].num_rows
-        chunks.append(pa.Table.from_batches(taken, MANIFEST_SCHEMA).combine_chunks())
-    manifest = pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *chunks])
-    ends = [chunk["key"][-1].as_py() for chunk in chunks]
-    firsts = [_first_key(chunk) for chunk in chunks]
-    if all(map(le, ends, firsts[1:])) and all(is_sorted(chunk["key"]) for chunk in chunks):
-        return manifest
-    return sort_rows(manifest, "key", _ROWS_OF_CHUNK)
-
-
-def _first_key(rows: pa.Table | pa.RecordBatch) -> str:
-    return str(rows["key"][0].as_py())
 
 
 def _single(store: Location, *, folder: bool) -> ObjectInfo | None:
@@ -298,7 +269,7 @@ class _Walk:
             own = pc.starts_with(manifest["key"], key.removesuffix("run.json"))
             if pc.any(own).as_py():
                 self.skipped[OWN_OUTPUT] += pc.sum(own).as_py()
-                manifest = manifest.filter(pc.invert(own))
+                manifest = selected(manifest, pc.invert(own).to_numpy())
         return manifest
 
     def kinds(self) -> dict[str, int]:

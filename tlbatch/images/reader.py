@@ -51,6 +51,8 @@ _REFUSALS = 32
 #: Objects that are asked for then: so many of different folders, and as many again at equal distances in the manifest; and how
 #: many at once. A refused request costs little, and a store that is given up although a part of it is open never gets done.
 _PROBES, _PROBED_AT_ONCE = 512, 16
+#: Objects, spread over a store, of which these are chosen.
+_MOST_ASKED = 65_536
 #: Seconds for which an answer proves that the store is available.
 _RECENTLY = 5.0
 
@@ -77,7 +79,11 @@ class Patience:
 def choose_probes(manifest: pa.Table) -> tuple[str, ...]:
     """Uris of a few objects from all over a store, by which a reader sees whether anything in the store can be read."""
     possible = pc.and_(pc.not_equal(manifest["format"], ARCHIVED), pc.fill_null(pc.greater(manifest["size"], 0), True))
-    uris = manifest["uri"].filter(possible)
+    rows = np.flatnonzero(possible.to_numpy())
+    some = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MOST_ASKED)).astype(np.int64))
+    mask = np.zeros(manifest.num_rows, bool)
+    mask[rows[some]] = True
+    uris = manifest["uri"].filter(pa.array(mask))
     if len(uris) <= 2 * _PROBES:
         return tuple(uris.to_pylist())
     folders = pc.replace_substring_regex(uris, "[^/]*$", "").to_numpy(zero_copy_only=False)

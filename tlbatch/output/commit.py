@@ -45,6 +45,7 @@ from tlbatch.output.run import (
 )
 from tlbatch.output.standing import failures_after
 from tlbatch.storage.location import Location
+from tlbatch.storage.temporary_rows import selected
 
 log = logging.getLogger(__name__)
 
@@ -416,7 +417,7 @@ def _missing_in_any(opened: Sequence[_OpenRun]) -> pa.Table:
     lacking = np.zeros(manifest.num_rows, bool)
     for rows in missing:
         lacking[rows["row"].to_numpy()] = True
-    return numbered(manifest).filter(pa.array(lacking))
+    return selected(numbered(manifest), lacking)
 
 
 def _report(one: _OpenRun, receipts: Receipts, counts: PublishedCounts, stats: WorkStats, began: float) -> ReportDocument:

@@ -20,10 +20,11 @@ from tlbatch import schema
 from tlbatch.config import Spec
 from tlbatch.errors import TRANSIENT_KINDS, ErrorKind
 from tlbatch.output.commit import RunInput
-from tlbatch.output.ranges import manifest_pieces, pieces_of, read_in_ranges
+from tlbatch.output.ranges import pieces_of, read_in_ranges
 from tlbatch.output.run import OutputState, Run, read_report
 from tlbatch.output.snapshot import UriSet, current_in_range
 from tlbatch.output.table import current_parts, read_part, read_run_table
+from tlbatch.storage.temporary_rows import selected
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def diff_with_table(listed: RunInput, state: OutputState, rule: StalenessRule, s
     listed = replace(listed, left=_by_folder(removed["key"]), rows=_rows(runs, found, removed["uri"]))
     if found.todo.all() and not found.stays:  # nothing of the old table remains, so the new one stands alone
         return replace(listed, counts=counts)
-    manifest = store.filter(pa.array(found.todo))
+    manifest = selected(store, found.todo)
     return replace(listed, manifest=manifest, on=state.pointer, removed=removed.combine_chunks(), counts=counts)
 
 
@@ -262,7 +263,7 @@ def _numbered_pieces(store: pa.Table) -> Iterator[pa.Table]:
 
 def _pieces_of_runs(runs: Sequence[Run]) -> list[Iterator[pa.Table]]:
     """Of each run, the newest first, the objects that it lists and those that it removes."""
-    return [pieces for run in reversed(runs) for pieces in (manifest_pieces(run), pieces_of(run.removed))]
+    return [pieces for run in reversed(runs) for pieces in (run.manifest_pieces(), pieces_of(run.removed))]
 
 
 def _known(of_runs: Sequence[pa.Table], marks: Sequence[_RunMarks]) -> pa.Table:

@@ -2,50 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import tempfile
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from operator import methodcaller
 from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tlbatch import schema
-from tlbatch.errors import CountsError
-from tlbatch.output.run import Run
-from tlbatch.storage.range_file import open_range_file
+from tlbatch.storage.temporary_rows import sorted_table
 
-#: Rows of a table, and bytes of a file, that are in memory at a time.
-ROWS_AT_ONCE, _PIECE = schema.ROWS_OF_GROUP, 8 << 20
+#: Rows of a table that are in memory at a time.
+ROWS_AT_ONCE = schema.ROWS_OF_GROUP
 
 Found = TypeVar("Found")
-
-
-def manifest_pieces(run: Run, columns: Sequence[str] = schema.MANIFEST_SCHEMA.names) -> Iterator[pa.Table]:
-    """A run's manifest in its order, a piece at a time; the first one has no rows.
-
-    Raises:
-        FileNotFoundError: it is missing.
-        CountsError: it is not the one that `run.json` records.
-    """
-    location = run.location.join(schema.MANIFEST)
-    info = location.info()
-    if info is None:
-        raise FileNotFoundError(location.url)
-    digest = hashlib.sha256()
-    with tempfile.TemporaryFile() as copy:  # a second download might give other bytes than those that were checked
-        with open_range_file(location, info.size) as whole:
-            while piece := whole.read(_PIECE):
-                digest.update(piece)
-                copy.write(piece)
-        if digest.hexdigest() != run.facts["manifest_sha256"]:
-            raise CountsError(f"The manifest of run {run.run_id} differs from its recorded sha256; do not trust this run.")
-        yield schema.MANIFEST_SCHEMA.empty_table().select(columns)
-        for batch in pq.ParquetFile(copy).iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
-            yield pa.Table.from_batches([batch])
 
 
 def pieces_of(table: pa.Table) -> Iterator[pa.Table]:
@@ -60,7 +31,7 @@ def read_in_ranges(
 
     Args:
         sources: gives the pieces of each table, at least one, with a column `uri`. If they do not come in the order of their
-            uris, as those of a list of addresses, each table is sorted in memory, and `read` is called once more.
+            uris, as those of a list of addresses, each table is sorted, and `read` is called once more.
         read: takes for one range after the other the rows of each table; every uri is in one range. Together they hold about
             one piece a table, and more only where a uri has more rows.
     """
@@ -86,7 +57,9 @@ def _in_ranges(sources: Sequence[Iterator[pa.Table]]) -> Iterator[list[pa.Table]
 
 
 def _sorted_pieces(pieces: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    return pieces_of(schema.sort_rows(pa.concat_tables(pieces), "uri"))
+    first = next(pieces)
+    batches = (batch for piece in itertools.chain([first], pieces) for batch in piece.to_batches())
+    return pieces_of(sorted_table(batches, first.schema, "uri"))
 
 
 class _UnsortedError(Exception):

@@ -23,6 +23,7 @@ from tlbatch.errors import CountsError, StoreUnavailableError
 from tlbatch.output.documents import PartPlan, Receipt
 from tlbatch.output.run import READS_AT_ONCE, Run
 from tlbatch.schema import GROUP_SUFFIX, PART_SUFFIX, RECEIPT_SUFFIX, seal, unseal
+from tlbatch.storage.temporary_rows import selected
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +148,7 @@ def numbered(manifest: pa.Table) -> pa.Table:
 def missing_rows(run: Run, receipts: Receipts) -> pa.Table:
     """The manifest rows that no receipt holds yet, each with its number in a column `row`."""
     rows = numbered(run.manifest)
-    images = receipts.images(rows.num_rows)
-    return rows.filter(pa.array(images == 0)) if images.any() else rows
+    return selected(rows, receipts.owners(rows.num_rows) < 0)
 
 
 def freeze_part_plan(run: Run, receipts: Receipts) -> Receipts:

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import mmap
 import secrets
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tlbatch import schema
 from tlbatch.errors import CountsError, LeaseHeldError, OutputError
 from tlbatch.output.documents import PointerEntry, ReportDocument, RunDocument
 from tlbatch.schema import from_parquet, seal, sha256, to_parquet, unseal
 from tlbatch.storage.location import Location, is_leftover
+from tlbatch.storage.range_file import open_range_file
 from tlbatch.storage.resolve import resolve
+from tlbatch.storage.temporary_rows import stored_table
 
 #: Small objects (run documents, receipts, parts) that are read at once: a remote store is waited for, not this machine.
 READS_AT_ONCE = 32
+
+#: Bytes of a manifest that are read at a time; a larger one is not in memory as a whole while it is written.
+_PIECE, _LARGE = 8 << 20, 128 << 20
 
 #: The most keys of `bounds` in `run.json`.
 _MOST_BOUNDS = 256
@@ -60,10 +69,30 @@ class Run:
     @cached_property
     def manifest(self) -> pa.Table:
         """The objects that the run lists, checked against the digest in `run.json`."""
-        data = self.location.join(schema.MANIFEST).read()
-        if sha256(data) != self.facts["manifest_sha256"]:
-            raise CountsError(f"The manifest of run {self.run_id} differs from its recorded sha256; do not trust this run.")
-        return from_parquet(data)
+        return stored_table(self.manifest_pieces(), schema.MANIFEST_SCHEMA)
+
+    def manifest_pieces(self, columns: Sequence[str] = schema.MANIFEST_SCHEMA.names) -> Iterator[pa.Table]:
+        """The manifest in its order, a piece at a time; the first one has no rows.
+
+        Raises:
+            FileNotFoundError: it is missing.
+            CountsError: it is not the one that `run.json` records.
+        """
+        location = self.location.join(schema.MANIFEST)
+        info = location.info()
+        if info is None:
+            raise FileNotFoundError(location.url)
+        digest = hashlib.sha256()
+        with tempfile.TemporaryFile() as copy:  # a second download might give other bytes than those that were checked
+            with open_range_file(location, info.size) as whole:
+                while piece := whole.read(_PIECE):
+                    digest.update(piece)
+                    copy.write(piece)
+            if digest.hexdigest() != self.facts["manifest_sha256"]:
+                raise CountsError(f"The manifest of run {self.run_id} differs from its recorded sha256; do not trust this run.")
+            yield schema.MANIFEST_SCHEMA.empty_table().select(columns)
+            for batch in pq.ParquetFile(copy).iter_batches(schema.ROWS_OF_GROUP, columns=columns, use_threads=False):
+                yield pa.Table.from_batches([batch])
 
     @cached_property
     def removed(self) -> pa.Table:
@@ -327,9 +356,7 @@ def begin_run(
     if location.join(schema.RUN).exists():
         raise OutputError(f"run_id: {output.url} already has a run {run_id!r}; choose another name, or none.")
     location.join(schema.STAGED).delete()  # receipts of a run of this name whose `run.json` was removed
-    data = to_parquet(manifest)
-    manifest_sha256 = sha256(data)
-    location.join(schema.MANIFEST).write(data)
+    manifest_sha256 = _write_manifest(location.join(schema.MANIFEST), manifest)
     increment = increment_facts(on, removed)
     if removed is not None and removed.num_rows:
         location.join(schema.REMOVED).write(to_parquet(removed))
@@ -347,6 +374,17 @@ def begin_run(
     require_lease()
     location.join(schema.RUN).write(seal(full))
     return Run(location, cast("RunDocument", full))
+
+
+def _write_manifest(location: Location, manifest: pa.Table) -> str:
+    """Write a manifest, which as a file is in memory only piece by piece; returns its sha256."""
+    with tempfile.TemporaryFile() as file:
+        schema.write_parquet(manifest, file)
+        file.flush()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            digest = sha256(data)
+            location.write(data if len(data) > _LARGE else data[:])
+    return digest
 
 
 def _bounds(manifest: pa.Table) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from tlbatch import schema
 from tlbatch.errors import OutputError
 from tlbatch.output.documents import PublishedFile
-from tlbatch.output.ranges import manifest_pieces, pieces_of
+from tlbatch.output.ranges import pieces_of
 from tlbatch.output.run import Run, read_table_runs
 from tlbatch.output.snapshot import UriSet, current_in_range, snapshot
 from tlbatch.schema import from_parquet
@@ -156,7 +156,7 @@ def sources_of_table(runs: Sequence[Run], folder: str, columns: Sequence[str]) -
     found: list[Iterator[pa.Table]] = []
     for run in reversed(runs):
         hides = run is not runs[0]  # the oldest run hides nothing
-        listed = manifest_pieces(run, ["uri"]) if hides else pieces_of(schema.REMOVED_SCHEMA.empty_table())
+        listed = run.manifest_pieces(["uri"]) if hides else pieces_of(schema.REMOVED_SCHEMA.empty_table())
         found += [_pieces_of_parts(run, folder, columns), listed, pieces_of(run.removed)]
     return found
 

@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 from tlbatch import schema
 from tlbatch.errors import CountsError
 from tlbatch.output.publish import count_values, counts_digest
-from tlbatch.output.ranges import manifest_pieces
 from tlbatch.output.receipts import read_receipts
 from tlbatch.output.run import Pointer, Run, read_output, read_report, require_runs
 from tlbatch.output.snapshot import SnapshotRun, snapshot
@@ -162,7 +161,7 @@ class _Manifest:
     def __init__(self, run: Run) -> None:
         self.damage = ""
         self._left = pa.table({name: pa.array([], pa.string()) for name in ("uri", "key", "format")})
-        self._pieces = manifest_pieces(run, self._left.column_names)
+        self._pieces = run.manifest_pieces(self._left.column_names)
         try:
             self._left = next(self._pieces)
         except FileNotFoundError:

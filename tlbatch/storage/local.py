@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import mmap
 import os
 import shutil
 import stat
@@ -80,7 +81,7 @@ class LocalLocation:
             return None
         return ObjectInfo(self.url, self.path.name, found.st_size, _version(found), found.st_mtime)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | mmap.mmap) -> None:
         """Write a whole file: a temporary file in the same folder, then an atomic rename."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary_sibling(self.path, data) as temporary:
@@ -292,7 +293,7 @@ def _dead_link(path: str, key: str, rules: WalkRules) -> Iterator[Listed]:
 
 
 @contextmanager
-def _temporary_sibling(path: Path, data: bytes) -> Iterator[str]:
+def _temporary_sibling(path: Path, data: bytes | mmap.mmap) -> Iterator[str]:
     """Write `data` to a synced temporary file beside `path`; it is removed afterwards unless it was renamed."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
     try:

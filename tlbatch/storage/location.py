@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -100,8 +101,8 @@ class Location(Protocol):
     def info(self) -> ObjectInfo | None:
         """Size and version of this object, with its name as key; None if the object does not exist."""
 
-    def write(self, data: bytes) -> None:
-        """Write a whole object; readers see the old object or the new object."""
+    def write(self, data: bytes | mmap.mmap) -> None:
+        """Write a whole object; readers see the old object or the new object. Of a large file only pieces are in memory."""
 
     def create(self, data: bytes) -> bool:
         """Write a whole object if it does not exist; False if it exists."""

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import itertools
 import logging
+import mmap
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -160,11 +161,11 @@ class RemoteLocation:
         answer = self._ask(lambda: self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1))
         return next(iter(answer.get("Contents", ())), None)
 
-    def write(self, data: bytes) -> None:
-        """Write a whole object in one request."""
+    def write(self, data: bytes | mmap.mmap) -> None:
+        """Write a whole object, in one request unless it is larger than about 100 MB."""
         self._ask(lambda: self._put(data))
 
-    def _put(self, data: bytes) -> None:
+    def _put(self, data: bytes | mmap.mmap) -> None:
         if not self._is_s3 and self._protocol not in _CLOUDS:
             # Only protocols with real folders (sftp, memory) need this; a bucket must not be created as a side effect.
             self._fs.makedirs(self._path.rsplit("/", 1)[0], exist_ok=True)

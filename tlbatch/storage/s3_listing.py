@@ -33,8 +33,8 @@ from tlbatch.storage.location import EVERYTHING, LISTED, UNREADABLE, WalkRules
 LISTERS, _LEVELS = 16, 4
 #: Part of the name of a bucket of S3 Express, which lists in no order.
 _DIRECTORY_BUCKET = "--x-s3"
-#: Pages in the queue to the consumer.
-_PAGES_WAITING = 8
+#: Pages of a folder that are put together, and how many of these wait in the queue to the consumer.
+_PAGES_AT_ONCE, _PAGES_WAITING = 8, 8
 
 #: Storage classes whose objects must be restored before they can be read. GLACIER_IR can be read. Tiers of
 #: INTELLIGENT_TIERING are not in the listing; a GET finds them.
@@ -180,11 +180,17 @@ def _lanes(folder: str, bounds: Sequence[str]) -> list[Lane]:
 def _pages_of(lane: Lane, pages: _Pages, ask: Ask) -> Iterator[pa.RecordBatch]:
     """The objects of a lane, whose folder lists its keys in their order."""
     token: str | None = ""
+    found: list[pa.RecordBatch] = []
     while token is not None:
         objects, _, token = ask(partial(pages.page, lane.folder, token, after=lane.after))
-        yield lane.own(objects) if lane.after or lane.last else objects
+        found.append(lane.own(objects) if lane.after or lane.last else objects)
         if lane.last is not None and objects.num_rows and objects["key"][-1].as_py() > lane.last:
-            return
+            break
+        if len(found) == _PAGES_AT_ONCE:
+            yield pa.concat_batches(found)
+            found = []
+    if found:
+        yield pa.concat_batches(found)
 
 
 def _is_refusal(error: BaseException) -> bool:

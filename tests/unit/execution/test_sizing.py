@@ -89,6 +89,6 @@ def test_an_object_is_in_one_block_and_a_shard_counts_by_its_bytes():
     )
     weights = work_of(rows, 64)
     assert weights.tolist() == [1, 1024, 1, 1, 64, 1]
-    blocks = cut_blocks(rows, weights, 64)
+    blocks = list(cut_blocks(rows, weights, 64))
     assert [block.num_rows for block in blocks] == [2, 3, 1]
     assert pa.concat_tables(blocks).equals(rows)

@@ -6,12 +6,10 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support.shards import parquet_of, tar_of, tfrecord_of
 
 from tlbatch.errors import StoreError
-from tlbatch.images import contents, listing, tar
+from tlbatch.images import contents, tar
 from tlbatch.images.listing import Selection, list_store
 from tlbatch.schema import MANIFEST_SCHEMA, from_parquet, to_parquet
 from tlbatch.storage.resolve import resolve
@@ -58,25 +56,6 @@ def test_keys_are_sorted_as_bytes(tmp_path):
         (tmp_path / key).write_bytes(b"x")
     listed = list_store(resolve(str(tmp_path)), Selection()).manifest["key"].to_pylist()
     assert listed == sorted(keys, key=str.encode)
-
-
-@settings(deadline=None, max_examples=100, derandomize=True)
-@given(pages=st.lists(st.lists(st.text("ab/é🐱", max_size=3), max_size=6), max_size=6), page_order=st.booleans())
-def test_pages_in_any_order_give_one_order(pages, page_order):
-    """Folders are listed concurrently: most pages are in order, each in itself, and come in any order."""
-    if page_order:
-        pages = [sorted(keys, key=str.encode) for keys in pages]
-    columns = (
-        [[f"s/{key}" for key in keys], keys, range(len(keys)), ["e"] * len(keys), ["image"] * len(keys)] for keys in pages
-    )
-    batches = [pa.record_batch([pa.array(one) for one in page], schema=MANIFEST_SCHEMA) for page in columns if page[1]]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(listing, "_ROWS_OF_CHUNK", 4)
-        found = listing._sorted_by_key(list(batches))
-    assert found.schema.equals(MANIFEST_SCHEMA, check_metadata=True)
-    expected = [row for batch in batches for row in batch.to_pylist()]
-    assert sorted(map(str, found.to_pylist())) == sorted(map(str, expected))
-    assert found["key"].to_pylist() == sorted((row["key"] for row in expected), key=str.encode)
 
 
 def test_a_name_that_is_no_text_is_counted_and_costs_nothing_else(folder):

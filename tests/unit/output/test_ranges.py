@@ -10,8 +10,8 @@ from support.tables import begin, manifest
 
 from tlbatch import schema
 from tlbatch.errors import CountsError
-from tlbatch.output import ranges
-from tlbatch.output.ranges import manifest_pieces, read_in_ranges
+from tlbatch.output import run as run_module
+from tlbatch.output.ranges import read_in_ranges
 from tlbatch.output.snapshot import UriSet
 from tlbatch.storage.resolve import resolve
 
@@ -66,15 +66,15 @@ def test_of_tables_in_order_only_some_pieces_are_in_memory():
 
 @pytest.mark.parametrize("piece", [100, 8 << 20])
 def test_a_manifest_is_checked_before_it_is_read(tmp_path, monkeypatch, piece):
-    monkeypatch.setattr(ranges, "_PIECE", piece)
-    monkeypatch.setattr(ranges, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(run_module, "_PIECE", piece)
+    monkeypatch.setattr(schema, "ROWS_OF_GROUP", 4)
     run = begin(resolve(str(tmp_path)))
-    found = list(manifest_pieces(run))
+    found = list(run.manifest_pieces())
     assert [table.num_rows for table in found] == [0, 4, 4, 2]
     assert pa.concat_tables(found).equals(run.manifest)
     run.location.join(schema.MANIFEST).write(schema.to_parquet(manifest(11)))
     with pytest.raises(CountsError, match=r"manifest of run .* differs"):
-        list(manifest_pieces(run))
+        list(run.manifest_pieces())
 
 
 @settings(deadline=None, max_examples=100, derandomize=True)

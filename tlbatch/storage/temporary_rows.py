@@ -1,0 +1,215 @@
+"""More rows than should be in memory -> a temporary file, and back as a table; in the order of a column, if that is wanted.
+
+The table is an ordinary one whose columns lie in the file: the kernel reads what is looked at, and drops it when memory is
+short. The file has no name, so nothing has to remove it.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import tempfile
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from operator import methodcaller
+from typing import IO, Self
+
+import numpy as np
+import pyarrow as pa
+
+from tlbatch import schema
+from tlbatch.errors import NoRoomError
+
+#: Rows of a table that are in memory, and not in a file.
+ROWS_IN_MEMORY = 1 << 18
+#: Small batches are put together up to this number of rows.
+_ROWS_OF_CHUNK = 8_192
+_as_text = methodcaller("as_py")
+
+
+def stored_table(pieces: Iterable[pa.Table], columns: pa.Schema) -> pa.Table:
+    """The rows of some tables as one table, in a temporary file if they are many.
+
+    Raises:
+        NoRoomError: the folder of temporary files is full.
+    """
+    waiting, count = list[pa.Table](), 0
+    with _TemporaryFile(columns) as file:
+        for piece in pieces:
+            waiting.append(piece)
+            count += piece.num_rows
+            if count > ROWS_IN_MEMORY:
+                for rows in waiting:
+                    file.write(rows)
+                waiting, count = [], 0
+        return pa.concat_tables([columns.empty_table(), *file.tables(), *waiting])
+
+
+def selected(table: pa.Table, mask: np.ndarray) -> pa.Table:
+    """The rows for which an (n,) bool `mask` is true; in a temporary file if they are many, and not all."""
+    count = np.count_nonzero(mask)
+    if count == table.num_rows:
+        return table
+    if count <= ROWS_IN_MEMORY:
+        return table.filter(pa.array(mask))
+    starts = range(0, table.num_rows, ROWS_IN_MEMORY)
+    pieces = (table.slice(at, ROWS_IN_MEMORY).filter(pa.array(mask[at : at + ROWS_IN_MEMORY])) for at in starts)
+    return stored_table(pieces, table.schema)
+
+
+def sorted_table(batches: Iterable[pa.RecordBatch], columns: pa.Schema, name: str) -> pa.Table:
+    """The rows of some batches, sorted by a column of text as bytes; rows with the same text stay in their order.
+
+    Stores list most folders in order, and several folders at once: whole batches are put in order, and only rows whose batches
+    overlap are sorted. What is in memory at a time does not depend on the number of rows.
+
+    Args:
+        batches: they are given up as they are read.
+        columns: their schema.
+        name: the column.
+
+    Raises:
+        NoRoomError: the folder of temporary files is full.
+    """
+    waiting, count = list[pa.RecordBatch](), 0
+    with _TemporaryFile(columns) as file:
+        for batch in batches:
+            if batch.num_rows:
+                waiting.append(batch)
+                count += batch.num_rows
+            if count > ROWS_IN_MEMORY:
+                for rows in _in_order(waiting, columns, name):
+                    file.write(rows)
+                waiting, count = [], 0
+        rest = list(_in_order(waiting, columns, name))
+        if not file.written:
+            return pa.concat_tables([columns.empty_table(), *rest])
+        for rows in rest:
+            file.write(rows)
+        chunks = file.tables()
+    return _merged(chunks, columns, name)
+
+
+def _in_order(batches: list[pa.RecordBatch], columns: pa.Schema, name: str) -> Iterator[pa.Table]:
+    """The rows of some batches, which are given up, in the order of a column, in chunks."""
+    batches.sort(key=lambda batch: _first(batch, name), reverse=True)
+    chunks: list[pa.Table] = []
+    while batches:
+        taken = [batches.pop()]
+        rows = taken[0].num_rows
+        while batches and rows + batches[-1].num_rows <= _ROWS_OF_CHUNK:
+            taken.append(batches.pop())
+            rows += taken[-1].num_rows
+        chunks.append(pa.Table.from_batches(taken, columns).combine_chunks())
+    if _is_in_order(chunks, name) and all(schema.is_sorted(chunk[name]) for chunk in chunks):
+        yield from chunks
+    elif chunks:
+        whole = schema.sort_rows(pa.concat_tables(chunks), name, _ROWS_OF_CHUNK)
+        yield from (pa.Table.from_batches([batch]) for batch in whole.to_batches())
+
+
+def _is_in_order(chunks: Sequence[pa.Table], name: str) -> bool:
+    return all(_last(one, name) <= _first(other, name) for one, other in pairwise(chunks))
+
+
+def _merged(chunks: Sequence[pa.Table], columns: pa.Schema, name: str) -> pa.Table:
+    """Chunks, each in order, as one table in order: what no other chunk overlaps stays in its file."""
+    order = sorted(range(len(chunks)), key=lambda number: _first(chunks[number], name))
+    groups, last = list[list[int]](), ""
+    for number in order:
+        if groups and _first(chunks[number], name) < last:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+        last = max(last, _last(chunks[number], name))
+    places: list[int | slice] = []
+    with _TemporaryFile(columns) as file:
+        for group in groups:
+            if len(group) == 1:
+                places.append(group[0])
+                continue
+            start = file.written
+            for rows in _overlapping([chunks[number] for number in sorted(group)], name):
+                file.write(rows)
+            places.append(slice(start, file.written))
+        merged = file.tables()
+    found = [[chunks[place]] if isinstance(place, int) else merged[place] for place in places]
+    return pa.concat_tables([columns.empty_table(), *(table for tables in found for table in tables)])
+
+
+def _overlapping(chunks: Sequence[pa.Table], name: str) -> Iterator[pa.Table]:
+    """The rows of chunks that overlap, each in order, in order: some range of the column after the other."""
+    rows = sum(chunk.num_rows for chunk in chunks)
+    firsts = sorted(_first(chunk, name) for chunk in chunks)
+    bounds = firsts[:: max(1, len(chunks) * ROWS_IN_MEMORY // (2 * rows))][1:]
+    ranges: list[list[pa.Table]] = [[] for _ in range(len(bounds) + 1)]
+    for chunk in chunks:
+        first, last = bisect_right(bounds, _first(chunk, name)), bisect_right(bounds, _last(chunk, name))
+        text = chunk[name].chunk(0)
+        inside = [bisect_left(text, bound, key=_as_text) for bound in bounds[first:last]]
+        for number, (start, end) in enumerate(pairwise([0, *inside, chunk.num_rows]), first):
+            ranges[number].append(chunk.slice(start, end - start))
+    for number, pieces in enumerate(ranges):
+        if pieces:
+            yield from _tables(schema.sort_rows(pa.concat_tables(pieces), name, _ROWS_OF_CHUNK))
+        ranges[number] = []
+
+
+def _tables(table: pa.Table) -> Iterator[pa.Table]:
+    """The chunks of a table, each as a table."""
+    return (pa.Table.from_batches([batch]) for batch in table.to_batches() if batch.num_rows)
+
+
+def _first(rows: pa.Table | pa.RecordBatch, name: str) -> str:
+    return str(rows[name][0].as_py())
+
+
+def _last(rows: pa.Table | pa.RecordBatch, name: str) -> str:
+    return str(rows[name][-1].as_py())
+
+
+class _TemporaryFile:
+    """Tables of one schema in a file without a name, which ends with the tables that lie in it; `written` is their number."""
+
+    def __init__(self, columns: pa.Schema) -> None:
+        self._columns = columns
+        self._ends = [0]
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def written(self) -> int:
+        return len(self._ends) - 1
+
+    def write(self, rows: pa.Table) -> None:
+        """Write a table; one without rows is left out."""
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="tlbatch-", buffering=0)  # noqa: SIM115  # `__exit__` closes it
+        for batch in rows.combine_chunks().to_batches():
+            data = memoryview(batch.serialize())
+            self._ends.append(self._ends[-1] + len(data))
+            try:
+                while data:
+                    data = data[self._file.write(data) :]
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise NoRoomError(
+                    f"The folder of temporary files, {tempfile.gettempdir()}, is full: a listing takes {self._ends[-1]:,} "
+                    "bytes there so far, and more is to come. Make room, or set TMPDIR to a folder on a larger disk."
+                ) from None
+
+    def tables(self) -> list[pa.Table]:
+        """What was written, as tables whose columns lie in the file."""
+        if self._file is None or not self.written:
+            return []
+        whole = pa.py_buffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
+        pieces = (whole.slice(start, end - start) for start, end in pairwise(self._ends))
+        return [pa.Table.from_batches([pa.ipc.read_record_batch(piece, self._columns)]) for piece in pieces]
