@@ -1,20 +1,26 @@
 """Measure what a table of ten nights costs, beside a table of one run over the same objects.
 
-    .venv/bin/python benchmarks/layers.py [OBJECTS …]     1,000,000 and 10,000,000 by default
+    .venv/bin/python benchmarks/layers.py [OBJECTS …] [steps=listing,night] [mib=1024]
 
-The rows are generated; manifests, files and commands are tlbatch's own. Each of the nine later nights has one object in a
-thousand. Every step runs in a process of its own, whose processor time and largest memory are shown. `night` compares a listing
-of the same objects, which it holds in memory, with the table, and finds nothing to do; `listing` is that process without the
-comparison.
+By default 1,000,000 and 10,000,000 objects, all steps, and as much memory as there is. The rows are generated; manifests, files
+and commands are tlbatch's own. Each of the nine later nights has one object in a thousand. Every step runs in a process of its
+own, whose processor time and largest memory are shown, without the pages of files that it maps, which the kernel drops when
+memory is short. With `mib` a control group gives the process, its pages of files included, no more memory than that; this needs
+the rights of root and version 1 of the groups. `night` compares a listing of the same objects in 16 parts with the table, and
+finds nothing to do; `listing` is that process without the comparison, and `shuffled` lists the objects in no order.
 """
 
 from __future__ import annotations
 
-import json
+import math
+import os
+import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,16 +35,15 @@ from tlbatch.output.publish import ROWS_PER_FILE, mark_complete, swap_pointer, w
 from tlbatch.output.run import Run, begin_run, read_output, read_pointer
 from tlbatch.schema import part_name, sha256, to_parquet
 from tlbatch.storage.resolve import resolve
+from tlbatch.storage.temporary_rows import sorted_table, stored_table
 
 _CHUNK, _NIGHTS, _CHANGED = 65_536, 10, 1_000
 _LABELS = [f"label-{number:02d}" for number in range(12)]
-_STEPS = ("listing", "night", "verify", "report", "compare")
-_MEASURED = """
-import json, resource, subprocess, sys
-code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(json.dumps([code, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
-"""
+_STEPS = ("listing", "shuffled", "night", "verify", "report", "compare")
+_LISTINGS = {"listing", "shuffled", "night"}
+#: Folders of a made-up listing, which are listed concurrently, and seconds between two looks at a process's memory.
+_FOLDERS, _SECONDS = 16, 0.02
+_GROUP = Path("/sys/fs/cgroup/memory/tlbatch-layers")
 
 
 def main() -> None:
@@ -46,35 +51,47 @@ def main() -> None:
     if sys.argv[1:2] and sys.argv[1] in _STEPS:
         _take(sys.argv[1], sys.argv[2], int(sys.argv[3]))
         return
-    sizes = [int(word.replace(",", "")) for word in sys.argv[1:]] or [1_000_000, 10_000_000]
+    given = dict(word.split("=") for word in sys.argv[1:] if "=" in word)
+    steps = given["steps"].split(",") if "steps" in given else _STEPS
+    sizes = [int(word.replace(",", "")) for word in sys.argv[1:] if "=" not in word] or [1_000_000, 10_000_000]
     print("| objects | step | one run: CPU s | ten nights: CPU s | times | one run: MiB | ten nights: MiB |")
     print("| ---: | --- | ---: | ---: | ---: | ---: | ---: |")
     for objects in sizes:
         with tempfile.TemporaryDirectory() as folder:
             outputs = [f"{folder}/one", f"{folder}/ten"]
             for output, nights in zip(outputs, (1, _NIGHTS), strict=True):
-                _publish_table(output, objects, nights)
-            for step in _STEPS:
-                (one, less), (ten, more) = (_measure(step, output, objects) for output in outputs)
+                _publish_table(output, objects, nights, whole=bool(set(steps) - _LISTINGS))
+            for step in steps:
+                (one, less), (ten, more) = (_measure(step, output, objects, given.get("mib")) for output in outputs)
                 row = f"| {objects:,} | {step} | {one:.1f} | {ten:.1f} | {ten / one:.2f} | {less:,.0f} | {more:,.0f} |"
                 print(row, flush=True)
 
 
-def _measure(step: str, output: str, objects: int) -> tuple[float, float]:
+def _measure(step: str, output: str, objects: int, mib: str | None) -> tuple[float, float]:
     """Processor seconds and MiB of a step."""
-    words = [sys.executable, "-c", _MEASURED, sys.executable, __file__, step, output, str(objects)]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-    code, seconds, memory = json.loads(done.stdout)
-    if code:
-        raise SystemExit(f"{step} ended with {code}")
-    return seconds, memory
+    words = [sys.executable, __file__, step, output, str(objects)]
+    if mib is not None:
+        _GROUP.mkdir(exist_ok=True)
+        (_GROUP / "memory.limit_in_bytes").write_text(str(int(mib) << 20))
+        words = ["sh", "-c", f'echo $$ > {_GROUP}/cgroup.procs; exec "$@"', "sh", *words]
+    most = 0
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        while process.returncode is None:
+            found = re.search(r"RssAnon:\s*(\d+)", status.read_text())  # missing once the process has ended
+            most = max(most, int(found[1]) if found else 0)
+            pid, code, used = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                process.returncode = os.waitstatus_to_exitcode(code)
+            time.sleep(_SECONDS)
+    if process.returncode:
+        raise SystemExit(f"{step} ended with {process.returncode}")
+    return used.ru_utime + used.ru_stime, most / 1024
 
 
 def _take(step: str, output: str, objects: int) -> None:
-    if step in ("listing", "night"):
-        listed = pa.concat_tables(
-            _objects(np.arange(start, min(objects, start + _CHUNK))) for start in range(0, objects, _CHUNK)
-        )
+    if step in _LISTINGS:
+        listed = sorted_table(_listed(objects, shuffled=step == "shuffled"), schema.MANIFEST_SCHEMA, "key")
         if step == "night":
             rule = StalenessRule("bundle", "b")
             assert diff_with_table(RunInput(listed, 0, 0.0), read_output(resolve(output)), rule, "redo").nothing_to_do
@@ -86,11 +103,25 @@ def _take(step: str, output: str, objects: int) -> None:
     tlbatch()
 
 
-def _publish_table(url: str, objects: int, nights: int) -> None:
+def _listed(objects: int, *, shuffled: bool) -> Iterator[pa.RecordBatch]:
+    """A listing of all objects, as several folders at once give it; or shuffled."""
+    each = -(-objects // _FOLDERS)
+    if shuffled:
+        step = next(number for number in range(objects * 3 // 5, objects) if math.gcd(number, objects) == 1)
+    for start in range(0, each, 8_192):
+        for folder in range(_FOLDERS):
+            first = folder * each + start
+            numbers = np.arange(first, min(first + min(8_192, each - start), objects))
+            yield from _objects(numbers * step % objects if shuffled else numbers).to_batches()
+
+
+def _publish_table(url: str, objects: int, nights: int, *, whole: bool) -> None:
+    """Publish the table of some nights; without its predictions if only manifests are read."""
     output = resolve(url)
     for night in range(nights):
         numbers = np.arange(objects) if night == 0 else np.arange(night, objects, _CHANGED)
-        rows = pa.concat_tables(_objects(numbers[start : start + _CHUNK]) for start in range(0, len(numbers), _CHUNK))
+        pieces = (_objects(numbers[start : start + _CHUNK]) for start in range(0, len(numbers), _CHUNK))
+        rows = stored_table(pieces, schema.MANIFEST_SCHEMA)
         facts = {
             "spec": {"images": "/none", "engine": "openvino", "predictions": True, "features": False},
             "bundle": "b",
@@ -99,7 +130,7 @@ def _publish_table(url: str, objects: int, nights: int) -> None:
             "list_seconds": 0.0,
         }
         run = begin_run(output, f"night-{night}", rows, facts, began=1e9 + night, on=read_pointer(output))
-        report = _publish_files(run, rows, numbers)
+        report = _publish_files(run, rows if whole else rows.slice(0, 0), numbers)
         write_report_document(run, report)
         swap_pointer(output, run, report, lambda: None)
         mark_complete(run)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import mmap
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from tlbatch.schema import from_parquet, seal, sha256, to_parquet, unseal
 from tlbatch.storage.location import Location, is_leftover
 from tlbatch.storage.range_file import open_range_file
 from tlbatch.storage.resolve import resolve
-from tlbatch.storage.temporary_rows import stored_table
+from tlbatch.storage.temporary_rows import stored_table, temporary_file
 
 #: Small objects (run documents, receipts, parts) that are read at once: a remote store is waited for, not this machine.
 READS_AT_ONCE = 32
@@ -83,7 +82,7 @@ class Run:
         if info is None:
             raise FileNotFoundError(location.url)
         digest = hashlib.sha256()
-        with tempfile.TemporaryFile() as copy:  # a second download might give other bytes than those that were checked
+        with temporary_file() as copy:  # a second download might give other bytes than those that were checked
             with open_range_file(location, info.size) as whole:
                 while piece := whole.read(_PIECE):
                     digest.update(piece)
@@ -378,9 +377,8 @@ def begin_run(
 
 def _write_manifest(location: Location, manifest: pa.Table) -> str:
     """Write a manifest, which as a file is in memory only piece by piece; returns its sha256."""
-    with tempfile.TemporaryFile() as file:
+    with temporary_file() as file:
         schema.write_parquet(manifest, file)
-        file.flush()
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             digest = sha256(data)
             location.write(data if len(data) > _LARGE else data[:])

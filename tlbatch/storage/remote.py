@@ -434,7 +434,8 @@ def _below(listed: pa.RecordBatch, root: str, rules: WalkRules) -> pa.RecordBatc
     markers = pc.or_(pc.ends_with(keys, "/"), pc.equal(keys, ""))
     for key in keys.filter(pc.and_(markers, pc.greater(listed["size"], 0))).to_pylist():
         rules.passed(key, SLASH_AT_END)
-    return listed.set_column(0, LISTED.field("key"), keys).filter(pc.invert(markers))
+    listed = listed.set_column(0, LISTED.field("key"), keys) if root else listed
+    return listed.filter(pc.invert(markers)) if pc.any(markers).as_py() else listed
 
 
 def _written(found: Mapping[str, Any]) -> float:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from botocore.auth import S3SigV4Auth
@@ -39,6 +40,7 @@ _PAGES_AT_ONCE, _PAGES_WAITING = 8, 8
 #: Storage classes whose objects must be restored before they can be read. GLACIER_IR can be read. Tiers of
 #: INTELLIGENT_TIERING are not in the listing; a GET finds them.
 ARCHIVES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+_ARCHIVES = pa.array(sorted(ARCHIVES))
 
 #: Calls a function with retries.
 Ask = Callable[[Callable[[], Any]], Any]
@@ -243,7 +245,7 @@ class _Pages:
             columns = _columns(body)
         archived = columns.archived
         if not self._endpoint.aws:
-            archived = [row for row in archived if not is_restored(partial(self._endpoint.head, columns.keys[row]))]
+            archived = [row for row in archived if not is_restored(partial(self._endpoint.head, columns.keys[row].as_py()))]
         following = None
         if _text(body, "IsTruncated") == "true":
             following = html.unescape(_text(body, "NextContinuationToken"))
@@ -271,47 +273,70 @@ class _Pages:
 class _Columns(NamedTuple):
     """The objects of a page; `archived` are the numbers of those that must be restored before they can be read."""
 
-    keys: Sequence[str]
-    sizes: Sequence[int]
-    etags: Sequence[str]
+    keys: pa.Array
+    sizes: pa.Array
+    etags: pa.Array
     archived: Sequence[int]
 
     def batch(self, archived: Sequence[int]) -> pa.RecordBatch:
         """The objects as `LISTED`."""
-        flags = [False] * len(self.keys)
-        for row in archived:
-            flags[row] = True
-        columns = [pa.array(self.keys, pa.string()), pa.array(self.sizes, pa.int64()), pa.array(self.etags, pa.string())]
-        return pa.RecordBatch.from_arrays([*columns, pa.array(flags, pa.bool_())], schema=LISTED)
+        flags = np.zeros(len(self.keys), bool)
+        flags[np.asarray(archived, np.int64)] = True
+        return pa.RecordBatch.from_arrays([self.keys, self.sizes, self.etags, pa.array(flags)], schema=LISTED)
 
 
-_FIELDS = [
-    re.compile(rb"<%b>(%b)</%b>" % (name, value, name))
-    for name, value in ((b"Key", rb"[^<]*"), (b"Size", rb"\d+"), (b"ETag", rb"[^<]*"), (b"StorageClass", rb"[^<]*"))
-]
 _ESCAPES = re.compile(rb"[%+&]")
 _FOLDER = re.compile(rb"<CommonPrefixes>\s*<Prefix>([^<]*)</Prefix>")
 
 
 def _columns(body: bytes) -> _Columns:
-    """The objects of a page; as a tree, which takes four times as long, unless every object has each field once."""
-    keys, sizes, etags, classes = found = [field.findall(body) for field in _FIELDS]
+    """The objects of a page; as a tree, which takes many times as long, unless every object has each field once."""
+    page = _Elements(body)
+    found = [page.values(name) for name in (b"Key", b"Size", b"ETag", b"StorageClass")]
     objects = body.count(b"<Contents>")
-    if any(len(column) != objects for column in found) or b"<RestoreStatus" in body:
+    if any(len(starts) != objects for starts, _ in found) or b"<RestoreStatus" in body:
         return _columns_of_tree(body)
-    archived: Sequence[int] = ()
-    if not ARCHIVES.isdisjoint(name.decode() for name in set(classes)):
-        archived = [row for row, name in enumerate(classes) if name.decode() in ARCHIVES]
-    texts = _etag(b"\n".join(etags).decode()).split("\n") if objects else []
-    return _Columns(_plain_keys(keys, body), list(map(int, sizes)), texts, archived)
+    keys, sizes, etags, classes = (page.texts(*ends) for ends in found)
+    if not pc.all(pc.utf8_is_digit(sizes), min_count=0).as_py():
+        return _columns_of_tree(body)
+    archived = np.flatnonzero(pc.is_in(classes, _ARCHIVES).to_numpy(zero_copy_only=False)).tolist()
+    return _Columns(_plain_keys(keys, body), pc.cast(sizes, pa.int64()), _etags(etags), archived)
 
 
-def _plain_keys(keys: Sequence[bytes], body: bytes) -> Sequence[str]:
+class _Elements:
+    """The elements of a page that hold text, found by comparing whole columns of bytes."""
+
+    def __init__(self, body: bytes) -> None:
+        self._bytes = np.frombuffer(body + b" ", np.uint8)
+        self._opens = np.flatnonzero(self._bytes == ord("<"))
+        self._letters = self._bytes[self._opens[:-1] + 1]
+
+    def values(self, name: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) int: where the text of each element of a name starts, and where it ends."""
+        found = np.flatnonzero(self._letters == name[0])
+        for place, letter in enumerate(name + b">", 1):
+            found = found[self._bytes.take(self._opens[found] + place, mode="clip") == letter]
+        return self._opens[found] + len(name) + 2, self._opens[found + 1]
+
+    def texts(self, starts: np.ndarray, ends: np.ndarray) -> pa.StringArray:
+        """The bytes between starts and ends as an array of text; raises OSError if they are none."""
+        offsets = np.concatenate([[0], np.cumsum(ends - starts)])
+        places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], ends - starts)
+        buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(self._bytes[places])]
+        found = pa.StringArray.from_buffers(len(starts), *buffers[1:])
+        try:
+            found.validate(full=True)
+        except pa.ArrowInvalid:
+            raise OSError("the listing is not UTF-8") from None
+        return found
+
+
+def _plain_keys(keys: pa.StringArray, body: bytes) -> pa.Array:
     """The keys as text; most have no character that is written in another way."""
-    text = b"\n".join(keys)
-    if text and not _ESCAPES.search(text) and text.count(b"\n") == len(keys) - 1:
-        return text.decode().split("\n")
-    return [*map(_decoder(body), keys)]
+    if not _ESCAPES.search(keys.buffers()[2] or b""):
+        return keys
+    decode = _decoder(body)
+    return pa.array([decode(key.encode()) for key in keys.to_pylist()], pa.string())
 
 
 def _columns_of_tree(body: bytes) -> _Columns:
@@ -331,7 +356,8 @@ def _columns_of_tree(body: bytes) -> _Columns:
             rows.append((unquote_plus(text["Key"]) if in_url else text["Key"], int(text["Size"]), _etag(text.get("ETag", ""))))
         except (KeyError, ValueError):
             raise OSError("the listing has an object without a key or a size") from None
-    keys, sizes, etags = zip(*rows, strict=True) if rows else ((), (), ())
+    columns = zip(*rows, strict=True) if rows else ((), (), ())
+    keys, sizes, etags = (pa.array(one, field.type) for one, field in zip(columns, LISTED, strict=False))
     return _Columns(keys, sizes, etags, archived)
 
 
@@ -360,6 +386,14 @@ def _decoder(body: bytes) -> Callable[[bytes], str]:
     return decode
 
 
+def _etags(texts: pa.StringArray) -> pa.Array:
+    """Etags without quotation marks."""
+    texts = pc.replace_substring(pc.replace_substring(texts, "&quot;", ""), '"', "")
+    if pc.any(pc.match_substring(texts, "&")).as_py():
+        texts = pa.array([_etag(text) for text in texts.to_pylist()], pa.string())
+    return texts
+
+
 def _etag(text: str) -> str:
-    """An etag, or several in one text, without quotation marks."""
+    """An etag without quotation marks."""
     return html.unescape(text).replace('"', "")

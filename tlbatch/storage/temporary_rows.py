@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 import tempfile
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,11 +22,23 @@ import pyarrow as pa
 from tlbatch import schema
 from tlbatch.errors import NoRoomError
 
+#: Where large temporary files belong, unless the user says otherwise: many systems have /tmp in memory.
+_LARGE_FILES = "/var/tmp"  # noqa: S108
 #: Rows of a table that are in memory, and not in a file.
 ROWS_IN_MEMORY = 1 << 18
 #: Small batches are put together up to this number of rows.
 _ROWS_OF_CHUNK = 8_192
 _as_text = methodcaller("as_py")
+
+
+def temporary_file() -> IO[bytes]:
+    """A file for many bytes, which has no name and ends with the process."""
+    return tempfile.TemporaryFile(dir=_folder(), buffering=0)
+
+
+def _folder() -> str:
+    given = any(name in os.environ for name in ("TMPDIR", "TEMP", "TMP"))
+    return tempfile.gettempdir() if given or not os.access(_LARGE_FILES, os.W_OK | os.X_OK) else _LARGE_FILES
 
 
 def stored_table(pieces: Iterable[pa.Table], columns: pa.Schema) -> pa.Table:
@@ -191,7 +204,7 @@ class _TemporaryFile:
     def write(self, rows: pa.Table) -> None:
         """Write a table; one without rows is left out."""
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="tlbatch-", buffering=0)  # noqa: SIM115  # `__exit__` closes it
+            self._file = temporary_file()
         for batch in rows.combine_chunks().to_batches():
             data = memoryview(batch.serialize())
             self._ends.append(self._ends[-1] + len(data))
@@ -202,7 +215,7 @@ class _TemporaryFile:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 raise NoRoomError(
-                    f"The folder of temporary files, {tempfile.gettempdir()}, is full: a listing takes {self._ends[-1]:,} "
+                    f"The folder of temporary files, {_folder()}, is full: a listing takes {self._ends[-1]:,} "
                     "bytes there so far, and more is to come. Make room, or set TMPDIR to a folder on a larger disk."
                 ) from None
 
