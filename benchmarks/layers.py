@@ -1,13 +1,16 @@
 """Measure what a table of ten nights costs, beside a table of one run over the same objects.
 
     .venv/bin/python benchmarks/layers.py [OBJECTS …] [steps=listing,night] [mib=1024]
+    .venv/bin/python benchmarks/layers.py first
 
 By default 1,000,000 and 10,000,000 objects, all steps, and as much memory as there is. The rows are generated; manifests, files
 and commands are tlbatch's own. Each of the nine later nights has one object in a thousand. Every step runs in a process of its
 own, whose processor time and largest memory are shown, without the pages of files that it maps, which the kernel drops when
 memory is short. With `mib` a control group gives the process, its pages of files included, no more memory than that; this needs
 the rights of root and version 1 of the groups. `night` compares a listing of the same objects in 16 parts with the table, and
-finds nothing to do; `listing` is that process without the comparison, and `shuffled` lists the objects in no order.
+finds nothing to do; `listing` is that process without the comparison, and `shuffled` lists the objects in no order. `run`,
+which is taken only if it is named, lists as many objects with uris of 500 bytes, stages made-up predictions, and publishes
+them. `first` measures what Ray needs until it processes the first of many objects.
 """
 
 from __future__ import annotations
@@ -18,21 +21,31 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from ray._private.internal_api import memory_summary
 
 from tlbatch import schema
-from tlbatch.output.commit import RunInput
+from tlbatch.errors import TlbatchError
+from tlbatch.execution.executor import run_actors
+from tlbatch.execution.resources import ActorPool
+from tlbatch.execution.session import ray_session
+from tlbatch.execution.sizing import cut_blocks, work_of
+from tlbatch.output.commit import Promotion, RunInput, RunSpec, Target, WorkStats, run_to_publication
 from tlbatch.output.diff import StalenessRule, diff_with_table
 from tlbatch.output.documents import PublishedFile, ReportDocument
+from tlbatch.output.parts import stage_parts
 from tlbatch.output.publish import ROWS_PER_FILE, mark_complete, swap_pointer, write_report_document
-from tlbatch.output.run import Run, begin_run, read_output, read_pointer
+from tlbatch.output.receipts import numbered
+from tlbatch.output.run import OutputState, Run, begin_run, read_output, read_pointer
 from tlbatch.schema import part_name, sha256, to_parquet
 from tlbatch.storage.resolve import resolve
 from tlbatch.storage.temporary_rows import sorted_table, stored_table
@@ -40,7 +53,9 @@ from tlbatch.storage.temporary_rows import sorted_table, stored_table
 _CHUNK, _NIGHTS, _CHANGED = 65_536, 10, 1_000
 _LABELS = [f"label-{number:02d}" for number in range(12)]
 _STEPS = ("listing", "shuffled", "night", "verify", "report", "compare")
-_LISTINGS = {"listing", "shuffled", "night"}
+_LISTINGS = {"listing", "shuffled", "night", "run"}
+#: Characters that make uris 500 bytes long, and objects of one staged part.
+_LONGER, _PER_PART = "and-longer-" * 38 + "names/", 5_000
 #: Folders of a made-up listing, which are listed concurrently, and seconds between two looks at a process's memory.
 _FOLDERS, _SECONDS = 16, 0.02
 _GROUP = Path("/sys/fs/cgroup/memory/tlbatch-layers")
@@ -48,8 +63,11 @@ _GROUP = Path("/sys/fs/cgroup/memory/tlbatch-layers")
 
 def main() -> None:
     """Print a row for each size and step; with the name of a step, take it in this process."""
-    if sys.argv[1:2] and sys.argv[1] in _STEPS:
+    if sys.argv[1:2] and sys.argv[1] in {*_STEPS, "run"}:
         _take(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+        return
+    if sys.argv[1:2] == ["first"]:
+        _measure_first(*map(int, sys.argv[2:]))
         return
     given = dict(word.split("=") for word in sys.argv[1:] if "=" in word)
     steps = given["steps"].split(",") if "steps" in given else _STEPS
@@ -76,10 +94,8 @@ def _measure(step: str, output: str, objects: int, mib: str | None) -> tuple[flo
         words = ["sh", "-c", f'echo $$ > {_GROUP}/cgroup.procs; exec "$@"', "sh", *words]
     most = 0
     with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
-        status = Path(f"/proc/{process.pid}/status")
         while process.returncode is None:
-            found = re.search(r"RssAnon:\s*(\d+)", status.read_text())  # missing once the process has ended
-            most = max(most, int(found[1]) if found else 0)
+            most = max(most, _anonymous(process.pid))
             pid, code, used = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 process.returncode = os.waitstatus_to_exitcode(code)
@@ -90,6 +106,15 @@ def _measure(step: str, output: str, objects: int, mib: str | None) -> tuple[flo
 
 
 def _take(step: str, output: str, objects: int) -> None:
+    if step == "run":
+        with tempfile.TemporaryDirectory() as folder:
+            spec = RunSpec(
+                {"images": "/none", "engine": "openvino", "predictions": True, "features": False}, "b", "", True, None
+            )
+            target = Target(resolve(f"{folder}/output"), spec, _Staging(objects))
+            (report,) = run_to_publication([target], "a-run", began=time.monotonic())
+            assert report["predicted"] == objects, report
+            return
     if step in _LISTINGS:
         listed = sorted_table(_listed(objects, shuffled=step == "shuffled"), schema.MANIFEST_SCHEMA, "key")
         if step == "night":
@@ -101,6 +126,99 @@ def _take(step: str, output: str, objects: int) -> None:
     words = {"compare": [str(Path(output).with_name("one")), output], "report": [output], "verify": [output]}
     sys.argv = ["tlbatch", step, *words[step]]
     tlbatch()
+
+
+def _measure_first(objects: int = 0) -> None:
+    """Print a row for 10,000 and 10,000,000 objects, each in a process of its own; with a number, take it in this process."""
+    if not objects:
+        print("| objects to do | s to the first block | driver: bytes an object | object store: MiB |")
+        print("| ---: | ---: | ---: | ---: |")
+        for count in (10_000, 1_000_000, 10_000_000) * 2:
+            subprocess.run([sys.executable, __file__, "first", str(count)], check=True)
+        return
+    numbers = range(0, objects, _CHUNK)
+    pieces = (_objects(np.arange(start, min(start + _CHUNK, objects))) for start in numbers)
+    with tempfile.TemporaryDirectory() as folder, ray_session("local") as start_ray:
+        facts = {"spec": {"images": "/none"}, "bundle": "b"}
+        run = begin_run(resolve(f"{folder}/output"), "a-run", stored_table(pieces, schema.MANIFEST_SCHEMA), facts)
+        manifest = run.manifest
+        start_ray()
+        told, most, store = Path(folder, "first"), list[int](), list[str]()
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(_SECONDS):
+                most.append(_anonymous(os.getpid()))
+
+        threading.Thread(target=watch).start()
+        began, before = time.time(), _anonymous(os.getpid())
+        rows = numbered(manifest)
+        blocks = cut_blocks(rows, work_of(rows, 500), 500)
+        try:
+            run_actors([run], blocks, [(_first_block(), ActorPool(1, 0, 1, 1))], told, lambda _: None)
+        except TlbatchError:
+            store = re.findall(r"Plasma memory usage (\d+) MiB", memory_summary(stats_only=True))
+        ended.set()
+        seconds, held = float(told.read_text()) - began, (max(most) - before) * 1024 / objects
+        print(f"| {objects:,} | {seconds:.1f} | {held:,.0f} | {store[0]} |", flush=True)
+
+
+def _first_block() -> type:
+    """A worker that tells when it got its first block, and ends the run; made here, since workers cannot import this file."""
+
+    class First:
+        def __init__(self, told: Path, **_: bool) -> None:
+            self._told = told
+
+        def __call__(self, _block: pa.Table) -> pa.Table:
+            self._told.write_text(str(time.time()))
+            raise TlbatchError("enough")
+
+    return First
+
+
+def _anonymous(pid: int) -> int:
+    """Memory of a process in KiB, without the pages of files; 0 once it has ended."""
+    found = re.search(r"RssAnon:\s*(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) if found else 0
+
+
+class _Staging:
+    """The work of a run that stages made-up predictions."""
+
+    def __init__(self, objects: int) -> None:
+        self._objects = objects
+
+    def plan(self, _state: OutputState) -> RunInput:
+        """Every object, with a longer uri."""
+
+        def longer(batch: pa.RecordBatch) -> pa.RecordBatch:
+            names = [pc.binary_join_element_wise(start, batch["key"], "") for start in (f"/a-store/{_LONGER}", _LONGER)]
+            return pa.RecordBatch.from_arrays([*names, *batch.columns[2:]], schema=schema.MANIFEST_SCHEMA)
+
+        listed = map(longer, _listed(self._objects, shuffled=False))
+        return RunInput(sorted_table(listed, schema.MANIFEST_SCHEMA, "key"), 0, 0.0)
+
+    def process(self, runs: Sequence[Run], rows: pa.Table) -> WorkStats:
+        """Stage the rows."""
+        wanted = schema.outcome_schema(classified=True, features_length=None, features_dtype="float32")
+        for start in range(0, rows.num_rows, _PER_PART):
+            block = rows.slice(start, _PER_PART)
+            known = {
+                **{name: block[name] for name in ("row", "uri", "key", "etag")},
+                schema.IMAGES: np.ones(len(block), np.int32),
+            }
+            made = _predictions(block, block["row"].to_numpy(), "a-run").drop_columns(
+                ["uri", "key", "etag", "bundle", "run_id"]
+            )
+            known |= {name: made[name] for name in made.column_names}
+            columns = [known.get(field.name, pa.nulls(len(block), field.type)) for field in wanted]
+            stage_parts([run.staged for run in runs], pa.table(columns, schema=wanted))
+        return WorkStats()
+
+    def promotion_check(self, _run: Run, _report: ReportDocument, _state: OutputState) -> Promotion:
+        """Let it through."""
+        return Promotion()
 
 
 def _listed(objects: int, *, shuffled: bool) -> Iterator[pa.RecordBatch]:

@@ -288,6 +288,29 @@ def to_parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
+def parquet_sha256(table: pa.Table) -> str:
+    """The digest of what `to_parquet` gives, which is not kept."""
+    sink = _Digest()
+    write_parquet(table, cast("IO[bytes]", sink))
+    return sink.digest.hexdigest()
+
+
+class _Digest:
+    """A file that keeps the digest of what is written to it."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing: everything is digested at once."""
+
+
 def write_parquet(table: pa.Table, file: IO[bytes]) -> None:
     """Write what `to_parquet` gives, a piece at a time."""
     with pq.ParquetWriter(file, table.schema, compression="zstd") as writer:

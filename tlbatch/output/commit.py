@@ -127,7 +127,7 @@ class RunSpec:
     def fingerprint(self, given: RunInput) -> str:
         """The fingerprint of the run with this input."""
         increment = increment_facts(given.on, given.removed)
-        return fingerprint(self.spec, self.bundle, schema.sha256(schema.to_parquet(given.manifest)), increment)
+        return fingerprint(self.spec, self.bundle, schema.parquet_sha256(given.manifest), increment)
 
 
 class WorkStats(NamedTuple):

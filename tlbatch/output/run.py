@@ -396,7 +396,7 @@ def increment_facts(on: Pointer, removed: pa.Table | None) -> dict[str, Any]:
     """What `run.json` adds for a run that adds to others; empty for a run whose table is complete by itself."""
     facts: dict[str, Any] = {"on": list(on)} if on else {}
     if removed is not None and removed.num_rows:
-        facts["removed_sha256"] = sha256(to_parquet(removed))
+        facts["removed_sha256"] = schema.parquet_sha256(removed)
     return facts
 
 
