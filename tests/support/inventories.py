@@ -79,6 +79,7 @@ def write_inventory(
     bucket: str,
     destination: str,
     created: datetime = CREATED,
+    root: str = "inventory/photos/daily",
     **changes: Any,
 ) -> str:
     """Write an inventory, one data file a table; returns its address.
@@ -90,9 +91,9 @@ def write_inventory(
         bucket: the bucket that the inventory is of.
         destination: the bucket that it lies in.
         created: when S3 began to make it.
+        root: the folder that it lies in.
         changes: other values for fields of the manifest.
     """
-    root = f"inventory/{bucket}/daily"
     files = []
     for number, rows in enumerate(tables):
         key, data = f"{root}/data/{number:04d}.{ {'CSV': 'csv.gz'}.get(kind, kind.lower()) }", data_file(rows, kind)
