@@ -82,8 +82,8 @@ def run_input(listing: Listing) -> RunInput:
         skipped_by_kind=listing.skipped_by_kind,
         unreadable=listing.unreadable,
         away=listing.away,
-        check=listing.inventory,
-        inventory=listing.inventory.inventory.facts if listing.inventory else {},
+        check=listing.check,
+        inventory=listing.check.inventory.facts if listing.check else {},
     )
 
 

@@ -28,7 +28,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from pyarrow import orc
 
-from tlbatch.errors import ChangedError, CredentialsError, StoreError, line_of
+from tlbatch.errors import ChangedError, CredentialsError, RefusedError, StoreError, line_of
 from tlbatch.storage.location import EVERYTHING, LISTED, Location, WalkRules, objects_below
 from tlbatch.storage.range_file import open_range_file
 from tlbatch.storage.remote import RemoteLocation
@@ -134,7 +134,7 @@ class Inventory:
                 return bucket.join(*key.split("/")).head_etag()
             except CredentialsError:
                 raise
-            except PermissionError:
+            except (PermissionError, RefusedError):  # the second one, for example, without the key of its encryption
                 return ""
 
         with ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="tlbatch-head") as pool:

@@ -55,7 +55,7 @@ class Listing:
         skipped_by_kind: the same by kind: a suffix, a kind of litter, a layout of other software.
         unreadable: keys of folders that could not be opened, each with a slash at its end.
         away: keys of links that lead nowhere.
-        inventory: how objects are looked up that an inventory, read in place of the store, may not have; None: it was listed.
+        check: looks objects up that the inventory, which was read in place of the store, may lack; None: the store was listed.
     """
 
     manifest: pa.Table
@@ -64,7 +64,7 @@ class Listing:
     skipped_by_kind: Mapping[str, int] = field(default_factory=dict)
     unreadable: Sequence[str] = ()
     away: Sequence[str] = ()
-    inventory: InventoryCheck | None = None
+    check: InventoryCheck | None = None
 
 
 class Selection:

@@ -4,6 +4,7 @@ import random
 import re
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from s3fs import S3FileSystem
@@ -19,9 +20,10 @@ import tlbatch
 from tlbatch.commands.classify import classify
 from tlbatch.commands.list_images import list_images
 from tlbatch.commands.plan import plan
-from tlbatch.config import RunConfig
+from tlbatch.config import ReportConfig, RunConfig
 from tlbatch.errors import ManyDeletedError, StoreError
 from tlbatch.output.run import read_output
+from tlbatch.report.run_report import write_report
 from tlbatch.schema import to_parquet
 from tlbatch.storage.resolve import resolve
 
@@ -133,7 +135,7 @@ def test_the_manifest_of_an_inventory_is_that_of_a_listing(bucket, kind):
         == {"hidden": 1, "desktop file": 1, ".txt": 1, "name that ends with a slash": 1}
     )
     assert set(ODD) <= set(found.manifest["key"].to_pylist())
-    facts = found.inventory.inventory.facts
+    facts = found.check.inventory.facts
     assert facts == {"of": "s3://photos", "manifest": address, "created": "2026-11-28T01:00:00Z", "objects": 68}
 
 
@@ -312,6 +314,8 @@ def test_an_inventory_can_begin_a_table(nights, bucket):
     assert bucket.lists() == 0
     assert (report["predicted"], report["failed"], report["inventory"]["objects"]) == (3, 0, 3)
     assert read_output(resolve(nights.output)).newest.facts["spec"]["images"] == f"s3://{BUCKET}"
+    page = write_report(ReportConfig(output=nights.output, storage_options={"endpoint_url": bucket.odd.endpoint}))["report"]
+    assert "Images: s3://photos (its inventory of 2026-11-28T01:00:00Z, with 3 objects)." in Path(page).read_text()
     assert nights.night(bucket.inventory(), incremental=False)["already_done"]
     assert nights.night(f"s3://{BUCKET}")["already_done"]
 
