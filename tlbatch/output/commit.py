@@ -44,19 +44,10 @@ from tlbatch.output.run import (
     require_same,
 )
 from tlbatch.output.standing import failures_after
+from tlbatch.output.store_check import StoreCheck
 from tlbatch.storage.location import Location
 
 log = logging.getLogger(__name__)
-
-
-class StoreCheck(Protocol):
-    """Looks single objects up in the store."""
-
-    def gone(self, missing: pa.Table) -> pa.Table:
-        """Of objects of the table that were not listed (uri and key), those that have left the store."""
-
-    def current(self, known: pa.Table) -> np.ndarray:
-        """(n,) bool: of which objects of the table (key and etag) the store now has exactly this version."""
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ import pyarrow.compute as pc
 from tlbatch import schema
 from tlbatch.config import Spec
 from tlbatch.errors import TRANSIENT_KINDS, ErrorKind
-from tlbatch.output.commit import RunInput, StoreCheck
+from tlbatch.output.commit import RunInput
 from tlbatch.output.ranges import manifest_pieces, pieces_of, read_in_ranges
 from tlbatch.output.run import OutputState, Run, read_report
 from tlbatch.output.snapshot import UriSet, current_in_range
+from tlbatch.output.store_check import StoreCheck
 from tlbatch.output.table import current_parts, read_part, read_run_table
 
 log = logging.getLogger(__name__)
