@@ -1,13 +1,14 @@
 """Compare s3fs with obstore on S3, for small objects and long listings, and measure the cost of a slow network.
 
-    .venv/bin/python benchmarks/stores.py [get] [list] [flat] [latency]
+    .venv/bin/python benchmarks/stores.py [get] [list] [flat] [inventory] [latency]
 
 `get` reads 20,000-byte objects from a real server (SeaweedFS on the loopback) with 32 threads. `list` lists 1,000,000 keys
 under 16 prefixes from a server that generates its pages, with tlbatch's listing and with s3fs's `find`. `flat` lists as many
 keys from a server that takes 50 ms for a page: under one prefix, as in a first night and with the bounds that a table gives
-the nights after it, and under 16 prefixes. `latency` classifies
-photographs from a local disk and from a store that delays every answer by 100 ms. It measures the whole command, and the
-steady rate, which is the difference between 4,000 and 12,000 photographs.
+the nights after it, and under 16 prefixes. `inventory` lists the keys of `list` and reads inventories of them in each format,
+whose rows are in no order; all give the same manifest. `latency` classifies photographs from a local disk and from a store that
+delays every answer by 100 ms. It measures the whole command, and the steady rate, which is the difference between 4,000 and
+12,000 photographs.
 """
 
 from __future__ import annotations
@@ -25,18 +26,24 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, ClassVar, cast
 from urllib.parse import parse_qs, urlsplit
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+import numpy as np  # noqa: E402
+import pyarrow as pa  # noqa: E402
 from photographs import PHOTOGRAPHS, repeated, run, train  # noqa: E402
+from support.inventories import KINDS, table_of, write_inventory  # noqa: E402
 from support.s3_server import BUCKET, S3Server, environment, filesystem, free_ports  # noqa: E402
 
 OBJECTS, OBJECT_BYTES, THREADS, ROUNDS = 2_000, 20_000, 32, 3
 KEYS, PREFIXES, PAGE = 1_000_000, 16, 1_000
+#: Data files of an inventory.
+FILES = 4
 LATENCY, PHOTOS, FEWER = 0.1, 12_000, 4_000
 #: Seconds that the buckets `flat` and `late` take for a page.
 PAGE_SECONDS = 0.05
@@ -44,7 +51,7 @@ PAGE_SECONDS = 0.05
 
 def main() -> None:
     """Run the requested sections; by default all of them."""
-    chosen = sys.argv[1:] or ["get", "list", "flat", "latency"]
+    chosen = sys.argv[1:] or ["get", "list", "flat", "inventory", "latency"]
     if chosen[0] == "--serve-slowly":
         serve_slowly(chosen[1])
         return
@@ -54,8 +61,18 @@ def main() -> None:
     if chosen[0] == "--walk-one":
         print(json.dumps(walk_once(*chosen[1:])))
         return
+    if chosen[0] == "--list-images":
+        print(json.dumps(list_images_once(*chosen[1:])))
+        return
+    sections = {
+        "get": bench_get,
+        "list": bench_list,
+        "flat": bench_flat,
+        "inventory": bench_inventory,
+        "latency": bench_latency,
+    }
     for name in chosen:
-        {"get": bench_get, "list": bench_list, "flat": bench_flat, "latency": bench_latency}[name]()
+        sections[name]()
 
 
 def bench_get() -> None:
@@ -89,18 +106,24 @@ def bench_get() -> None:
 
 
 class Pages(http.server.BaseHTTPRequestHandler):
-    """ListObjectsV2 over generated keys such as `p07/000123.jpg`, 1,000 per page."""
+    """ListObjectsV2 over generated keys such as `p07/000123.jpg`, 1,000 per page, and a few objects that can be read."""
 
     protocol_version = "HTTP/1.1"
+    #: Objects by their paths.
+    objects: ClassVar[dict[str, bytes]] = {}
 
     def do_HEAD(self) -> None:
-        """Answer 404: this server only lists."""
-        self.send_response(404)
+        """Answer that any bucket exists, and no object."""
+        self.send_response(404 if urlsplit(self.path).path.strip("/").count("/") else 200)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
     def do_GET(self) -> None:
-        """Answer with one page."""
+        """Answer with an object, or a range of it, or with one page."""
+        found = self.objects.get(urlsplit(self.path).path)
+        if found is not None:
+            self._send(found)
+            return
         query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
         after = query.get("continuation-token") or query.get("start-after", "")
         bucket = urlsplit(self.path).path.strip("/")
@@ -109,6 +132,20 @@ class Pages(http.server.BaseHTTPRequestHandler):
         body = (levels() if has_levels else page(query.get("prefix", ""), after)).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _send(self, data: bytes) -> None:
+        wanted = self.headers.get("Range", "")
+        start, end = (
+            (int(word or len(data) - 1) for word in wanted.removeprefix("bytes=").split("-")) if wanted else (0, len(data))
+        )
+        body = data[start : end + 1]
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{len(data)}")
+        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -210,6 +247,61 @@ def walk_once(url: str, cut: str) -> float:
     count = sum(batch.num_rows for batch in walk(endpoint, "", lambda ask: ask(), WalkRules(bounds=bounds)))
     assert count == KEYS, count
     return time.perf_counter() - began
+
+
+def bench_inventory() -> None:
+    """Measure a listing and inventories of the same keys, in turn, each in a process of its own; they give one manifest."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    rows = shuffled_keys()
+    ways = {"listed": "s3://keys"}
+    for kind in KINDS:
+        files = [rows.slice(start, KEYS // FILES) for start in range(0, KEYS, KEYS // FILES)]
+        put = partial(put_object, f"inventories-{kind.lower()}")
+        ways[f"inventory, {kind}"] = write_inventory(put, files, kind, "keys", f"inventories-{kind.lower()}")
+    told: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, images in ways.items():
+            command = [sys.executable, __file__, "--list-images", images]
+            env = {**os.environ, **environment(endpoint)}
+            told[name].append(json.loads(subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True).stdout))
+    assert len({one["manifest"] for rounds in told.values() for one in rounds}) == 1
+    print(f"| {KEYS:,} keys | s | processor time, us/key | peak memory, MiB |\n| --- | ---: | ---: | ---: |")
+    for name, rounds in told.items():
+        seconds, cpu, peak = (statistics.median(one[column] for one in rounds) for column in ("seconds", "cpu", "peak"))
+        print(f"| {name} | {seconds:.1f} | {1e6 * cpu / KEYS:.1f} | {peak:.0f} |")
+    server.shutdown()
+
+
+def put_object(bucket: str, key: str, data: bytes) -> None:
+    """Let the server have an object."""
+    Pages.objects[f"/{bucket}/{key}"] = data
+
+
+def shuffled_keys() -> pa.Table:
+    """The keys that the server lists, in no order, with the columns of an inventory."""
+    each = KEYS // PREFIXES
+    numbers = np.random.default_rng(1).permutation(KEYS).tolist()
+    usual = table_of("keys", [{"size": 20_000, "e_tag": "900150983cd24fb0d6963f7d28e17f72"}])
+    columns = {name: pa.repeat(usual[name][0], KEYS) for name in usual.column_names}
+    columns["key"] = pa.array([f"p{number // each:02d}/{number % each:06d}.jpg" for number in numbers])
+    return pa.table(columns, usual.schema)
+
+
+def list_images_once(images: str) -> dict[str, Any]:
+    """Seconds, processor seconds, peak memory and the digest of the manifest of one listing."""
+    from tlbatch.commands.list_images import list_images
+    from tlbatch.config import RunConfig
+    from tlbatch.schema import sha256, to_parquet
+    from tlbatch.storage.resolve import resolve
+
+    config = RunConfig(images=images, bundle="-", output="/nowhere")
+    began, cpu = time.perf_counter(), time.process_time()
+    manifest = list_images(config, resolve(config.output)).manifest
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": seconds, "cpu": cpu, "peak": peak, "manifest": sha256(to_parquet(manifest))}
 
 
 class SlowStore(asyncio.Protocol):

@@ -294,7 +294,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
 
     Returns:
         `counts`, `objects`, `rescored`, `bytes`, `images`, `seconds`, `cpu_hours`, `gpu_hours`, `known_from`, `output`,
-        `list_seconds` and `images_per_second`.
+        `list_seconds` and `images_per_second`; `inventory` if one was read in place of a listing.
     """
     from tlbatch.commands.plan import plan as work
 

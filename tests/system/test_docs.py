@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ import pandas as pd
 import pytest
 import yaml
 from support.command import run_cli
+from support.inventories import table_of, write_inventory
 from support.paths import ROOT
 from support.pictures import COLORS, write_store
 from support.s3_server import environment, filesystem, free_ports
@@ -137,14 +139,22 @@ def _classifier_of_others(path: Path) -> None:
 
 @pytest.fixture
 def bucket(kitchen, s3_server):
-    """A bucket with the same images and model."""
+    """A bucket with the same images and model, and an inventory of it."""
     files = filesystem(s3_server.endpoint)
     name = f"docs-{secrets.token_hex(4)}"
     files.mkdir(name)
     files.put(str(kitchen / "images") + "/", f"{name}/images/", recursive=True)
     for bundle in ("model", "bundles/defects"):
         files.put(str(kitchen / "model") + "/", f"{name}/{bundle}/", recursive=True)
+    found = files.find(name, detail=True).values()
+    rows = [{"key": one["Key"].partition("/")[2], "size": one["size"], "e_tag": one["ETag"].strip('"')} for one in found]
+    put = partial(_put, files, name)
+    write_inventory(put, [table_of(name, rows)], "Parquet", name, name, root="inventory")
     return name
+
+
+def _put(files, bucket: str, key: str, data: bytes) -> None:
+    files.pipe_file(f"{bucket}/{key}", data)
 
 
 @pytest.fixture(scope="module")

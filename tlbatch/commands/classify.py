@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from tlbatch import schema
-from tlbatch.commands.list_images import ListedStore, run_input
+from tlbatch.commands.list_images import ListedStore, run_input, store_of
 from tlbatch.config import RunConfig, Spec
 from tlbatch.errors import BundleError, ConfigError, ManyDeletedError, OutputError
 from tlbatch.execution.classify_rows import classify_rows
@@ -27,6 +27,7 @@ from tlbatch.execution.ray_errors import errors_say_how_to_continue
 from tlbatch.execution.rescorer import RescoreJob, rescore_matches, sources_of
 from tlbatch.execution.resources import find_engine_on_gpus, unseen_gpus
 from tlbatch.execution.session import ray_session
+from tlbatch.images.inventory import Inventory
 from tlbatch.images.listing import Listing
 from tlbatch.images.reader import choose_probes
 from tlbatch.model.bundle import ONNX, Bundle, installed_versions, load_bundle
@@ -72,7 +73,7 @@ class OutputTable:
         if spec["max_side"] == Spec.model_fields["max_side"].default:
             del spec["max_side"]  # runs that began before this limit existed can be continued
         wanted = RunSpec(
-            spec={**spec, "images": resolve(config.images).url, "engine": engine, "gpu": bool(config.num_gpus)},
+            spec={**spec, "images": store_of(config).url, "engine": engine, "gpu": bool(config.num_gpus)},
             bundle=bundle.digest,
             base=bundle.base_digest,
             predictions=config.predictions,
@@ -258,7 +259,9 @@ def _list_store(config: RunConfig, store: ListedStore, state: OutputState, start
     if state.pointer:
         store.listing(state)
         return
-    require_folder(resolve(config.images, config.storage_options))
+    images = store_of(config)
+    if not isinstance(images, Inventory):
+        require_folder(images)
     with ThreadPoolExecutor(1, thread_name_prefix="tlbatch-listing") as beside:
         listing = beside.submit(store.listing, state)
         try:

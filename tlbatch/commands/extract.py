@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from tlbatch import schema
 from tlbatch.commands.classify import classify
-from tlbatch.commands.list_images import list_images
+from tlbatch.commands.list_images import list_images, store_of
 from tlbatch.config import ExtractConfig, RunConfig, TrainConfig
 from tlbatch.errors import OutputError, WeightsError
 from tlbatch.images import decode
@@ -47,7 +47,7 @@ def extract(config: ExtractConfig, watch: Watcher | None = None) -> ReportDocume
     if config.bundle:
         return classify(RunConfig(**settings), watch)
     output = resolve(config.output, config.storage_options)
-    require_output(read_output(output), resolve(config.images).url)
+    require_output(read_output(output), store_of(config).url)
     require_free(output)
     location = output.join(schema.BASE)
     base = find_base(config.base)

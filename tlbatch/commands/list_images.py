@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from tlbatch.config import RunConfig, TrainConfig
 from tlbatch.errors import ConfigError, InterruptedRunError
+from tlbatch.images.inventory import Inventory, find_inventory
 from tlbatch.images.listing import Listing, Selection, list_store
 from tlbatch.output.commit import RunInput
 from tlbatch.output.progress import Watcher
@@ -21,6 +22,21 @@ from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import resolve
 
 _PROGRESS_SECONDS = 0.5
+
+
+def store_of(config: RunConfig | TrainConfig) -> Location | Inventory:
+    """The store of a configuration, or the inventory of it that is at the address of `images`.
+
+    The address of an inventory is another one every day. The store is the bucket, whether it is listed or not.
+
+    Raises:
+        StoreError: the inventory cannot be used.
+    """
+    location = resolve(config.images, config.storage_options)
+    inventory = None
+    if not config.images.endswith("/"):
+        inventory = find_inventory(location, partial(resolve, options=config.storage_options))
+    return inventory or location
 
 
 def list_images(
@@ -39,7 +55,7 @@ def list_images(
         stop: ends a listing in another thread when it is set.
         bounds: some keys of the store, sorted, between which a bucket is listed concurrently.
     """
-    store = resolve(config.images, config.storage_options)
+    store = store_of(config)
     selection = Selection(config.include, config.exclude, config.format, config.image_field)
     progress = _ListingProgress(watch, stop or threading.Event())
     locate = partial(resolve, options=config.storage_options)
@@ -66,6 +82,8 @@ def run_input(listing: Listing) -> RunInput:
         skipped_by_kind=listing.skipped_by_kind,
         unreadable=listing.unreadable,
         away=listing.away,
+        check=listing.check,
+        inventory=listing.check.inventory.facts if listing.check else {},
     )
 
 

@@ -64,7 +64,7 @@ def plan(config: RunConfig, watch: Watcher | None = None) -> dict[str, Any]:
         `counts` of new, changed, retry, stale, deleted and unchanged objects; `objects` to process, `rescored` of them from
         stored features; `bytes` to read, as far as the listing has sizes; `images`, an estimate if there are shards;
         `seconds`, `cpu_hours`, `gpu_hours` and `images_per_second`; `known_from`, the source of the estimate; `output` and
-        `list_seconds`.
+        `list_seconds`; `inventory`, what is known of the inventory that was read in place of a listing, if one was.
 
     Raises:
         UsageError: the command could not run.
@@ -93,6 +93,8 @@ def plan(config: RunConfig, watch: Watcher | None = None) -> dict[str, Any]:
         "bytes": pc.sum(left["size"].filter(pc.not_equal(left["format"], ARCHIVED))).as_py() or 0,
         "list_seconds": round(listing.seconds, 1),
     }
+    if whole.inventory:
+        result["inventory"] = whole.inventory
     refused = None if config.allow_deletes or not config.incremental else too_many_deleted(increment, config.max_deleted_ratio)
     if refused is not None:
         result["refused"] = refused

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlbatch.commands.list_images import list_images
+from tlbatch.commands.list_images import list_images, store_of
 from tlbatch.commands.splits import (
     FEWEST,
     SPLITS,
@@ -28,6 +28,7 @@ from tlbatch.commands.splits import (
 )
 from tlbatch.config import TrainConfig
 from tlbatch.errors import LabelsError
+from tlbatch.images.inventory import Inventory
 from tlbatch.images.label_files import read_labels
 from tlbatch.images.labels import (
     NO_LABEL,
@@ -94,7 +95,7 @@ def find_labelled(config: TrainConfig, watch: Watcher | None) -> LabelledStore:
     Raises:
         LabelsError: no label belongs to an image, a name fits several images, or a class has too few images to be split.
     """
-    store = resolve(config.images, config.storage_options)
+    store = store_of(config)
     listing = list_images(config, resolve(config.bundle, config.storage_options), watch)
     alone = is_loose(listing.manifest)
     loose, shards = listing.manifest.filter(alone), listing.manifest.filter(pc.invert(alone))
@@ -116,11 +117,13 @@ def find_labelled(config: TrainConfig, watch: Watcher | None) -> LabelledStore:
     return LabelledStore(chosen, labels, loose.num_rows - len(labelled.labels))
 
 
-def _tell_of_unused(store: Location, manifest: pa.Table, labels: Labels) -> None:
+def _tell_of_unused(store: Location | Inventory, manifest: pa.Table, labels: Labels) -> None:
     """Log what lies beside the class folders, and the folders without an image."""
     beside = manifest.num_rows - len(labels.rows)
     if beside:
         log.warning("%d images or shards of %s lie in no class folder and are left out", beside, store.url)
+    if isinstance(store, Inventory):
+        return  # it has objects only
     used = {tuple(str(row.key).split("/")[: labels.class_depth]) for row in labels.rows}
     for above in sorted({folders[:-1] for folders in used}):
         folder = store.join(*above)

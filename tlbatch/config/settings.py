@@ -98,7 +98,10 @@ _LABELS = "CSV or Parquet with key (or uri), label and optionally split."
 class Images(Strict):
     """The images that are read, and the limits of a single image."""
 
-    images: str = Field(description="Folder or URL of the images or shards, or a list of addresses (CSV, Parquet or text).")
+    images: str = Field(
+        description="Folder or URL of the images or shards, a list of addresses (CSV, Parquet or text), or an S3 Inventory's "
+        "manifest.json."
+    )
     format: Literal["auto", "images", "tar", "parquet", "tfrecord", "zip"] = Field(
         default="auto", description="Format of every object, whatever its name; auto goes by the suffix."
     )
@@ -272,7 +275,10 @@ class ExtractConfig(Pretrained, RunConfig):
 class TrainConfig(Pretrained, Images, Resources):
     """One training: labelled images or their stored features, a base, and how the head is trained."""
 
-    images: str = Field(default="", description="Folder or URL of the images or shards, or a list of addresses.")
+    images: str = Field(
+        default="",
+        description="Folder or URL of the images or shards, a list of addresses, or an S3 Inventory's manifest.json.",
+    )
     features: str | None = Field(
         default=None, description="Train on the stored features of this run or output; no image is read."
     )

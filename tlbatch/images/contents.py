@@ -68,10 +68,11 @@ def _format_of(location: Location, *, alone: bool) -> str:
     except OSError:
         return IMAGE  # the run reads it again, with retries, and its row has the reason
     if alone and head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
-        kind = "a manifest of S3 Inventory, which is" if b"fileSchema" in location.fetch(0, 1 << 16) else "a JSON document,"
+        if b"fileSchema" in location.fetch(0, 1 << 16):
+            raise StoreError(f"The store {location.url} seems to be the manifest of an S3 Inventory: name it manifest.json.")
         raise StoreError(
-            f"The store {location.url} is {kind} not an image, a shard or a list; lists are CSV, text, or Parquet with a "
-            "column uri."
+            f"The store {location.url} is a JSON document, not an image, a shard or a list; lists are CSV, text, or Parquet "
+            "with a column uri."
         )
     return format_of_content(head) or IMAGE
 

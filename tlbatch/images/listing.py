@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from tlbatch.errors import StoreError
 from tlbatch.images import names
 from tlbatch.images.contents import Locate, with_formats_of_content, without_other_shards
+from tlbatch.images.inventory import Inventory, InventoryCheck
 from tlbatch.images.layouts import layout_kinds, sentences
 from tlbatch.images.lists import is_list, read_list
 from tlbatch.images.names import glob_matcher, kind_of_name
@@ -52,6 +53,7 @@ class Listing:
         skipped_by_kind: the same by kind: a suffix, a kind of litter, a layout of other software.
         unreadable: keys of folders that could not be opened, each with a slash at its end.
         away: keys of links that lead nowhere.
+        check: looks objects up that the inventory, which was read in place of the store, may lack; None: the store was listed.
     """
 
     manifest: pa.Table
@@ -60,6 +62,7 @@ class Listing:
     skipped_by_kind: Mapping[str, int] = field(default_factory=dict)
     unreadable: Sequence[str] = ()
     away: Sequence[str] = ()
+    check: InventoryCheck | None = None
 
 
 class Selection:
@@ -103,6 +106,10 @@ class Selection:
             formats = pa.array([self.kind.removesuffix("s")] * len(keys), pa.string())
         return pc.if_else(pc.is_null(reasons), formats, pa.scalar(None, pa.string())), reasons
 
+    def takes(self, keys: pa.Array) -> pa.Array:
+        """Whether each key's object is taken, if it is in a folder that is listed."""
+        return pc.is_valid(self.formats(keys, named=False)[0])
+
     def closes(self, folder: str) -> str | None:
         """Why a folder, a key with a slash at its end, is not opened: a kind of skipped objects; None if it is opened."""
         if any(matches(folder) for matches in self._closed):
@@ -117,7 +124,7 @@ class Selection:
 
 
 def list_store(
-    store: Location,
+    store: Location | Inventory,
     selection: Selection,
     *,
     avoid: Location | None = None,
@@ -130,7 +137,8 @@ def list_store(
     """List a store once, as a manifest that does not change afterwards.
 
     Args:
-        store: a folder with images or shards at any depth, a single image or shard, or a file that lists addresses.
+        store: a folder with images or shards at any depth, a single image or shard, or a file that lists addresses; or the
+            inventory of a bucket.
         selection: which objects are taken; the others are counted as skipped.
         avoid: a folder that is not listed: the output, if it is inside the store, by whatever links.
         max_images: take only this many objects, the first by key, for a trial.
@@ -149,9 +157,8 @@ def list_store(
     began = time.monotonic()
     walk = _Walk(store, selection, avoid, bounds)
     try:
-        require_folder(store)
-        single = _single(store, folder=folder)
-        objects = walk.objects() if single is None else _named(store, single)
+        single = None if isinstance(store, Inventory) else _single(store, folder=folder)
+        objects = walk.objects() if isinstance(store, Inventory) or single is None else _named(store, single)
         manifest = sorted_table(walk.taken(objects, progress, named=single is not None), MANIFEST_SCHEMA, "key")
     except PermissionError as error:
         raise StoreError(f"No permission to read the store {store.url}: {error}.") from None
@@ -167,15 +174,18 @@ def list_store(
     manifest = manifest.slice(0, max_images)
     pa.default_memory_pool().release_unused()  # only the allocating thread releases all memory, and this thread may end here
     seconds = time.monotonic() - began
-    return Listing(manifest, walk.skipped.total(), seconds, walk.kinds(), tuple(sorted(walk.unreadable)), tuple(walk.away))
+    unreadable = tuple(sorted(walk.unreadable))
+    check = InventoryCheck(store, selection.takes) if isinstance(store, Inventory) else None
+    return Listing(manifest, walk.skipped.total(), seconds, walk.kinds(), unreadable, tuple(walk.away), check)
 
 
 def _single(store: Location, *, folder: bool) -> ObjectInfo | None:
     """The object at the address itself; None if it means a folder.
 
     Raises:
-        StoreError: a bucket has an object and a folder of this name, and nothing says which one is meant.
+        StoreError: nothing is there, or a bucket has an object and a folder of this name, and nothing says which one is meant.
     """
+    require_folder(store)
     found = None if folder else store.info()
     if found is None or isinstance(store, LocalLocation) or not any(batch.num_rows for batch in store.walk()):
         return found
@@ -204,7 +214,9 @@ def _named(location: Location, info: ObjectInfo) -> _Objects:
 class _Walk:
     """One pass over a store: what is taken, and what is skipped for which reason."""
 
-    def __init__(self, store: Location, selection: Selection, avoid: Location | None, bounds: Sequence[str]) -> None:
+    def __init__(
+        self, store: Location | Inventory, selection: Selection, avoid: Location | None, bounds: Sequence[str]
+    ) -> None:
         self.skipped: Counter[str] = Counter()
         self.unreadable: list[str] = []
         self.away: list[str] = []

@@ -44,6 +44,7 @@ from tlbatch.output.run import (
     require_same,
 )
 from tlbatch.output.standing import failures_after
+from tlbatch.output.store_check import StoreCheck
 from tlbatch.storage.location import Location
 from tlbatch.storage.temporary_rows import selected
 
@@ -66,6 +67,8 @@ class RunInput:
         left: how many objects of the table have left the store, by the folder they were in; only the largest folders.
         away: links of the store that lead nowhere: what the table has of them is not deleted.
         rows: of an incremental run, how many rows of the table leave with objects, and how many the table has.
+        check: looks single objects up where the manifest may be older than the table; None: it is a listing.
+        inventory: what documents say of the inventory that was read in place of a listing; empty if there is none.
     """
 
     manifest: pa.Table
@@ -79,14 +82,17 @@ class RunInput:
     left: Mapping[str, int] = field(default_factory=dict)
     away: Sequence[str] = ()
     rows: tuple[int, int] = (0, 0)
+    check: StoreCheck | None = None
+    inventory: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def skipped_facts(self) -> dict[str, Any]:
-        """What documents say of what was skipped, or has left; empty if nothing was."""
+        """What documents say of the listing: what was skipped, or has left, and the inventory; empty if there is nothing."""
         found = {
             "skipped_by_kind": dict(self.skipped_by_kind),
             "unreadable": list(self.unreadable),
             "left": dict(self.left),
+            "inventory": dict(self.inventory),
         }
         return {name: value for name, value in found.items() if value}
 
@@ -454,7 +460,7 @@ def _report(one: _OpenRun, receipts: Receipts, counts: PublishedCounts, stats: W
     facts = cast("Mapping[str, Any]", run.facts)
     body |= {
         name: facts[name]
-        for name in ("counts", "on", "removed_sha256", "skipped_by_kind", "unreadable", "left")
+        for name in ("counts", "on", "removed_sha256", "skipped_by_kind", "unreadable", "left", "inventory")
         if name in facts
     }
     passed = receipts.passed(run.manifest.num_rows)

@@ -23,6 +23,7 @@ from tlbatch.output.commit import RunInput
 from tlbatch.output.ranges import pieces_of, read_in_ranges
 from tlbatch.output.run import OutputState, Run, read_report
 from tlbatch.output.snapshot import UriSet, current_in_range
+from tlbatch.output.store_check import StoreCheck
 from tlbatch.output.table import current_parts, read_part, read_run_table
 from tlbatch.storage.temporary_rows import selected
 
@@ -96,7 +97,7 @@ def diff_with_table(listed: RunInput, state: OutputState, rule: StalenessRule, s
     def compare(ranges: Iterator[list[pa.Table]]) -> _Difference:
         found = _Difference.of_nothing(store.num_rows)
         for objects, *of_runs in ranges:
-            found.add(objects, _known(of_runs, marks), last, away)
+            found.add(objects, _known(of_runs, marks), last, away, listed.check)
         return found
 
     found = read_in_ranges(lambda: [_numbered_pieces(store), *_pieces_of_runs(runs)], compare)
@@ -190,7 +191,7 @@ class _Difference:
         """Before the first range of a store with so many rows."""
         return cls(np.zeros(rows, bool), np.zeros(_UNCHANGED + 1, np.int64), schema.REMOVED_SCHEMA.empty_table())
 
-    def add(self, store: pa.Table, known: pa.Table, last: int, away: Collection[str]) -> None:
+    def add(self, store: pa.Table, known: pa.Table, last: int, away: Collection[str], check: StoreCheck | None = None) -> None:
         """Compare a range of uris.
 
         Args:
@@ -198,12 +199,15 @@ class _Difference:
             known: its objects in the table, as `_known` gives them.
             last: the first kind that is not processed.
             away: folders and objects that cannot be looked at.
+            check: asks the store about objects that differ; None: the listing is what the store says.
         """
         names, known_names = (pc.binary_join_element_wise(table["uri"], table["key"], "\0") for table in (store, known))
         first = pc.equal(pc.index_in(known_names, known_names), pa.array(np.arange(known.num_rows), pa.int32()))
-        kinds = _kinds(store, known.take(pc.index_in(names, known_names)))
+        kinds = _kinds(store, known.take(pc.index_in(names, known_names)), check)
         missing = known.select(_NAMES).filter(pc.and_(first, pc.invert(pc.is_in(known_names, names))))
         gone = _without_away(missing, away)
+        if check is not None and gone.num_rows:
+            gone = check.gone(gone)
         if gone.num_rows:
             # A list may name an object twice, under two keys: an object belongs to one run as a whole.
             kinds = np.where(pc.is_in(store["uri"], gone["uri"]).to_numpy() & (kinds > _CHANGED), _CHANGED, kinds)
@@ -283,10 +287,12 @@ def _current(of_runs: Sequence[pa.Table]) -> list[pa.Table]:
     return current_in_range(listed, listed, removed)
 
 
-def _kinds(store: pa.Table, known: pa.Table) -> np.ndarray:
+def _kinds(store: pa.Table, known: pa.Table, check: StoreCheck | None) -> np.ndarray:
     """(n,) int: for each object of the store its number among `KINDS`; `known` has beside it its row of the table, or nulls."""
     changed = _true(pc.not_equal(store["size"], known["size"]))
     changed |= _true(pc.invert(schema.same_version(known["etag"], store["etag"])))
+    if check is not None and changed.any():  # the table may have a newer version than what was read in place of a listing
+        changed[changed] = ~check.current(known.filter(pa.array(changed)))
     # What was read before it went into the archive keeps its rows; what was restored is of its own format again.
     in_archive = _true(pc.equal(store["format"], schema.ARCHIVED))
     changed |= _true(pc.not_equal(store["format"], known["format"])) & ~in_archive

@@ -56,6 +56,7 @@ class RunDocument(TypedDict):
     counts: NotRequired[Mapping[str, int]]
     skipped_by_kind: NotRequired[Mapping[str, int]]
     unreadable: NotRequired[list[str]]
+    inventory: NotRequired[Mapping[str, Any]]
     resources: NotRequired[Mapping[str, Any]]
     bundle_url: NotRequired[str]
     base: str
@@ -116,6 +117,8 @@ class ReportDocument(TypedDict):
     skipped_by_kind: NotRequired[Mapping[str, int]]
     skipped_in_shards: NotRequired[Mapping[str, int]]
     unreadable: NotRequired[list[str]]
+    #: Of the inventory that was read in place of a listing: the bucket, its manifest, when it was made, its objects.
+    inventory: NotRequired[Mapping[str, Any]]
     #: Of an incremental run with failures: `listed` and `failed` of the whole table, and failures that the table did not have.
     table: NotRequired[Mapping[str, int]]
     failed_new: NotRequired[int]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +25,8 @@ _MOST_KINDS, _MOST_FOLDERS = 6, 10
 _DOUBTED = 3
 #: Classes whose recall is printed beside the balanced accuracy.
 _RAREST_FOUND = 5
+#: Up to this age an inventory's age is given in hours.
+_HOURS_SHOWN = 72
 
 
 class _Console(Console):
@@ -46,8 +50,8 @@ def show_run(result: Mapping[str, Any]) -> None:
         )
         console.print(f"Nothing to do: {why}.", soft_wrap=True)
     console.print(f"{_counts(result)} ({result['skipped']:,} other objects skipped{_kinds(result)})", soft_wrap=True)
-    if result.get("skipped_in_shards"):
-        console.print(f"Skipped in shards{_kinds(result, 'skipped_in_shards')}", soft_wrap=True)
+    for sentence in _sources(result):
+        console.print(sentence, soft_wrap=True)
     for kind, count in result["failed_by_kind"].items():
         console.print(f"  {count:>9,} {kind}")
     if result.get("table"):
@@ -83,6 +87,23 @@ def _kinds(result: Mapping[str, Any], name: str = "skipped_by_kind") -> str:
     return f": {', '.join(shown)}" if shown else ""
 
 
+def _sources(result: Mapping[str, Any]) -> Iterator[str]:
+    """What was read in place of a listing, and what was skipped in shards."""
+    if result.get("inventory"):
+        yield f"{inventory_sentence(result['inventory'])}."
+    if result.get("skipped_in_shards"):
+        yield f"Skipped in shards{_kinds(result, 'skipped_in_shards')}"
+
+
+def inventory_sentence(found: Mapping[str, Any], clock: Callable[[], float] = time.time) -> str:
+    """What was read in place of a listing, and how old it is."""
+    created = datetime.fromisoformat(found["created"])
+    hours = (clock() - created.timestamp()) / 3600
+    age = f"{hours:.0f} hours" if hours < _HOURS_SHOWN else f"{hours / 24:.0f} days"
+    when = f"{created:%Y-%m-%d %H:%M} UTC ({age} old)"
+    return f"The inventory of {found['of']} is of {when}, {found['objects']:,} objects"
+
+
 def _table_failures(result: Mapping[str, Any]) -> str:
     table = result["table"]
     return (
@@ -107,6 +128,8 @@ def show_forecast(result: Mapping[str, Any]) -> None:
     """Print what a run would do, its estimated time and machine hours, and what the estimate is based on."""
     console = _console()
     console.print(_states(result["counts"]), soft_wrap=True)
+    if result.get("inventory"):
+        console.print(f"{inventory_sentence(result['inventory'])}.", soft_wrap=True)
     rescored = f", {result['rescored']:,} of them from stored features" if result["rescored"] else ""
     console.print(f"To do: {result['objects']:,} objects{rescored}; {result['bytes'] / 1e6:,.1f} MB to read", soft_wrap=True)
     hours = f"{result['cpu_hours']:,.2f} CPU hours" + (f", {result['gpu_hours']:,.2f} GPU hours" if result["gpu_hours"] else "")

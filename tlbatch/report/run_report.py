@@ -176,7 +176,7 @@ class _PageFacts(NamedTuple):
     def _sentences(self) -> list[str]:
         report, run = self.report, self.runs[-1].facts
         bundle = run.get("bundle_url", report["bundle"])
-        found = [f"Images: {run['spec']['images']}. Bundle: {bundle}. Engine: {report['engine']}."]
+        found = [f"Images: {run['spec']['images']}{_listed_by(report)}. Bundle: {bundle}. Engine: {report['engine']}."]
         if report.get("counts"):
             states = ", ".join(f"{count:,} {state}" for state, count in report["counts"].items())
             found.append(f"Objects in the store compared with the table: {states}.")
@@ -261,6 +261,12 @@ class _PageFacts(NamedTuple):
             }
             for kind, count in self.now.errors.most_common()
         ]
+
+
+def _listed_by(report: ReportDocument) -> str:
+    """What was read in place of a listing, in brackets; empty if the store was listed."""
+    found = report.get("inventory")
+    return f" (its inventory of {found['created']}, with {found['objects']:,} objects)" if found else ""
 
 
 def _threshold(run: Run) -> float | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 #: Columns of a listing: key below the listed folder, size, a string that identifies the version, and whether the object is in
 #: an archive and must be restored before it can be read.
@@ -165,6 +166,16 @@ def to_batch(rows: Sequence[Listed]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(
         [text, pa.array(sizes, pa.int64()), pa.array(etags, pa.string()), archived], schema=LISTED
     )
+
+
+def objects_below(listed: pa.RecordBatch, root: str, rules: WalkRules) -> pa.RecordBatch:
+    """A listing with keys relative to `root`, without folder markers and whatever else is named like a folder."""
+    keys = pc.utf8_slice_codeunits(listed["key"], len(root)) if root else listed["key"]
+    markers = pc.or_(pc.ends_with(keys, "/"), pc.equal(keys, ""))
+    for key in keys.filter(pc.and_(markers, pc.greater(listed["size"], 0))).to_pylist():
+        rules.passed(key, SLASH_AT_END)
+    listed = listed.set_column(0, LISTED.field("key"), keys) if root else listed
+    return listed.filter(pc.invert(markers)) if pc.any(markers).as_py() else listed
 
 
 def _is_text(key: str) -> bool:

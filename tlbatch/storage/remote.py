@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow as pa
-import pyarrow.compute as pc
 from fsspec.asyn import AsyncFileSystem
 from fsspec.spec import AbstractFileSystem
 
@@ -30,11 +29,11 @@ from tlbatch.storage.location import (
     LISTED,
     OBJECTS_PER_BATCH,
     PROBE,
-    SLASH_AT_END,
     UNREADABLE,
     ObjectInfo,
     Upload,
     WalkRules,
+    objects_below,
     to_batch,
 )
 from tlbatch.storage.retry import with_retries
@@ -254,7 +253,7 @@ class RemoteLocation:
                 bounds=[root + bound for bound in rules.bounds],
             )
             with as_oserror(self.url):
-                yield from (_below(page, root, rules) for page in bucket.walk(root, self._ask, below))
+                yield from (objects_below(page, root, rules) for page in bucket.walk(root, self._ask, below))
             return
         start = self._path.rstrip("/") + "/"
         found = self._walk_folders(start, rules) if self._has_folders else self._find()
@@ -262,7 +261,7 @@ class RemoteLocation:
         while chunk := list(itertools.islice(below_here, OBJECTS_PER_BATCH)):
             batch = to_batch([(path, int(one.get("size") or 0), _remote_version(one)) for path, one in chunk])
             archived = pa.array([self._is_archived(path, one) for path, one in chunk], pa.bool_())
-            yield _below(batch.set_column(3, LISTED.field("archived"), archived), start, rules)
+            yield objects_below(batch.set_column(3, LISTED.field("archived"), archived), start, rules)
 
     @property
     def _has_folders(self) -> bool:
@@ -391,6 +390,28 @@ class RemoteLocation:
         except FileNotFoundError:
             return False
 
+    def head_etag(self) -> str | None:
+        """The version of this object of S3, asked for without a listing; None if the store says that it does not exist.
+
+        Raises:
+            PermissionError: the store does not say it: without ListBucket, Amazon refuses what does not exist.
+        """
+        name, key = self._bucket_and_key
+        try:
+            return _remote_version(self._call("head_object", Bucket=name, Key=key))
+        except FileNotFoundError:
+            return None
+
+    def may_have_bucket(self) -> bool:
+        """Whether the store does not say that this location's bucket of S3 does not exist; asked for without a listing."""
+        try:
+            self._call("head_bucket", Bucket=self._bucket_and_key[0])
+        except FileNotFoundError:
+            return False
+        except PermissionError:
+            pass  # it exists, or belongs to somebody else
+        return True
+
     def lacks_bucket(self) -> str | None:
         """The name of this location's bucket if the bucket does not exist, else None."""
         name, _ = self._bucket_and_key
@@ -426,16 +447,6 @@ def _s3_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     """One attempt per call and short timeouts for s3fs; only `with_retries` retries, since two layers would multiply waits."""
     config = {"retries": {"total_max_attempts": 1}, "connect_timeout": s3.CONNECT_SECONDS, "read_timeout": s3.REQUEST_SECONDS}
     return {"config_kwargs": {**config, **options.get("config_kwargs", {})}}
-
-
-def _below(listed: pa.RecordBatch, root: str, rules: WalkRules) -> pa.RecordBatch:
-    """A listing with keys relative to `root`, without folder markers and whatever else is named like a folder."""
-    keys = pc.utf8_slice_codeunits(listed["key"], len(root)) if root else listed["key"]
-    markers = pc.or_(pc.ends_with(keys, "/"), pc.equal(keys, ""))
-    for key in keys.filter(pc.and_(markers, pc.greater(listed["size"], 0))).to_pylist():
-        rules.passed(key, SLASH_AT_END)
-    listed = listed.set_column(0, LISTED.field("key"), keys) if root else listed
-    return listed.filter(pc.invert(markers)) if pc.any(markers).as_py() else listed
 
 
 def _written(found: Mapping[str, Any]) -> float:

@@ -356,10 +356,13 @@ def test_of_many_shards_with_names_like_each_other_some_are_looked_into(tmp_path
 
 
 def test_a_document_is_neither_an_image_nor_a_list(tmp_path):
-    (tmp_path / "manifest.json").write_text(
+    (tmp_path / "inventory.json").write_text(
         '{"sourceBucket": "b", "fileFormat": "CSV", "fileSchema": "Bucket, Key", "files": []}'
     )
-    with pytest.raises(StoreError, match="is a manifest of S3 Inventory, which is not an image"):
+    with pytest.raises(StoreError, match="seems to be the manifest of an S3 Inventory: name it"):
+        judged(resolve(str(tmp_path / "inventory.json")))
+    (tmp_path / "manifest.json").write_text('{"files": ["a.jpg"]}')
+    with pytest.raises(StoreError, match="is a JSON document, not an image, a shard or a list"):
         judged(resolve(str(tmp_path / "manifest.json")))
 
 
