@@ -15,6 +15,7 @@ them. `first` measures what Ray needs until it processes the first of many objec
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -31,11 +32,10 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from ray._private.internal_api import memory_summary
 
 from tlbatch import schema
 from tlbatch.errors import TlbatchError
-from tlbatch.execution.executor import run_actors
+from tlbatch.execution.executor import MOST_BLOCKS, run_actors
 from tlbatch.execution.resources import ActorPool
 from tlbatch.execution.session import ray_session
 from tlbatch.execution.sizing import cut_blocks, work_of
@@ -131,7 +131,7 @@ def _take(step: str, output: str, objects: int) -> None:
 def _measure_first(objects: int = 0) -> None:
     """Print a row for 10,000 and 10,000,000 objects, each in a process of its own; with a number, take it in this process."""
     if not objects:
-        print("| objects to do | s to the first block | driver: bytes an object | object store: MiB |")
+        print("| objects to do | s to the first block | driver: bytes an object | given to Ray: MiB |")
         print("| ---: | ---: | ---: | ---: |")
         for count in (10_000, 1_000_000, 10_000_000) * 2:
             subprocess.run([sys.executable, __file__, "first", str(count)], check=True)
@@ -143,7 +143,7 @@ def _measure_first(objects: int = 0) -> None:
         run = begin_run(resolve(f"{folder}/output"), "a-run", stored_table(pieces, schema.MANIFEST_SCHEMA), facts)
         manifest = run.manifest
         start_ray()
-        told, most, store = Path(folder, "first"), list[int](), list[str]()
+        told, most = Path(folder, "first"), list[int]()
         ended = threading.Event()
 
         def watch() -> None:
@@ -154,13 +154,12 @@ def _measure_first(objects: int = 0) -> None:
         began, before = time.time(), _anonymous(os.getpid())
         rows = numbered(manifest)
         blocks = cut_blocks(rows, work_of(rows, 500), 500)
-        try:
+        given = (blocks.places() if len(blocks) > MOST_BLOCKS else rows).nbytes
+        with contextlib.suppress(TlbatchError):
             run_actors([run], blocks, [(_first_block(), ActorPool(1, 0, 1, 1))], told, lambda _: None)
-        except TlbatchError:
-            store = re.findall(r"Plasma memory usage (\d+) MiB", memory_summary(stats_only=True))
         ended.set()
         seconds, held = float(told.read_text()) - began, (max(most) - before) * 1024 / objects
-        print(f"| {objects:,} | {seconds:.1f} | {held:,.0f} | {store[0]} |", flush=True)
+        print(f"| {objects:,} | {seconds:.1f} | {held:,.0f} | {given / 2**20:.2f} |", flush=True)
 
 
 def _first_block() -> type:

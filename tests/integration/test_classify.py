@@ -22,6 +22,7 @@ from tlbatch.errors import (
     CountsError,
     Failure,
     InterruptedRunError,
+    NoRoomError,
     OutputError,
     StoreError,
     StoreUnavailableError,
@@ -489,3 +490,31 @@ def test_verify_finds_one_flipped_bit_in_any_file(state, reference, staged, tmp_
         with contextlib.suppress(CountsError):  # where run.json or latest.json is damaged there is nothing to go by
             assert not tlbatch.verify(str(output))["ok"], victim
         shutil.rmtree(output)
+
+
+def test_a_run_of_many_objects_has_the_files_of_a_run_of_few(tmp_path, tiny_url, monkeypatch):
+    """Of many objects, listing and manifest lie in temporary files, and the actors read the rows of their blocks."""
+    store = write_store(tmp_path / "store", 8)
+    settings = {"images": str(store), "bundle": tiny_url, "rows_per_task": 2, "run_id": "the-run"}
+    few = tlbatch.classify(**settings, output=str(tmp_path / "few"))
+    monkeypatch.setattr("tlbatch.storage.temporary_rows.ROWS_IN_MEMORY", 3)
+    monkeypatch.setattr("tlbatch.schema.ROWS_OF_GROUP", 5)
+    monkeypatch.setattr("tlbatch.execution.executor.MOST_BLOCKS", 1)
+    many = tlbatch.classify(**settings, output=str(tmp_path / "many"))
+    for name in ("listed", "predicted", "failed", "labels"):
+        assert many[name] == few[name]
+    frames = [tlbatch.read_predictions(str(tmp_path / name)) for name in ("few", "many")]
+    pd.testing.assert_frame_equal(*frames)
+    assert tlbatch.verify(str(tmp_path / "many"))["ok"]
+    write_store(store, 1, first=8)
+    night = tlbatch.classify(**{**settings, "run_id": None}, output=str(tmp_path / "many"), incremental=True)
+    assert night["counts"] == {"new": 3, "changed": 0, "retry": 0, "stale": 0, "unchanged": 24, "deleted": 0}
+
+
+def test_a_run_that_does_not_fit_into_the_memory_writes_nothing(tmp_path, tiny_url, monkeypatch):
+    monkeypatch.setattr("tlbatch.storage.room.ROWS_IN_MEMORY", 3)
+    monkeypatch.setattr("tlbatch.storage.room.memory_left", lambda: 1 << 20)
+    store = write_store(tmp_path / "store", 2)
+    with pytest.raises(NoRoomError, match=r"A run of 6 objects takes about 0\.3 GiB of memory"):
+        tlbatch.classify(images=str(store), bundle=tiny_url, output=str(tmp_path / "out"))
+    assert not list((tmp_path / "out").rglob("run.json"))

@@ -175,7 +175,7 @@ def staging() -> type:
 
 def test_of_many_blocks_the_actors_read_the_rows(tmp_path, monkeypatch):
     monkeypatch.setattr("tlbatch.schema.ROWS_OF_GROUP", 64)
-    monkeypatch.setattr("tlbatch.execution.executor._MOST_BLOCKS", 3)
+    monkeypatch.setattr("tlbatch.execution.executor.MOST_BLOCKS", 3)
     run = begin(LocalLocation(tmp_path / "output"), 300)
     rows = numbered(run.manifest).filter(pa.array([number % 10 > 2 for number in range(300)]))
     (tmp_path / "told").mkdir()

@@ -42,6 +42,7 @@ from tlbatch.output.run import OutputState, Run, new_run_id, read_output, requir
 from tlbatch.report.promotion import check_promotion, parse_conditions
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import require_folder, resolve
+from tlbatch.storage.room import require_room_to_do
 
 #: Packages whose versions decide which images can be read.
 _READERS = ("tlbatch", "pillow-heif")
@@ -100,6 +101,11 @@ class ClassifyWork:
 
     def plan(self, state: OutputState) -> RunInput:
         """The whole store, or what the table lacks of it."""
+        given = self._input(state)
+        require_room_to_do(given.manifest.num_rows)
+        return given
+
+    def _input(self, state: OutputState) -> RunInput:
         listing = self.store.listing(state)
         whole = run_input(listing)
         config = self.table.config
@@ -114,6 +120,7 @@ class ClassifyWork:
     def process(self, runs: Sequence[Run], rows: pa.Table) -> WorkStats:
         """Rescore what has stored features, if that is wanted, and classify the rest; `runs` are of tables that lack rows."""
         config = self.table.config
+        require_room_to_do(rows.num_rows)
         self.start_ray()
         pinned = {table.output.url: table.bundle.pinned for table in self.tables}
         bundles = [pinned[run.location.url.removesuffix(f"/{schema.RUNS}/{run.run_id}")] for run in runs]

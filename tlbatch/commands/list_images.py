@@ -20,6 +20,7 @@ from tlbatch.output.run import OutputState, Pointer
 from tlbatch.schema import ARCHIVED, IMAGE
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import resolve
+from tlbatch.storage.room import require_room_to_list
 
 _PROGRESS_SECONDS = 0.5
 
@@ -126,6 +127,7 @@ class ListedStore:
     def listing(self, state: OutputState) -> Listing:
         """A listing that is not older than what `state` has published."""
         if self._listing is None or self._pointers[state.output.url] != state.pointer:
+            require_room_to_list(sum(run.facts["objects"] for run in state.table))
             self._listing = list_images(self._config, self._avoid, self._watch, self._stop, state.bounds)
             self._pointers[state.output.url] = state.pointer
         return self._listing

@@ -23,7 +23,7 @@ from tlbatch.storage.location import Location
 #: Published files that are written at the same time, each by one CPU and in about 1 GB of memory.
 _FILES_AT_ONCE = 32
 #: Blocks whose rows go through Ray's object store, where each takes a millisecond and stays until the run ends.
-_MOST_BLOCKS = 1_024
+MOST_BLOCKS = 1_024
 #: The column of the blocks that come back: the receipts of a part, as JSON.
 _RECEIPTS = "receipts"
 
@@ -60,7 +60,7 @@ def run_actors(
 
     pa.default_memory_pool().release_unused()  # Arrow keeps the memory of a listing, which the actors need
     places_in = None
-    if isinstance(blocks, RowBlocks) and len(blocks) > _MOST_BLOCKS:
+    if isinstance(blocks, RowBlocks) and len(blocks) > MOST_BLOCKS:
         dataset, places_in = blocks_of_rows(blocks.places()), Run(runs[0].location, runs[0].facts)
     else:
         dataset = ray.data.from_blocks(list(blocks))  # `from_arrow` first waits for a worker that inspects the blocks

@@ -30,6 +30,8 @@ _AUTOSCALER_SECONDS = 15.0
 _LOOP_SECONDS = 0.5
 #: Rows that one task of `blocks_of_rows` cuts; cutting takes a time that grows with their square.
 _ROWS_CUT_AT_ONCE = 256
+#: Rows that are blocks from the beginning.
+_ROWS_AT_FIRST = 64
 
 
 class ActorPool(NamedTuple):
@@ -213,15 +215,18 @@ def blocks_of_rows(table: pa.Table) -> Any:
     """
     import ray.data
 
-    pieces = [table.slice(start, _ROWS_CUT_AT_ONCE) for start in range(0, table.num_rows, _ROWS_CUT_AT_ONCE)]
-    dataset = ray.data.from_blocks(pieces).repartition(target_num_rows_per_block=1)
+    starts = range(_ROWS_AT_FIRST, table.num_rows, _ROWS_CUT_AT_ONCE)
+    later = ray.data.from_blocks([table.slice(start, _ROWS_CUT_AT_ONCE) for start in starts])
+    dataset = later.repartition(target_num_rows_per_block=1)
+    first, cut = range(min(_ROWS_AT_FIRST, table.num_rows)), True
     try:
         operator = dataset._logical_plan.dag
         operator.ray_remote_args.update(num_cpus=0)
         object.__setattr__(operator, "compute", ray.data.TaskPoolStrategy(1))
     except AttributeError:
-        return ray.data.from_blocks([table.slice(row, 1) for row in range(table.num_rows)])
-    return dataset
+        first, cut = range(table.num_rows), False
+    at_once = ray.data.from_blocks([table.slice(row, 1) for row in first])  # nothing waits for the task to start
+    return at_once.union(dataset) if cut and starts else at_once
 
 
 def finished_blocks(dataset: Any) -> Iterator[pa.Table]:

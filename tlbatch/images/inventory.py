@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import json
 import logging
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +32,7 @@ from tlbatch.storage.location import EVERYTHING, LISTED, Location, WalkRules, ob
 from tlbatch.storage.range_file import open_range_file
 from tlbatch.storage.remote import RemoteLocation
 from tlbatch.storage.s3_listing import ARCHIVES
+from tlbatch.storage.temporary_rows import temporary_file
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class Inventory:
         """A copy of a data file on this machine, while the block runs."""
         location, found = self.locate(f"s3://{self.destination}/{file.key}"), ""
         for _ in range(_ATTEMPTS):
-            with tempfile.TemporaryFile() as copy:
+            with temporary_file() as copy:
                 try:
                     found = _download(location, file.size, copy)
                 except FileNotFoundError:

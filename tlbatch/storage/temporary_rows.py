@@ -33,10 +33,11 @@ _as_text = methodcaller("as_py")
 
 def temporary_file() -> IO[bytes]:
     """A file for many bytes, which has no name and ends with the process."""
-    return tempfile.TemporaryFile(dir=_folder(), buffering=0)
+    return tempfile.TemporaryFile(dir=folder_of_temporary_files(), buffering=0)
 
 
-def _folder() -> str:
+def folder_of_temporary_files() -> str:
+    """Where `temporary_file` makes its files."""
     given = any(name in os.environ for name in ("TMPDIR", "TEMP", "TMP"))
     return tempfile.gettempdir() if given or not os.access(_LARGE_FILES, os.W_OK | os.X_OK) else _LARGE_FILES
 
@@ -215,8 +216,9 @@ class _TemporaryFile:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 raise NoRoomError(
-                    f"The folder of temporary files, {_folder()}, is full: a listing takes {self._ends[-1]:,} "
-                    "bytes there so far, and more is to come. Make room, or set TMPDIR to a folder on a larger disk."
+                    f"The folder of temporary files, {folder_of_temporary_files()}, is full: a listing takes "
+                    f"{self._ends[-1]:,} bytes there so far, and more is to come. Make room, or set TMPDIR to a folder on a "
+                    "larger disk."
                 ) from None
 
     def tables(self) -> list[pa.Table]:
