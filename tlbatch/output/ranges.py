@@ -2,26 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import tempfile
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from operator import methodcaller
-from typing import TypeVar
+from typing import IO, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tlbatch import schema
 from tlbatch.errors import CountsError
 from tlbatch.output.run import Run
+from tlbatch.storage.location import Location
 from tlbatch.storage.range_file import open_range_file
 
 #: Rows of a table, and bytes of a file, that are in memory at a time.
 ROWS_AT_ONCE, _PIECE = schema.ROWS_OF_GROUP, 8 << 20
 
 Found = TypeVar("Found")
+
+
+def checked_copy(location: Location, digest: str) -> IO[bytes] | None:
+    """A temporary file with the bytes of a file; None if they do not have the recorded digest.
+
+    A second download might give other bytes than those that were checked.
+
+    Raises:
+        FileNotFoundError: it is missing.
+    """
+    info = location.info()
+    if info is None:
+        raise FileNotFoundError(location.url)
+    found = hashlib.sha256()
+    with contextlib.ExitStack() as opened:
+        copy = opened.enter_context(tempfile.TemporaryFile())
+        with open_range_file(location, info.size) as whole:
+            while piece := whole.read(_PIECE):
+                found.update(piece)
+                copy.write(piece)
+        if found.hexdigest() != digest:
+            return None
+        opened.pop_all()
+    return copy
 
 
 def manifest_pieces(run: Run, columns: Sequence[str] = schema.MANIFEST_SCHEMA.names) -> Iterator[pa.Table]:
@@ -31,21 +58,21 @@ def manifest_pieces(run: Run, columns: Sequence[str] = schema.MANIFEST_SCHEMA.na
         FileNotFoundError: it is missing.
         CountsError: it is not the one that `run.json` records.
     """
-    location = run.location.join(schema.MANIFEST)
-    info = location.info()
-    if info is None:
-        raise FileNotFoundError(location.url)
-    digest = hashlib.sha256()
-    with tempfile.TemporaryFile() as copy:  # a second download might give other bytes than those that were checked
-        with open_range_file(location, info.size) as whole:
-            while piece := whole.read(_PIECE):
-                digest.update(piece)
-                copy.write(piece)
-        if digest.hexdigest() != run.facts["manifest_sha256"]:
-            raise CountsError(f"The manifest of run {run.run_id} differs from its recorded sha256; do not trust this run.")
+    copy = checked_copy(run.location.join(schema.MANIFEST), run.facts["manifest_sha256"])
+    if copy is None:
+        raise CountsError(f"The manifest of run {run.run_id} differs from its recorded sha256; do not trust this run.")
+    with copy:
         yield schema.MANIFEST_SCHEMA.empty_table().select(columns)
         for batch in pq.ParquetFile(copy).iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
             yield pa.Table.from_batches([batch])
+
+
+def numbered_pieces(pieces: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Pieces of a table with a column `row`, the place of each row in the table."""
+    start = 0
+    for piece in pieces:
+        yield piece.append_column("row", pa.array(np.arange(start, start + piece.num_rows)))
+        start += piece.num_rows
 
 
 def pieces_of(table: pa.Table) -> Iterator[pa.Table]:
@@ -53,8 +80,18 @@ def pieces_of(table: pa.Table) -> Iterator[pa.Table]:
     return (table.slice(start, ROWS_AT_ONCE) for start in range(0, max(1, table.num_rows), ROWS_AT_ONCE))
 
 
+def mapped_table(pieces: Iterator[pa.Table], columns: pa.Schema) -> pa.Table:
+    """The rows of some pieces as a table that is in a temporary file, and in memory only where it is used."""
+    with tempfile.NamedTemporaryFile(prefix="tlbatch-", suffix=".arrow") as file:
+        with pa.ipc.new_file(file, columns) as writer:
+            for piece in pieces:
+                writer.write_table(piece.combine_chunks())
+        file.flush()
+        return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
+
+
 def read_in_ranges(
-    sources: Callable[[], Sequence[Iterator[pa.Table]]], read: Callable[[Iterator[list[pa.Table]]], Found]
+    sources: Callable[[], Sequence[Iterator[pa.Table]]], read: Callable[[Iterator[list[pa.Table]]], Found], by: str = "uri"
 ) -> Found:
     """What `read` makes of the rows of several tables, by ranges of uris.
 
@@ -63,17 +100,18 @@ def read_in_ranges(
             uris, as those of a list of addresses, each table is sorted in memory, and `read` is called once more.
         read: takes for one range after the other the rows of each table; every uri is in one range. Together they hold about
             one piece a table, and more only where a uri has more rows.
+        by: the column that has the part of `uri`.
     """
     try:
-        return read(_in_ranges(sources()))
+        return read(_in_ranges(sources(), by))
     except _UnsortedError:
-        return read(_in_ranges([_sorted_pieces(pieces) for pieces in sources()]))
+        return read(_in_ranges([_sorted_pieces(pieces, by) for pieces in sources()], by))
 
 
-def _in_ranges(sources: Sequence[Iterator[pa.Table]]) -> Iterator[list[pa.Table]]:
-    cursors = [_Cursor(pieces) for pieces in sources]
+def _in_ranges(sources: Sequence[Iterator[pa.Table]], by: str) -> Iterator[list[pa.Table]]:
+    cursors = [_Cursor(pieces, by) for pieces in sources]
     while True:
-        # Behind the last row that was read of a table, it may go on with the same uri.
+        # Behind the last row that was read of a table, it may go on with the same value.
         bound = min((cursor.last for cursor in cursors if cursor.last is not None), default=None)
         taken = [cursor.take(bound) for cursor in cursors]
         if any(rows.num_rows for rows in taken):
@@ -85,8 +123,8 @@ def _in_ranges(sources: Sequence[Iterator[pa.Table]]) -> Iterator[list[pa.Table]
                 cursor.advance()
 
 
-def _sorted_pieces(pieces: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    return pieces_of(schema.sort_rows(pa.concat_tables(pieces), "uri"))
+def _sorted_pieces(pieces: Iterator[pa.Table], by: str) -> Iterator[pa.Table]:
+    return pieces_of(schema.sort_rows(pa.concat_tables(pieces), by))
 
 
 class _UnsortedError(Exception):
@@ -96,8 +134,9 @@ class _UnsortedError(Exception):
 class _Cursor:
     """The rows of a table that were read and not taken; `last` is the uri of the last one, None once the table has ended."""
 
-    def __init__(self, pieces: Iterator[pa.Table]) -> None:
+    def __init__(self, pieces: Iterator[pa.Table], by: str) -> None:
         first = next(pieces)
+        self._by = by
         self._rows = first.slice(0, 0)
         self._pieces = itertools.chain([first], pieces)
         self.last: str | None = ""
@@ -109,7 +148,7 @@ class _Cursor:
         if piece is None:
             self.last = None
             return
-        uris = piece["uri"]
+        uris = piece[self._by]
         if uris[0].as_py() < self.last or not schema.is_sorted(uris):
             raise _UnsortedError
         self.last = uris[-1].as_py()
@@ -117,7 +156,7 @@ class _Cursor:
 
     def take(self, bound: str | None) -> pa.Table:
         """The rows before a uri, or all if there is none."""
-        rows, uris = self._rows, self._rows["uri"]
+        rows, uris = self._rows, self._rows[self._by]
         count = len(uris) if bound is None else bisect_left(uris, bound, key=methodcaller("as_py"))
         self._rows = rows.slice(count)
         return rows.slice(0, count)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tlbatch.output.ranges import manifest_pieces
 from tlbatch.output.run import Run
 
 _as_text = methodcaller("as_py")
@@ -40,12 +41,14 @@ class UriSet:
 
     def holds(self, uris: pa.ChunkedArray) -> np.ndarray:
         """(n,) bool: which uris are in the set. Fast where they are near each other, as the rows of a sorted table are."""
-        found = np.zeros(len(uris), bool)
         ends = pc.min_max(uris).as_py()
+        near = list[pa.Array]()
         for column in self._sorted if len(uris) else ():
             first, last = bisect_left(column, ends["min"], key=_as_text), bisect_right(column, ends["max"], key=_as_text)
-            if first < last:
-                found |= pc.is_in(uris.cast(pa.large_string()), column.slice(first, last - first)).to_numpy()
+            near += [column.slice(first, last - first)] if first < last else []
+        if not near:
+            return np.zeros(len(uris), bool)
+        found: np.ndarray = pc.is_in(uris.cast(pa.large_string()), pa.chunked_array(near)).to_numpy()
         return found
 
 
@@ -97,4 +100,8 @@ def current_in_range(rows: Sequence[pa.Table], listed: Sequence[pa.Table], remov
 
 def current_runs(runs: Sequence[Run]) -> list[SnapshotRun]:
     """The runs of a table that have any current rows, the newest first."""
-    return [one for one in snapshot(runs) if one.current_rows(one.run.manifest).num_rows]
+
+    def has_any(one: SnapshotRun) -> bool:
+        return any(one.is_current(piece).any() for piece in manifest_pieces(one.run, ["uri"]))
+
+    return list(filter(has_any, snapshot(runs)))

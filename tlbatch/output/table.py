@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -140,9 +141,30 @@ def read_groups(runs: Sequence[Run], folder: str, columns: Sequence[str]) -> Ite
     Memory use does not depend on the size of the table: one batch and the uris of newer runs are in memory at a time. `columns`
     must include `uri`.
     """
-    for one in reversed(list(snapshot(runs))):
-        for part in _parts(one.run.location, folder):
-            yield from (one.current_rows(rows) for rows in _row_groups(part, columns))
+    return (rows for rows, _ in read_groups_beside(runs, (), folder, columns))
+
+
+def read_groups_beside(
+    runs: Sequence[Run], earlier: Sequence[Run], folder: str, columns: Sequence[str]
+) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """The current rows of two tables, each as `read_groups` gives them, a batch of each at a time.
+
+    If the second table is what the first one was before its newest runs, every file is read once.
+
+    Args:
+        runs: the runs that make up the first table, the oldest first.
+        earlier: the runs that make up the second one.
+        folder: `predictions`, `errors` or `features`.
+        columns: must include `uri`.
+    """
+    if [run.run_id for run in earlier] != [run.run_id for run in runs[: len(earlier)]]:
+        yield from ((rows, rows.slice(0, 0)) for rows in read_groups(runs, folder, columns))
+        yield from ((rows.slice(0, 0), rows) for rows in read_groups(earlier, folder, columns))
+        return
+    for now, before in itertools.zip_longest(*(reversed(list(snapshot(table))) for table in (runs, earlier))):
+        for part in _parts(now.run.location, folder):
+            for rows in _row_groups(part, columns):
+                yield now.current_rows(rows), before.current_rows(rows) if before else rows.slice(0, 0)
 
 
 def sources_of_table(runs: Sequence[Run], folder: str, columns: Sequence[str]) -> list[Iterator[pa.Table]]:
