@@ -67,9 +67,8 @@ def manifest_pieces(run: Run, columns: Sequence[str] = schema.MANIFEST_SCHEMA.na
             yield pa.Table.from_batches([batch])
 
 
-def numbered_pieces(pieces: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Pieces of a table with a column `row`, the place of each row in the table."""
-    start = 0
+def numbered_pieces(pieces: Iterator[pa.Table], start: int = 0) -> Iterator[pa.Table]:
+    """Pieces of a table with a column `row`, the place of each row in the table, counted from `start`."""
     for piece in pieces:
         yield piece.append_column("row", pa.array(np.arange(start, start + piece.num_rows)))
         start += piece.num_rows

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -211,11 +212,41 @@ def _parts(run: Location, folder: str) -> list[Location]:
 
 
 def _row_groups(part: Location, columns: Sequence[str]) -> Iterator[pa.Table]:
-    info = part.info()
-    if info is None:
-        raise OutputError(f"{part.url} is missing. Run `tlbatch verify` for details.")
-    file = pq.ParquetFile(open_range_file(part, info.size))
+    file = _open(part)
     if not file.num_row_groups:
         yield file.schema_arrow.empty_table().select(list(columns))
     for number in range(file.num_row_groups):
         yield file.read_row_group(number, columns=list(columns), use_threads=False)
+
+
+def _open(part: Location) -> pq.ParquetFile:
+    info = part.info()
+    if info is None:
+        raise OutputError(f"{part.url} is missing. Run `tlbatch verify` for details.")
+    return pq.ParquetFile(open_range_file(part, info.size))
+
+
+def count_rows(run: Run, folder: str) -> int:
+    """How many rows the files of one table of a run have, superseded ones included."""
+    return sum(_open(part).metadata.num_rows for part in _parts(run.location, folder))
+
+
+def read_rows(runs: Sequence[Run], folder: str, columns: Sequence[str], rows: np.ndarray) -> pa.Table:
+    """Some rows of one table of an output; row groups without one of them are not read.
+
+    Args:
+        runs: the runs that make up the output, the oldest first.
+        folder: `predictions`, `errors` or `features`.
+        columns: the columns to read.
+        rows: (n,) int, sorted: the place of each wanted row among all rows of the runs, superseded ones included.
+    """
+    found, start = list[pa.Table](), 0
+    for file in (_open(part) for run in runs for part in _parts(run.location, folder)):
+        found.append(file.schema_arrow.empty_table().select(list(columns)))
+        for number in range(file.num_row_groups):
+            end = start + file.metadata.row_group(number).num_rows
+            own = rows[np.searchsorted(rows, start) : np.searchsorted(rows, end)] - start
+            if len(own):
+                found.append(file.read_row_group(number, columns=list(columns), use_threads=False).take(own))
+            start = end
+    return pa.concat_tables(found)
