@@ -105,6 +105,8 @@ def read_in_ranges(
         return read(_in_ranges(sources(), by))
     except _UnsortedError:
         return read(_in_ranges([_sorted_pieces(pieces, by) for pieces in sources()], by))
+    finally:
+        pa.default_memory_pool().release_unused()  # Arrow keeps the memory of the ranges, which the next step may need
 
 
 def _in_ranges(sources: Sequence[Iterator[pa.Table]], by: str) -> Iterator[list[pa.Table]]:
