@@ -109,6 +109,24 @@ def read_in_ranges(
         pa.default_memory_pool().release_unused()  # Arrow keeps the memory of the ranges, which the next step may need
 
 
+def iterate_ranges(
+    sources: Callable[[], Sequence[Iterator[pa.Table]]], uris: Callable[[], Sequence[Iterator[pa.Table]]]
+) -> Iterator[list[pa.Table]]:
+    """The ranges that `read_in_ranges` gives, for what cannot start again.
+
+    Args:
+        sources: as for `read_in_ranges`.
+        uris: gives at least the uris of the pieces. They are read first, to know whether they are in order.
+    """
+    try:
+        for _ in _in_ranges(uris(), "uri"):
+            pass
+    except _UnsortedError:
+        yield from _in_ranges([_sorted_pieces(pieces, "uri") for pieces in sources()], "uri")
+        return
+    yield from _in_ranges(sources(), "uri")
+
+
 def _in_ranges(sources: Sequence[Iterator[pa.Table]], by: str) -> Iterator[list[pa.Table]]:
     cursors = [_Cursor(pieces, by) for pieces in sources]
     while True:
