@@ -31,8 +31,8 @@ from tlbatch.output.ranges import (
     read_in_ranges,
 )
 from tlbatch.output.run import OutputState, Run, read_output, read_report, read_sealed
-from tlbatch.output.snapshot import SnapshotRun, UriSet, current_runs
-from tlbatch.output.table import FileRange, file_ranges
+from tlbatch.output.snapshot import SnapshotRun, UriSet
+from tlbatch.output.table import FileRange, current_runs, file_ranges
 from tlbatch.schema import IMAGE, from_parquet, sha256
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import resolve

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlbatch.output.ranges import manifest_pieces
 from tlbatch.output.run import Run
 
 _as_text = methodcaller("as_py")
@@ -96,12 +95,3 @@ def current_in_range(rows: Sequence[pa.Table], listed: Sequence[pa.Table], remov
         found.append(own.filter(pc.invert(hidden)) if hidden else own)
         superseded += [chunk for table in newer for chunk in table["uri"].chunks]
     return found
-
-
-def current_runs(runs: Sequence[Run]) -> list[SnapshotRun]:
-    """The runs of a table that have any current rows, the newest first."""
-
-    def has_any(one: SnapshotRun) -> bool:
-        return any(one.is_current(piece).any() for piece in manifest_pieces(one.run, ["uri"]))
-
-    return list(filter(has_any, snapshot(runs)))

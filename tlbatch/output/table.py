@@ -17,7 +17,7 @@ from tlbatch.output.documents import PublishedFile
 from tlbatch.output.filters import Filters, columns_of, expression_of, matching_groups, matching_rows
 from tlbatch.output.ranges import iterate_ranges, manifest_pieces, pieces_of
 from tlbatch.output.run import Run, read_table_runs
-from tlbatch.output.snapshot import UriSet, current_in_range, snapshot
+from tlbatch.output.snapshot import SnapshotRun, UriSet, current_in_range, snapshot
 from tlbatch.schema import from_parquet
 from tlbatch.storage.location import Location
 from tlbatch.storage.range_file import RangeFile, open_range_file
@@ -261,6 +261,15 @@ def _wanted_rows(part: Location, columns: Sequence[str], where: pc.Expression, w
     yield whole.empty_table()
     for number in matching_groups(source, where, whole):
         yield matching_rows(_read_group(file, number, names), where)
+
+
+def current_runs(runs: Sequence[Run]) -> list[SnapshotRun]:
+    """The runs of a table that have any current rows, the newest first."""
+
+    def has_any(one: SnapshotRun) -> bool:
+        return any(one.is_current(rows).any() for rows in _row_groups(one.run.location.join(schema.MANIFEST), ["uri"]))
+
+    return list(filter(has_any, snapshot(runs)))
 
 
 def read_manifest_rows(runs: Sequence[Run], uris: pa.Array) -> pa.Table:
