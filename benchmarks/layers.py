@@ -32,7 +32,7 @@ from tlbatch.storage.resolve import resolve
 
 _CHUNK, _NIGHTS, _CHANGED = 65_536, 10, 1_000
 _LABELS = [f"label-{number:02d}" for number in range(12)]
-_STEPS = ("listing", "night", "verify", "report", "compare")
+_STEPS = ("listing", "night", "verify", "report", "compare", "review")
 _MEASURED = """
 import json, resource, subprocess, sys
 code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
@@ -81,8 +81,8 @@ def _take(step: str, output: str, objects: int) -> None:
         return
     from tlbatch.cli import main as tlbatch
 
-    words = {"compare": [str(Path(output).with_name("one")), output], "report": [output], "verify": [output]}
-    sys.argv = ["tlbatch", step, *words[step]]
+    words = {"compare": [str(Path(output).with_name("one")), output], "review": [output, "--to", f"{output}-review"]}
+    sys.argv = ["tlbatch", step, *words.get(step, [output])]
     tlbatch()
 
 
