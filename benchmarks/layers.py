@@ -52,7 +52,7 @@ from tlbatch.storage.temporary_rows import sorted_table, stored_table
 
 _CHUNK, _NIGHTS, _CHANGED = 65_536, 10, 1_000
 _LABELS = [f"label-{number:02d}" for number in range(12)]
-_STEPS = ("listing", "shuffled", "night", "verify", "report", "compare")
+_STEPS = ("listing", "shuffled", "night", "verify", "report", "compare", "review")
 _LISTINGS = {"listing", "shuffled", "night", "run"}
 #: Characters that make uris 500 bytes long, and objects of one staged part.
 _LONGER, _PER_PART = "and-longer-" * 38 + "names/", 5_000
@@ -123,8 +123,8 @@ def _take(step: str, output: str, objects: int) -> None:
         return
     from tlbatch.cli import main as tlbatch
 
-    words = {"compare": [str(Path(output).with_name("one")), output], "report": [output], "verify": [output]}
-    sys.argv = ["tlbatch", step, *words[step]]
+    words = {"compare": [str(Path(output).with_name("one")), output], "review": [output, "--to", f"{output}-review"]}
+    sys.argv = ["tlbatch", step, *words.get(step, [output])]
     tlbatch()
 
 

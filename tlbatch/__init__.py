@@ -22,7 +22,6 @@ if TYPE_CHECKING:
         import_model,
         load_report,
         plan,
-        read_predictions,
         rescore,
         review,
         rollback,
@@ -31,11 +30,11 @@ if TYPE_CHECKING:
         submit,
         train,
     )
+    from tlbatch.commands.read import read_errors, read_predictions
     from tlbatch.errors import TlbatchError
     from tlbatch.model.bundle import load_bundle
     from tlbatch.output.gc import gc
     from tlbatch.output.status import status
-    from tlbatch.output.table import read_errors
     from tlbatch.output.verify import verify
     from tlbatch.report.compare import compare
     from tlbatch.report.evaluate import evaluate
@@ -54,8 +53,8 @@ _HOME = {
     "load_bundle": "tlbatch.model.bundle",
     "load_report": "tlbatch.api",
     "plan": "tlbatch.api",
-    "read_errors": "tlbatch.output.table",
-    "read_predictions": "tlbatch.api",
+    "read_errors": "tlbatch.commands.read",
+    "read_predictions": "tlbatch.commands.read",
     "rescore": "tlbatch.api",
     "review": "tlbatch.api",
     "rollback": "tlbatch.api",

@@ -30,7 +30,7 @@ from tlbatch.config import (
     TrainConfig,
     load,
 )
-from tlbatch.errors import ConfigError, OutputError
+from tlbatch.errors import OutputError
 
 if TYPE_CHECKING:
     from tlbatch.output.documents import ReportDocument
@@ -188,44 +188,6 @@ def load_report(
     from tlbatch.report import notebook
 
     return notebook.load_report(output, labels=labels, split=split, storage_options=storage_options)
-
-
-def read_predictions(
-    output: str,
-    columns: Sequence[str] | None = None,
-    *,
-    format: Literal["pandas", "arrow", "ray"] = "pandas",  # noqa: A002 - the word a reader looks for
-    storage_options: Mapping[str, Any] | None = None,
-) -> Any:
-    """The predictions of an output: one row per image, columns as in `docs/formats.md`.
-
-    Args:
-        output: the output folder or URL.
-        columns: only these columns.
-        format: pandas for a DataFrame, arrow for a `pyarrow.Table`, ray for a `ray.data.Dataset` that reads each published
-            file where its rows are used.
-        storage_options: fsspec's options for the output.
-
-    Raises:
-        OutputError: nothing is published there.
-        ConfigError: the format is unknown.
-    """
-    from tlbatch.output import table
-    from tlbatch.schema import to_frame
-    from tlbatch.storage.resolve import resolve
-
-    if format == "ray":
-        from tlbatch.execution.executor import lazy_dataset
-        from tlbatch.execution.session import start_ray_for_process
-
-        runs = table.require_published(resolve(output, storage_options))
-        wanted = list(columns) if columns is not None else None
-        start_ray_for_process()
-        return lazy_dataset(table.current_parts(runs, "predictions"), lambda part: table.read_part(part[0], part[1], wanted))
-    if format not in ("pandas", "arrow"):
-        raise ConfigError(f"format: write pandas, arrow or ray; found {format!r}.")
-    found = table.read_published(output, "predictions", columns, storage_options)
-    return found if format == "arrow" else to_frame(found)
 
 
 @_settings_of(ExtractConfig)

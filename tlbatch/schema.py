@@ -236,6 +236,9 @@ PASSED = "passed"
 #: The table that a row belongs to, if one pass over the images fills several tables. Never published.
 TABLE = "table"
 
+#: The part that a row is staged in, if a block is staged as several parts. Never published.
+PART = "part"
+
 #: Seconds that this image took in each stage; predict is its share of a batch. Summed into the receipt, never published.
 TIMINGS = ("fetch", "decode", "predict")
 

@@ -74,5 +74,7 @@ def test_the_table_comes_in_three_forms_which_are_equal(told):
     by_key = rows.to_pandas().sort_values("key", ignore_index=True)
     pd.testing.assert_frame_equal(by_key, frame.sort_values("key", ignore_index=True), check_dtype=False)
     assert not by_key["key"].eq("red/0001.jpg").any()
-    with pytest.raises(ConfigError, match="format: write pandas, arrow or ray; found 'csv'"):
+    red = tlbatch.read_predictions(told.output, columns, format="ray", filters=[("label", "=", "red")])
+    assert red.count() == (frame["label"] == "red").sum() > 0
+    with pytest.raises(ConfigError, match="format: write pandas, arrow, batches or ray; found 'csv'"):
         tlbatch.read_predictions(told.output, format="csv")

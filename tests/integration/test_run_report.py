@@ -83,7 +83,7 @@ def test_the_page_says_what_a_person_wants_to_know(classified, page_file):
 def test_a_summary_counts_what_the_table_holds_and_shows_the_extremes(classified):
     _, output, _ = classified
     table = tlbatch.read_predictions(str(output))
-    found = summarize(read_table_runs(resolve(str(output))), predictions=True, threshold=0.9)
+    found, _ = summarize(read_table_runs(resolve(str(output))), predictions=True, threshold=0.9)
     assert found.images == len(table) == found.scores.sum()
     assert dict(found.labels) == table["label"].value_counts().to_dict()
     assert dict(found.errors) == {"not_an_image": 1, "truncated": 1}
@@ -99,7 +99,7 @@ def test_an_object_is_shown_once_though_two_nights_have_it(classified):
     _, output, _ = classified
     runs = read_table_runs(resolve(str(output)))
     assert len(runs) == 2
-    found = summarize(runs, predictions=True)
+    found, _ = summarize(runs, predictions=True)
     names = found.shown[found.shown["why"] == SURE][["uri", "key"]]
     assert not names.duplicated().any()
 
@@ -360,7 +360,7 @@ def test_where_an_image_has_several_labels_each_is_counted_and_the_truth_is_a_ta
         learning_rate=0.01,
     )
     tlbatch.classify(images=str(store), bundle=str(tmp_path / "many"), output=str(tmp_path / "out"))
-    found = summarize(read_table_runs(resolve(str(tmp_path / "out"))), predictions=True)
+    found, _ = summarize(read_table_runs(resolve(str(tmp_path / "out"))), predictions=True)
     given = tlbatch.read_predictions(str(tmp_path / "out"))["top_labels"].explode().value_counts()
     assert dict(found.labels) == given.to_dict()
     written = write_report(ReportConfig(output=str(tmp_path / "out"), labels=str(tmp_path / "labels.csv")))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -29,7 +30,7 @@ from tlbatch.output.features import FeatureRun, FeatureTable
 from tlbatch.output.lease import require_free
 from tlbatch.output.progress import Watcher, heartbeat
 from tlbatch.output.run import OutputState, Pointer, Run, new_run_id, read_output, read_report, require_unchanged
-from tlbatch.output.snapshot import current_runs
+from tlbatch.output.table import current_runs
 from tlbatch.storage.resolve import resolve
 
 #: Facts of a run that describe this run alone, and so are not those of the compacted one.
@@ -134,7 +135,8 @@ class CompactWork:
             features_length=self.features.field("features").type.list_size if self.features else None,
             features_dtype=runs[0].facts["spec"].get("features_dtype", "float32"),
         )
-        job = CopyJob(sources_of(matches, predictions=True), self.config.storage_options, wanted)
+        cuts = np.arange(0, self.table.manifest.num_rows, self.spec.tables(runs[0]).rows_per_file)
+        job = CopyJob(sources_of(matches, predictions=True), self.config.storage_options, wanted, cuts)
         with heartbeat(runs, self.watch) as staged:
             run_actors(runs, blocks, [(Copier, io_pool(len(blocks), 1, None))], job, staged)
         return WorkStats()

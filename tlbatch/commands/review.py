@@ -19,11 +19,12 @@ import pyarrow as pa
 from tlbatch.config import ReviewConfig
 from tlbatch.errors import OutputError
 from tlbatch.images.label_files import read_labels
-from tlbatch.images.labels import WITHDRAWN, Labels, names_of
+from tlbatch.images.labels import WITHDRAWN
 from tlbatch.output.features import FeatureTable, find_features, look_up, matrix
-from tlbatch.output.run import read_output, read_table_runs
-from tlbatch.output.table import read_predictions, read_table
+from tlbatch.output.run import Run, read_output
+from tlbatch.output.table import read_rows, require_published
 from tlbatch.report.html import Thumbnail
+from tlbatch.report.reviewed import ReviewedTable, read_reviewed
 from tlbatch.report.sheet import make_labelling_page
 from tlbatch.report.thumbnails import load_thumbnails
 from tlbatch.schema import to_frame
@@ -38,7 +39,7 @@ _SIDE = 224
 _CHANGED_SHARE, _CONTROL_SHARE = 0.2, 0.1
 #: Candidates per image to choose, for each kind; only the features of candidates are compared.
 _CANDIDATES = 5
-_COLUMNS = ("uri", "key", "etag", "label", "score", "top_scores")
+_SHOWN = ["uri", "key", "label", "score"]
 
 
 def review(config: ReviewConfig) -> dict[str, Any]:
@@ -58,15 +59,16 @@ def review(config: ReviewConfig) -> dict[str, Any]:
     options = config.storage_options
     target = resolve(config.to, options)
     _require_not_filled_in(target.join(LABELS))
-    table = read_predictions(config.output, _COLUMNS, storage_options=options)
-    if config.labels:
-        labels = read_labels([resolve(url, options) for url in config.labels], many=True)
-        table = _without_labelled(table, labels)
+    state = read_output(resolve(config.output, options))
+    runs = state.table or require_published(state.output)
+    before = state.previous(state.newest) if state.newest else None
+    labels = read_labels([resolve(url, options) for url in config.labels], many=True) if config.labels else None
+    table = read_reviewed(runs, state.table_after(before) if before else [], labels)
     source = _features(config.output, options)
-    chosen, duplicates = _choose(config, table, source)
-    thumbnails = _thumbnails(config, chosen)
+    chosen, duplicates = _choose(config, runs, table, source)
+    thumbnails = _thumbnails(config, runs, chosen)
     target.join(LABELS).write(_labels_file(chosen))
-    known = [*sorted(table["label"].unique()), WITHDRAWN]
+    known = [*sorted(table.labels), WITHDRAWN]
     page = make_labelling_page(f"{len(chosen)} images to review", thumbnails, list(chosen["uri"]), known)
     target.join(SHEET).write(page)
     return {
@@ -77,14 +79,6 @@ def review(config: ReviewConfig) -> dict[str, Any]:
         "near_duplicates": duplicates,
         "unreadable": sum(thumbnail.data is None for thumbnail in thumbnails),
     }
-
-
-def _without_labelled(table: pd.DataFrame, labels: Labels) -> pd.DataFrame:
-    """The rows of a table that have no label, and none that was withdrawn."""
-    named = labels.named(pa.Table.from_pandas(table[["uri", "key"]], preserve_index=False))
-    found = labels.of_images(names_of(named))
-    seen = found.labels.keys() | found.withdrawn
-    return table[[name not in seen for name in zip(table["uri"], table["key"], strict=True)]].reset_index(drop=True)
 
 
 def _require_not_filled_in(location: Location) -> None:
@@ -103,25 +97,36 @@ def _features(output: str, options: Mapping[str, Any]) -> FeatureTable | None:
         return None
 
 
-def _choose(config: ReviewConfig, table: pd.DataFrame, source: FeatureTable | None) -> tuple[pd.DataFrame, int | None]:
+def _choose(
+    config: ReviewConfig, runs: Sequence[Run], table: ReviewedTable, source: FeatureTable | None
+) -> tuple[pd.DataFrame, int | None]:
     """The chosen rows with a column `why`, and how many near-duplicates were left out (None without features)."""
-    changed = _changed(config, table)
     random = np.random.default_rng(config.seed)
     shares = {"changed": int(_CHANGED_SHARE * config.budget), "control": int(_CONTROL_SHARE * config.budget)}
-    orders = {
-        "changed": random.permutation(np.flatnonzero(changed)),
-        "control": random.permutation(len(table)),
-        "uncertain": np.argsort(_margins(table), kind="stable"),
+    most = {why: _CANDIDATES * share for why, share in {**shares, "uncertain": config.budget}.items()}
+    candidates = {
+        "changed": random.permutation(np.flatnonzero(table.changed))[: most["changed"]].copy(),
+        "control": random.permutation(len(table.changed))[: most["control"]].copy(),
+        "uncertain": _smallest(table.margins, most["uncertain"]),
     }
-    candidates = {why: order[: _CANDIDATES * shares.get(why, config.budget)] for why, order in orders.items()}
-    vectors = _vectors(table, source, np.unique(np.concatenate(list(candidates.values())))) if source else {}
+    numbers = np.unique(np.concatenate(list(candidates.values())))
+    rows = to_frame(read_rows(runs, "predictions", _SHOWN, table.rows[numbers])).set_index(numbers)
+    vectors = _vectors(rows, source) if source else {}
     picked = ReviewSelection(vectors, config.near_duplicate)
     for why, share in shares.items():
         picked.take(why, candidates[why], share)
     picked.take("uncertain", candidates["uncertain"], config.budget - len(picked.rows))
-    rows = pd.DataFrame({"row": list(picked.rows), "why": list(picked.rows.values())})
-    chosen = table.iloc[rows["row"]].assign(why=rows["why"].to_numpy())
+    chosen = rows.loc[list(picked.rows)].assign(why=list(picked.rows.values()))
     return chosen.sort_values("score", kind="stable"), picked.duplicates if source else None
+
+
+def _smallest(values: np.ndarray, most: int) -> np.ndarray:
+    """The places of the smallest values, in the order of a stable sort, without sorting the others."""
+    if most >= len(values):
+        return np.argsort(values, kind="stable")
+    limit = np.partition(values, most)[most]
+    below, equal = np.flatnonzero(values < limit), np.flatnonzero(values == limit)
+    return np.concatenate([below[np.argsort(values[below], kind="stable")], equal])[:most].copy()
 
 
 class ReviewSelection:
@@ -155,41 +160,19 @@ class ReviewSelection:
             most -= 1
 
 
-def _margins(table: pd.DataFrame) -> np.ndarray:
-    """(n,) differences between the best and the second-best score; a smaller one means less certain.
-
-    If the table has only one score for some image, the distance of the best score from 0.5.
-    """
-    if (table["top_scores"].str.len() < 2).any():
-        return (table["score"] - 0.5).abs().to_numpy()
-    return np.array([values[0] - values[1] for values in table["top_scores"]])
-
-
-def _changed(config: ReviewConfig, table: pd.DataFrame) -> np.ndarray:
-    """(n,) whether an image is new or changed since the previous published run; all False if there is no such run."""
-    state = read_output(resolve(config.output, config.storage_options))
-    before = state.previous(state.newest) if state.newest else None
-    if before is None:
-        return np.zeros(len(table), bool)
-    old = to_frame(read_table(state.table_after(before), "predictions", ["uri", "key", "etag"]))
-    known = set(zip(old["uri"], old["key"], old["etag"], strict=True))
-    return np.array([one not in known for one in zip(table["uri"], table["key"], table["etag"], strict=True)])
-
-
-def _vectors(table: pd.DataFrame, source: FeatureTable, rows: np.ndarray) -> dict[int, np.ndarray]:
+def _vectors(rows: pd.DataFrame, source: FeatureTable) -> dict[int, np.ndarray]:
     """Features by row, scaled to unit length. The mean is subtracted first, because all images of a store are similar."""
-    wanted = {(table["uri"].iloc[row], table["key"].iloc[row]): int(row) for row in rows}
+    wanted = dict(zip(zip(rows["uri"], rows["key"], strict=True), rows.index, strict=True))
     found = look_up(source, pa.array([], pa.string()), pa.array([key for _, key in wanted], pa.string()))
     values = matrix(found["features"]).astype(np.float32)
     values -= values.mean(axis=0)
     values /= np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
     names = zip(found["uri"].to_pylist(), found["key"].to_pylist(), strict=True)
-    return {wanted[name]: vector for name, vector in zip(names, values, strict=True) if name in wanted}
+    return {int(wanted[name]): vector for name, vector in zip(names, values, strict=True) if name in wanted}
 
 
-def _thumbnails(config: ReviewConfig, chosen: pd.DataFrame) -> list[Thumbnail]:
+def _thumbnails(config: ReviewConfig, runs: Sequence[Run], chosen: pd.DataFrame) -> list[Thumbnail]:
     """The chosen images for the labelling page."""
-    runs = read_table_runs(resolve(config.output, config.storage_options))
     names = list(zip(chosen["uri"], chosen["key"], strict=True))
     pictures = load_thumbnails(runs, names, config.storage_options, side=_SIDE)
     rows = zip(names, *(chosen[name] for name in ("label", "score", "why")), strict=True)

@@ -30,6 +30,8 @@ from tlbatch.storage.resolve import resolve
 
 #: Columns of a block besides those of the manifest: the number of its source, and for each row the row of the input, or -1.
 _SOURCE, _TARGET = "source", "target"
+#: Rows from which a part costs less than reading a larger part twice.
+_LEAST_OF_PART = 10_000
 
 
 @dataclass(frozen=True)
@@ -191,11 +193,20 @@ def with_schema(columns: Mapping[str, Any], each: Mapping[str, float], wanted: p
 
 @dataclass(frozen=True)
 class CopyJob:
-    """The job of a `Copier`."""
+    """The job of a `Copier`.
+
+    Attributes:
+        sources: the runs to read.
+        storage_options: fsspec's options for them.
+        wanted: the columns of the outcome.
+        cuts: sorted rows of the input at which a large block is cut into parts. The published files begin about there, so that
+            each is made from parts with few other rows.
+    """
 
     sources: tuple[Source, ...]
     storage_options: Mapping[str, Any]
     wanted: pa.Schema
+    cuts: np.ndarray
 
 
 class Copier:
@@ -203,7 +214,7 @@ class Copier:
 
     def __init__(self, job: CopyJob, *, after_a_death: bool = False) -> None:  # noqa: ARG002 - Ray's signature
         self._read = SourceReader(job.sources, job.storage_options)
-        self._wanted = job.wanted
+        self._wanted, self._cuts = job.wanted, job.cuts
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """The rows of one range."""
@@ -213,4 +224,7 @@ class Copier:
         spent = {"fetch": (time.perf_counter() - began) / max(1, rows), "decode": 0.0, "predict": 0.0}
         each = {f"{name}_seconds": spent[name] for name in schema.TIMINGS}
         columns = [{name: table[name] for name in table.column_names} for table in found]
-        return pa.concat_tables([with_schema(one, each, self._wanted) for one in columns])
+        outcomes = pa.concat_tables([with_schema(one, each, self._wanted) for one in columns])
+        parts = np.searchsorted(self._cuts, outcomes["row"].to_numpy(), side="right")
+        worthwhile = outcomes.num_rows >= _LEAST_OF_PART * len(np.unique(parts))
+        return outcomes.append_column(schema.PART, pa.array(parts if worthwhile else np.zeros_like(parts)))

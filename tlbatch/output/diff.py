@@ -20,7 +20,7 @@ from tlbatch import schema
 from tlbatch.config import Spec
 from tlbatch.errors import TRANSIENT_KINDS, ErrorKind
 from tlbatch.output.commit import RunInput
-from tlbatch.output.ranges import pieces_of, read_in_ranges
+from tlbatch.output.ranges import numbered_pieces, pieces_of, read_in_ranges
 from tlbatch.output.run import OutputState, Run, read_report
 from tlbatch.output.snapshot import UriSet, current_in_range
 from tlbatch.output.store_check import StoreCheck
@@ -100,7 +100,7 @@ def diff_with_table(listed: RunInput, state: OutputState, rule: StalenessRule, s
             found.add(objects, _known(of_runs, marks), last, away, listed.check)
         return found
 
-    found = read_in_ranges(lambda: [_numbered_pieces(store), *_pieces_of_runs(runs)], compare)
+    found = read_in_ranges(lambda: [numbered_pieces(pieces_of(store)), *_pieces_of_runs(runs)], compare)
     removed = found.removed.sort_by("key")
     counts = dict(zip(KINDS, [*found.counts.tolist(), removed.num_rows], strict=True))
     listed = replace(listed, left=_by_folder(removed["key"]), rows=_rows(runs, found, removed["uri"]))
@@ -256,13 +256,6 @@ class _RunMarks(NamedTuple):
         retry = self.retry.holds(objects["uri"]) | (self.archived.holds(objects["uri"]) & ~shown)
         objects = objects.append_column("stale", pa.array(np.full(objects.num_rows, self.stale)))
         return objects.append_column("retry", pa.array(retry))
-
-
-def _numbered_pieces(store: pa.Table) -> Iterator[pa.Table]:
-    start = 0
-    for piece in pieces_of(store):
-        yield piece.append_column("row", pa.array(np.arange(start, start + piece.num_rows)))
-        start += piece.num_rows
 
 
 def _pieces_of_runs(runs: Sequence[Run]) -> list[Iterator[pa.Table]]:

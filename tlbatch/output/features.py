@@ -8,27 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import IO, Any, NamedTuple, NoReturn, cast
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from tlbatch import schema
 from tlbatch.errors import CountsError, OutputError
 from tlbatch.output.documents import PublishedFile, ReportDocument, RunDocument
+from tlbatch.output.ranges import numbered_pieces, pieces_of, read_in_ranges
 from tlbatch.output.run import OutputState, Run, read_output, read_report, read_sealed
-from tlbatch.output.snapshot import SnapshotRun, UriSet, current_runs
-from tlbatch.output.table import FileRange, file_ranges
+from tlbatch.output.snapshot import SnapshotRun, UriSet
+from tlbatch.output.table import FileRange, current_runs, file_ranges
 from tlbatch.schema import IMAGE, from_parquet, sha256
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import resolve
+from tlbatch.storage.temporary_rows import checked_copy, stored_table
 
-#: Number of files read at the same time; each may be 256 MiB.
-_FILES_AT_ONCE = 2
+#: Files that are fetched at the same time, each up to 256 MiB on the disk; rows, and bytes of a column, in memory at a time.
+_FILES_AT_ONCE, _VECTORS_AT_ONCE, _BUFFER = 2, 4_096, 1 << 20
 #: Two rows with equal values in these columns are the same version of the same object.
 _IDENTITY = ["uri", "key", "etag"]
 
@@ -72,10 +76,13 @@ class FeatureRun:
             )
 
     def vectors(self, rows: np.ndarray | None = None) -> Iterator[pa.Table]:
-        """uri, key, etag and features (fixed-size lists) of every image, one table per file.
+        """The columns of the features table of every image, some thousand rows at a time, and at least one table per file.
 
         Args:
             rows: sorted manifest rows; only files that hold at least one of them are read. None reads all files.
+
+        Raises:
+            CountsError: a file differs from its recorded digest.
         """
         ranges = self.ranges()
         if rows is not None:
@@ -83,9 +90,22 @@ class FeatureRun:
         names = [(name, facts) for one in ranges for name, facts in one.files.items() if _holds_features(name)]
         with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
             for start in range(0, len(names), _FILES_AT_ONCE):
-                yield from pool.map(
-                    lambda named: read_checked(self.run.location, *named), names[start : start + _FILES_AT_ONCE]
-                )
+                with ExitStack() as opened:
+                    copies = pool.map(lambda named: _copy(self.run, *named), names[start : start + _FILES_AT_ONCE])
+                    for copy in [opened.enter_context(one) for one in copies]:
+                        yield from _vectors(copy)
+
+
+def _copy(run: Run, name: str, facts: PublishedFile) -> IO[bytes]:
+    return checked_copy(run.location.join(*name.split("/")), facts["sha256"]) or _raise_damaged(run.location, name)
+
+
+def _vectors(copy: IO[bytes]) -> Iterator[pa.Table]:
+    file = pq.ParquetFile(copy, buffer_size=_BUFFER)
+    if not file.metadata.num_rows:
+        yield file.schema_arrow.empty_table()
+    for batch in file.iter_batches(_VECTORS_AT_ONCE, use_threads=False):
+        yield pa.Table.from_batches([batch])
 
 
 class FeatureMatch(NamedTuple):
@@ -138,19 +158,32 @@ class FeatureTable:
     def _sorted(self) -> tuple[pa.Table, list[np.ndarray]]:
         if len(self.runs) == 1:
             return self.newest.manifest, [np.arange(self.newest.manifest.num_rows)]
-        current = [one.snapshot_run.is_current(one.run.manifest) for one in self.runs]
-        parts = [one.run.manifest.filter(pa.array(mask)) for one, mask in zip(self.runs, current, strict=True)]
-        whole = pa.concat_tables(parts)
+        targets = [np.full(one.run.facts["objects"], -1) for one in self.runs]
+
+        def in_order(ranges: Iterator[list[pa.Table]]) -> pa.Table:
+            return stored_table(_sorted_by_key(ranges, targets), schema.MANIFEST_SCHEMA)
+
+        return read_in_ranges(lambda: [_current_pieces(one) for one in self.runs], in_order, by="key"), targets
+
+
+def _current_pieces(source: FeatureRun) -> Iterator[pa.Table]:
+    """The manifest rows of a run that belong to the table, each with its number in a column `row`."""
+    return map(source.snapshot_run.current_rows, numbered_pieces(source.run.manifest_pieces()))
+
+
+def _sorted_by_key(ranges: Iterator[list[pa.Table]], targets: Sequence[np.ndarray]) -> Iterator[pa.Table]:
+    """The rows of several runs in one order; `targets` gets the place of each row of each run."""
+    start = 0
+    for tables in ranges:
+        whole = pa.concat_tables(tables)
         order = pc.sort_indices(whole["key"])
-        positions = np.empty(whole.num_rows, np.int64)
-        positions[order.to_numpy()] = np.arange(whole.num_rows)
-        targets, start = [], 0
-        for mask in current:
-            target = np.full(len(mask), -1)
-            target[mask] = positions[start : start + int(mask.sum())]
-            start += int(mask.sum())
-            targets.append(target)
-        return whole.take(order).combine_chunks(), targets
+        places = np.empty(whole.num_rows, np.int64)
+        places[order.to_numpy()] = np.arange(start, start + whole.num_rows)
+        ends = np.cumsum([table.num_rows for table in tables])[:-1]
+        for target, table, own in zip(targets, tables, np.split(places, ends), strict=True):
+            target[table["row"].to_numpy()] = own
+        yield whole.drop_columns(["row"]).take(order)
+        start += whole.num_rows
 
 
 def features_kind(run: Run) -> tuple[str, str]:
@@ -230,25 +263,45 @@ def match_stored_features(runs: Sequence[FeatureRun], rows: pa.Table) -> list[Fe
     Returns:
         One match for each run that has features of some of the objects.
     """
-    found = []
-    left = rows.select(["row", *_IDENTITY])
-    for source in runs:
-        stored = source.run.manifest.select(_IDENTITY)
-        stored = stored.append_column("stored", pa.array(np.arange(stored.num_rows)))
-        if source.report["failed_transient"]:
-            errors = _errors_of(source)
-            stored = stored.filter(pc.invert(pc.is_in(stored["uri"], errors["uri"].filter(errors["transient"]))))
-        stored = stored.group_by(_IDENTITY, use_threads=False).aggregate([("stored", "min")])
-        both = left.join(stored, ["uri", "key"], join_type="inner", right_suffix="_stored")
-        both = both.filter(pc.fill_null(schema.same_version(both["etag_stored"], both["etag"]), False))
-        if not both.num_rows:
-            continue
-        target = np.full(source.run.manifest.num_rows, -1)
-        target[both["stored_min"].to_numpy()] = both["row"].to_numpy()
-        taken = target[target >= 0]
-        left = left.filter(pa.array(~np.isin(left["row"].to_numpy(), taken)))
-        found.append(FeatureMatch(source, target))
-    return found
+    wanted = rows.select(["row", *_IDENTITY])
+    failed = [_failed_for_now(source) for source in runs]
+
+    def match(ranges: Iterator[list[pa.Table]]) -> dict[int, np.ndarray]:
+        targets: dict[int, np.ndarray] = {}
+        for left, *stored in ranges:
+            for number, table in enumerate(stored):
+                found = _same_versions(left, table, failed[number])
+                if found.num_rows:
+                    if number not in targets:
+                        targets[number] = np.full(runs[number].run.facts["objects"], -1)
+                    places = found["row_stored"].to_numpy()
+                    targets[number][places] = found["row"].to_numpy()
+                    taken = pa.array(targets[number][places])
+                    left = left.filter(pc.invert(pc.is_in(left["row"], taken)))  # noqa: PLW2901 - what no newer run has
+        return targets
+
+    def sources() -> list[Iterator[pa.Table]]:
+        return [pieces_of(wanted), *(numbered_pieces(source.run.manifest_pieces(_IDENTITY)) for source in runs)]
+
+    targets = read_in_ranges(sources, match)
+    return [FeatureMatch(runs[number], targets[number]) for number in sorted(targets)]
+
+
+def _failed_for_now(source: FeatureRun) -> UriSet:
+    """The objects of a run with images that failed for a reason that may have passed."""
+    if not source.report["failed_transient"]:
+        return UriSet()
+    errors = _errors_of(source)
+    return UriSet([errors["uri"].filter(errors["transient"])])
+
+
+def _same_versions(left: pa.Table, stored: pa.Table, failed: UriSet) -> pa.Table:
+    """The rows of two tables in which both have the same version of an object, side by side in `row` and `row_stored`."""
+    stored = stored.filter(pc.is_in(stored["uri"], left["uri"]))
+    stored = stored.filter(pa.array(~failed.holds(stored["uri"])))
+    first = stored.group_by(_IDENTITY, use_threads=False).aggregate([("row", "min")]).rename_columns({"row_min": "row"})
+    both = left.join(first, ["uri", "key"], join_type="inner", right_suffix="_stored", use_threads=False)
+    return both.filter(pc.fill_null(schema.same_version(both["etag_stored"], both["etag"]), False))
 
 
 def _errors_of(source: FeatureRun) -> pa.Table:
@@ -269,9 +322,11 @@ def _holds_features(name: str) -> bool:
 def read_checked(run: Location, name: str, facts: PublishedFile) -> pa.Table:
     """Read a published file of a run; raises CountsError if its digest differs from the recorded one."""
     data = run.join(*name.split("/")).read()
-    if sha256(data) != facts["sha256"]:
-        raise CountsError(f"{run.url}/{name} differs from its recorded sha256. Run `tlbatch verify` for details.")
-    return from_parquet(data)
+    return from_parquet(data) if sha256(data) == facts["sha256"] else _raise_damaged(run, name)
+
+
+def _raise_damaged(run: Location, name: str) -> NoReturn:
+    raise CountsError(f"{run.url}/{name} differs from its recorded sha256. Run `tlbatch verify` for details.")
 
 
 def matrix(features: pa.ChunkedArray) -> np.ndarray:
@@ -415,8 +470,11 @@ def _look_up(source: FeatureRun, uris: pa.Array, keys: pa.Array) -> pa.Table:
     def wanted(table: pa.Table) -> pa.ChunkedArray:
         return pc.or_(pc.is_in(table["uri"], uris), pc.is_in(table["key"], keys))
 
-    manifest = source.run.manifest
-    rows = np.flatnonzero(pc.or_(wanted(manifest), pc.not_equal(manifest["format"], IMAGE)).to_numpy())
-    tables = list(source.vectors(rows if len(rows) else np.array([0])))
-    found = pa.concat_tables(table.filter(wanted(table)).select(["uri", "key", "features"]) for table in tables)
+    manifest = pa.concat_tables(
+        piece.filter(pc.or_(wanted(piece), pc.not_equal(piece["format"], IMAGE)))
+        for piece in numbered_pieces(source.run.manifest_pieces(["uri", "key", "format"]))
+    )
+    rows = manifest["row"].to_numpy()
+    vectors = source.vectors(rows if len(rows) else np.array([0]))
+    found = pa.concat_tables(table.filter(wanted(table)).select(["uri", "key", "features"]) for table in vectors)
     return source.snapshot_run.current_rows(found)

@@ -19,19 +19,23 @@ import pyarrow.compute as pc
 from tlbatch.errors import CountsError
 from tlbatch.output.documents import Receipt
 from tlbatch.output.receipts import receipt_name
-from tlbatch.schema import IMAGES, PART_SUFFIX, PASSED, TABLE, TIMINGS, seal, sha256, to_parquet
+from tlbatch.schema import IMAGES, PART, PART_SUFFIX, PASSED, TABLE, TIMINGS, seal, sha256, to_parquet
 from tlbatch.storage.location import Location
 
 
 def stage_parts(staged: Sequence[Location], rows: pa.Table) -> list[Receipt]:
-    """Stage rows as one part for each run; returns the receipts.
+    """Stage rows as one part for each run; returns the receipts, of each part one for each run.
 
     Args:
         staged: the runs' folders of parts. If there are several, a column `table` of the rows says which run a row is for.
-        rows: of `schema.outcome_schema`; without rows nothing is staged.
+        rows: of `schema.outcome_schema`; without rows nothing is staged. With a column `part`, the rows of each of its values
+            are staged by themselves.
     """
     if not rows.num_rows:
         return []
+    if PART in rows.column_names:
+        parts, rows = rows[PART], rows.drop_columns([PART])
+        return [receipt for part in pc.unique(parts) for receipt in stage_parts(staged, rows.filter(pc.equal(parts, part)))]
     if len(staged) == 1:
         return [stage_part(staged[0], rows)]
     receipts = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import threading
@@ -25,7 +26,7 @@ _HISTORY = 240
 #: Called every 2 seconds with the numbers of `progress.json`.
 Watcher = Callable[[Mapping[str, Any]], None]
 
-#: Called with what a worker staged: one receipt for each run of the pass, in their order.
+#: Called with what a worker staged: of each part one receipt for each run of the pass, in their order.
 Staged = Callable[[Sequence[Receipt]], None]
 
 
@@ -70,10 +71,11 @@ class _Progress:
         self._began = time.monotonic()
 
     def staged(self, receipts: Sequence[Receipt]) -> None:
-        """Count what a worker staged."""
-        for receipt, group in zip(receipts, self._groups, strict=True):
+        """Count what a worker staged: of each part one receipt for each run."""
+        for receipt, group in zip(receipts, itertools.cycle(self._groups), strict=False):
             group.add(receipt)
-        self._now = self._now.plus(receipts[0])
+        for receipt in receipts[:: len(self._groups)]:
+            self._now = self._now.plus(receipt)
 
     def write_groups(self) -> None:
         """Write the receipts that are in no group yet."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 import secrets
@@ -21,15 +20,14 @@ from tlbatch.errors import CountsError, LeaseHeldError, OutputError
 from tlbatch.output.documents import PointerEntry, ReportDocument, RunDocument
 from tlbatch.schema import from_parquet, seal, sha256, to_parquet, unseal
 from tlbatch.storage.location import Location, is_leftover
-from tlbatch.storage.range_file import open_range_file
 from tlbatch.storage.resolve import resolve
-from tlbatch.storage.temporary_rows import stored_table, temporary_file
+from tlbatch.storage.temporary_rows import checked_copy, full_disk_is_said, stored_table, temporary_file
 
 #: Small objects (run documents, receipts, parts) that are read at once: a remote store is waited for, not this machine.
 READS_AT_ONCE = 32
 
-#: Bytes of a manifest that are read at a time; a larger one is not in memory as a whole while it is written.
-_PIECE, _LARGE = 8 << 20, 128 << 20
+#: Bytes of a manifest that is not in memory as a whole while it is written.
+_LARGE = 128 << 20
 
 #: The most keys of `bounds` in `run.json`.
 _MOST_BOUNDS = 256
@@ -77,18 +75,10 @@ class Run:
             FileNotFoundError: it is missing.
             CountsError: it is not the one that `run.json` records.
         """
-        location = self.location.join(schema.MANIFEST)
-        info = location.info()
-        if info is None:
-            raise FileNotFoundError(location.url)
-        digest = hashlib.sha256()
-        with temporary_file() as copy:  # a second download might give other bytes than those that were checked
-            with open_range_file(location, info.size) as whole:
-                while piece := whole.read(_PIECE):
-                    digest.update(piece)
-                    copy.write(piece)
-            if digest.hexdigest() != self.facts["manifest_sha256"]:
-                raise CountsError(f"The manifest of run {self.run_id} differs from its recorded sha256; do not trust this run.")
+        copy = checked_copy(self.location.join(schema.MANIFEST), self.facts["manifest_sha256"])
+        if copy is None:
+            raise CountsError(f"The manifest of run {self.run_id} differs from its recorded sha256; do not trust this run.")
+        with copy:
             yield schema.MANIFEST_SCHEMA.empty_table().select(columns)
             for batch in pq.ParquetFile(copy).iter_batches(schema.ROWS_OF_GROUP, columns=columns, use_threads=False):
                 yield pa.Table.from_batches([batch])
@@ -378,7 +368,8 @@ def begin_run(
 def _write_manifest(location: Location, manifest: pa.Table) -> str:
     """Write a manifest, which as a file is in memory only piece by piece; returns its sha256."""
     with temporary_file() as file:
-        schema.write_parquet(manifest, file)
+        with full_disk_is_said(f"a manifest of {manifest.num_rows:,} objects does not fit"):
+            schema.write_parquet(manifest, file)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             digest = sha256(data)
             location.write(data if len(data) > _LARGE else data[:])

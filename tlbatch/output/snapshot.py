@@ -40,12 +40,14 @@ class UriSet:
 
     def holds(self, uris: pa.ChunkedArray) -> np.ndarray:
         """(n,) bool: which uris are in the set. Fast where they are near each other, as the rows of a sorted table are."""
-        found = np.zeros(len(uris), bool)
         ends = pc.min_max(uris).as_py()
+        near = list[pa.Array]()
         for column in self._sorted if len(uris) else ():
             first, last = bisect_left(column, ends["min"], key=_as_text), bisect_right(column, ends["max"], key=_as_text)
-            if first < last:
-                found |= pc.is_in(uris.cast(pa.large_string()), column.slice(first, last - first)).to_numpy()
+            near += [column.slice(first, last - first)] if first < last else []
+        if not near:
+            return np.zeros(len(uris), bool)
+        found: np.ndarray = pc.is_in(uris.cast(pa.large_string()), pa.chunked_array(near)).to_numpy()
         return found
 
 
@@ -93,8 +95,3 @@ def current_in_range(rows: Sequence[pa.Table], listed: Sequence[pa.Table], remov
         found.append(own.filter(pc.invert(hidden)) if hidden else own)
         superseded += [chunk for table in newer for chunk in table["uri"].chunks]
     return found
-
-
-def current_runs(runs: Sequence[Run]) -> list[SnapshotRun]:
-    """The runs of a table that have any current rows, the newest first."""
-    return [one for one in snapshot(runs) if one.current_rows(one.run.manifest).num_rows]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -12,12 +14,13 @@ import pyarrow.parquet as pq
 from tlbatch import schema
 from tlbatch.errors import OutputError
 from tlbatch.output.documents import PublishedFile
-from tlbatch.output.ranges import pieces_of
+from tlbatch.output.filters import Filters, columns_of, expression_of, matching_groups, matching_rows
+from tlbatch.output.ranges import iterate_ranges, pieces_of
 from tlbatch.output.run import Run, read_table_runs
-from tlbatch.output.snapshot import UriSet, current_in_range, snapshot
+from tlbatch.output.snapshot import SnapshotRun, UriSet, current_in_range, snapshot
 from tlbatch.schema import from_parquet
 from tlbatch.storage.location import Location
-from tlbatch.storage.range_file import open_range_file
+from tlbatch.storage.range_file import RangeFile, open_range_file
 from tlbatch.storage.resolve import resolve
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 #: Sources of one run in `sources_of_table`.
 SOURCES = 3
+_COLUMNS = {"predictions": schema.PREDICTIONS, "errors": schema.ERRORS}
 
 
 class FileRange(NamedTuple):
@@ -83,10 +87,48 @@ def require_published(location: Location) -> list[Run]:
     return found
 
 
-def read_published(output: str, folder: str, columns: Sequence[str] | None, options: Mapping[str, Any] | None) -> pa.Table:
-    """One table of an output, `predictions`, `errors` or `features`, with the requested columns."""
-    table = read_table(require_published(resolve(output, options)), folder, _with_names(columns))
+def read_published(
+    output: str,
+    folder: str,
+    columns: Sequence[str] | None,
+    options: Mapping[str, Any] | None,
+    filters: Filters | None = None,
+) -> pa.Table:
+    """One table of an output, `predictions` or `errors`, with the requested columns and the rows that filters select."""
+    runs, where = require_published(resolve(output, options)), where_of(filters, folder)
+    if where is None:
+        table = read_table(runs, folder, _with_names(columns))
+    else:
+        names = _with_names(columns) or _COLUMNS[folder].names
+        table = pa.concat_tables([_COLUMNS[folder].empty_table().select(names), *read_groups(runs, folder, names, where)])
     return table if columns is None else table.select(list(columns))
+
+
+def read_batches(
+    runs: Sequence[Run], folder: str, columns: Sequence[str] | None, filters: Filters | None
+) -> Iterator[pa.RecordBatch]:
+    """The current rows of one table of an output in the order of their uris, at most 65,536 at a time.
+
+    Args:
+        runs: the runs that make up the output, the oldest first.
+        folder: `predictions` or `errors`.
+        columns: the columns to read; None reads all columns.
+        filters: which of the current rows are wanted.
+    """
+    where = where_of(filters, folder)
+    names = _COLUMNS[folder].names if columns is None else list(columns)
+
+    def sources() -> list[Iterator[pa.Table]]:
+        return sources_of_table(runs, folder, list(dict.fromkeys([*names, "uri"])), where)
+
+    ranges = iterate_ranges(sources, lambda: sources_of_table(runs, folder, ["uri"]))
+    tables = (schema.sort_rows(current_of(rows), "uri").select(names) for rows in ranges)
+    return (batch for rows in tables for batch in rows.to_batches() if batch.num_rows)
+
+
+def where_of(filters: Filters | None, folder: str) -> pc.Expression | None:
+    """The filters of a reader of `predictions` or `errors`; raises ConfigError if they do not fit its columns."""
+    return expression_of(filters, _COLUMNS[folder])
 
 
 def _with_names(columns: Sequence[str] | None) -> list[str] | None:
@@ -115,10 +157,14 @@ def _read_rows(data: bytes, columns: Sequence[str] | None) -> pa.Table:
     """The rows of a published file; `index` is null in a file that is older than this column."""
     lacks_index = schema.INDEX not in pq.read_schema(pa.BufferReader(data)).names
     wanted = None if columns is None else [name for name in columns if not (lacks_index and name == schema.INDEX)]
-    table = from_parquet(data, wanted)
-    if lacks_index and (columns is None or schema.INDEX in columns):
-        table = table.append_column(schema.INDEX, pa.nulls(table.num_rows, pa.int32()))
-    return table
+    return _with_index(from_parquet(data, wanted), columns)
+
+
+def _with_index(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+    """A table with nulls in the column `index` if it is wanted and the table is older than it."""
+    if schema.INDEX in table.column_names or not (columns is None or schema.INDEX in columns):
+        return table
+    return table.append_column(schema.INDEX, pa.nulls(table.num_rows, pa.int32()))
 
 
 def current_parts(runs: Sequence[Run], folder: str) -> list[tuple[Location, UriSet]]:
@@ -127,37 +173,73 @@ def current_parts(runs: Sequence[Run], folder: str) -> list[tuple[Location, UriS
     return found[::-1]
 
 
-def read_part(part: Location, superseded: UriSet, columns: Sequence[str] | None) -> pa.Table:
-    """The current rows of a file from `current_parts`."""
-    table = _read_rows(part.read(), _with_names(columns))
+def read_part(
+    part: Location, superseded: UriSet, columns: Sequence[str] | None, where: pc.Expression | None = None
+) -> pa.Table:
+    """The current rows of a file from `current_parts`, of which an expression selects some; without columns it selects all."""
+    table = _read_rows(part.read(), _with_names(columns) if where is None else None)
     table = table.filter(pa.array(~superseded.holds(table["uri"])))
+    table = table if where is None else matching_rows(table, where)
     return table if columns is None else table.select(list(columns))
 
 
-def read_groups(runs: Sequence[Run], folder: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+def read_groups(
+    runs: Sequence[Run], folder: str, columns: Sequence[str], where: pc.Expression | None = None
+) -> Iterator[pa.Table]:
     """The current rows of one table of an output, in batches of at most 65,536 rows, the oldest run first.
 
-    Memory use does not depend on the size of the table: one batch and the uris of newer runs are in memory at a time. `columns`
-    must include `uri`.
+    Memory use does not depend on the size of the table: one batch and the uris of newer runs are in memory at a time.
+
+    Args:
+        runs: the runs that make up the output, the oldest first.
+        folder: `predictions`, `errors` or `features`.
+        columns: must include `uri`.
+        where: which of the current rows are wanted.
     """
     for one in reversed(list(snapshot(runs))):
-        for part in _parts(one.run.location, folder):
-            yield from (one.current_rows(rows) for rows in _row_groups(part, columns))
+        yield from map(one.current_rows, _pieces_of_parts(one.run, folder, columns, where))
 
 
-def sources_of_table(runs: Sequence[Run], folder: str, columns: Sequence[str]) -> list[Iterator[pa.Table]]:
+def read_groups_beside(
+    runs: Sequence[Run], earlier: Sequence[Run], folder: str, columns: Sequence[str]
+) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """The current rows of two tables, each as `read_groups` gives them, a batch of each at a time.
+
+    If the second table is what the first one was before its newest runs, every file is read once.
+
+    Args:
+        runs: the runs that make up the first table, the oldest first.
+        earlier: the runs that make up the second one.
+        folder: `predictions`, `errors` or `features`.
+        columns: must include `uri`.
+    """
+    if [run.run_id for run in earlier] != [run.run_id for run in runs[: len(earlier)]]:
+        yield from ((rows, rows.slice(0, 0)) for rows in read_groups(runs, folder, columns))
+        yield from ((rows.slice(0, 0), rows) for rows in read_groups(earlier, folder, columns))
+        return
+    for now, before in itertools.zip_longest(*(reversed(list(snapshot(table))) for table in (runs, earlier))):
+        for part in _parts(now.run.location, folder):
+            for rows in _row_groups(part, columns):
+                yield now.current_rows(rows), before.current_rows(rows) if before else rows.slice(0, 0)
+
+
+def sources_of_table(
+    runs: Sequence[Run], folder: str, columns: Sequence[str], where: pc.Expression | None = None
+) -> list[Iterator[pa.Table]]:
     """The rows of one table of an output, for `read_in_ranges`; `current_of` makes the rows of a range out of what comes.
 
     Args:
         runs: the runs that make up the output, the oldest first.
         folder: `predictions`, `errors` or `features`.
         columns: must include `uri`.
+        where: which rows are wanted. What hides rows of older runs is taken from manifests, so a hidden row stays hidden if
+            the row that hides it is not wanted.
     """
     found: list[Iterator[pa.Table]] = []
     for run in reversed(runs):
         hides = run is not runs[0]  # the oldest run hides nothing
         listed = run.manifest_pieces(["uri"]) if hides else pieces_of(schema.REMOVED_SCHEMA.empty_table())
-        found += [_pieces_of_parts(run, folder, columns), listed, pieces_of(run.removed)]
+        found += [_pieces_of_parts(run, folder, columns, where), listed, pieces_of(run.removed)]
     return found
 
 
@@ -166,9 +248,28 @@ def current_of(rows: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables(current_in_range(rows[::SOURCES], rows[1::SOURCES], rows[2::SOURCES]))
 
 
-def _pieces_of_parts(run: Run, folder: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+def _pieces_of_parts(run: Run, folder: str, columns: Sequence[str], where: pc.Expression | None = None) -> Iterator[pa.Table]:
     for part in _parts(run.location, folder):
-        yield from (rows.select(list(columns)) for rows in _row_groups(part, columns))
+        groups = _row_groups(part, columns) if where is None else _wanted_rows(part, columns, where, _COLUMNS[folder])
+        yield from (rows.select(list(columns)) for rows in groups)
+
+
+def _wanted_rows(part: Location, columns: Sequence[str], where: pc.Expression, whole: pa.Schema) -> Iterator[pa.Table]:
+    """The rows that an expression selects; row groups that cannot have any are not read."""
+    file, source = _open(part)
+    names = list(dict.fromkeys([*columns, *columns_of(where, whole)]))
+    yield whole.empty_table()
+    for number in matching_groups(source, where, whole):
+        yield matching_rows(_read_group(file, number, names), where)
+
+
+def current_runs(runs: Sequence[Run]) -> list[SnapshotRun]:
+    """The runs of a table that have any current rows, the newest first."""
+
+    def has_any(one: SnapshotRun) -> bool:
+        return any(one.is_current(rows).any() for rows in _row_groups(one.run.location.join(schema.MANIFEST), ["uri"]))
+
+    return list(filter(has_any, snapshot(runs)))
 
 
 def read_manifest_rows(runs: Sequence[Run], uris: pa.Array) -> pa.Table:
@@ -189,11 +290,46 @@ def _parts(run: Location, folder: str) -> list[Location]:
 
 
 def _row_groups(part: Location, columns: Sequence[str]) -> Iterator[pa.Table]:
+    file, _ = _open(part)
+    if not file.num_row_groups:
+        yield _with_index(file.schema_arrow.empty_table(), columns).select(list(columns))
+    for number in range(file.num_row_groups):
+        yield _read_group(file, number, columns)
+
+
+def _read_group(file: pq.ParquetFile, number: int, columns: Sequence[str]) -> pa.Table:
+    return _with_index(file.read_row_group(number, columns=list(columns), use_threads=False), columns)
+
+
+def _open(part: Location) -> tuple[pq.ParquetFile, RangeFile]:
     info = part.info()
     if info is None:
         raise OutputError(f"{part.url} is missing. Run `tlbatch verify` for details.")
-    file = pq.ParquetFile(open_range_file(part, info.size))
-    if not file.num_row_groups:
-        yield file.schema_arrow.empty_table().select(list(columns))
-    for number in range(file.num_row_groups):
-        yield file.read_row_group(number, columns=list(columns), use_threads=False)
+    source = open_range_file(part, info.size)
+    return pq.ParquetFile(source), source
+
+
+def count_rows(run: Run, folder: str) -> int:
+    """How many rows the files of one table of a run have, superseded ones included."""
+    return sum(_open(part)[0].metadata.num_rows for part in _parts(run.location, folder))
+
+
+def read_rows(runs: Sequence[Run], folder: str, columns: Sequence[str], rows: np.ndarray) -> pa.Table:
+    """Some rows of one table of an output; row groups without one of them are not read.
+
+    Args:
+        runs: the runs that make up the output, the oldest first.
+        folder: `predictions`, `errors` or `features`.
+        columns: the columns to read.
+        rows: (n,) int, sorted: the place of each wanted row among all rows of the runs, superseded ones included.
+    """
+    found, start = list[pa.Table](), 0
+    for file, _ in (_open(part) for run in runs for part in _parts(run.location, folder)):
+        found.append(file.schema_arrow.empty_table().select(list(columns)))
+        for number in range(file.num_row_groups):
+            end = start + file.metadata.row_group(number).num_rows
+            own = rows[np.searchsorted(rows, start) : np.searchsorted(rows, end)] - start
+            if len(own):
+                found.append(file.read_row_group(number, columns=list(columns), use_threads=False).take(own))
+            start = end
+    return pa.concat_tables(found)

@@ -137,10 +137,17 @@ class _Comparison:
 
     def indices(self) -> dict[str, float]:
         """Population stability indices of scores and labels."""
-        first, second = (np.concatenate([np.array([], np.float32), *scores]) for scores in self._scores)
+        first, second = map(_joined, self._scores)
         names = sorted(self.labels[0] | self.labels[1])
         shares = [np.array([labels[name] / max(1, labels.total()) for name in names]) for labels in self.labels]
         return {"psi_scores": stability_index(first, second), "psi_labels": index_of_shares(*shares)}
+
+
+def _joined(scores: list[np.ndarray]) -> np.ndarray:
+    """The scores of all ranges, which are taken out of the list: both together would be the largest that a comparison holds."""
+    whole = np.concatenate([np.array([], np.float32), *scores])
+    scores.clear()
+    return whole
 
 
 def _side_by_side(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:

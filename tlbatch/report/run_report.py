@@ -115,11 +115,9 @@ class _PageFacts(NamedTuple):
     def of(cls, state: OutputState, runs: Sequence[Run], config: ReportConfig) -> _PageFacts:
         run = runs[-1]
         classified = bool(run.facts["spec"]["predictions"])
-        now = summarize(runs, predictions=classified, threshold=_threshold(run))
         previous = state.previous(run) if classified else None
-        before = None
-        if previous is not None:
-            before = summarize(state.table_after(previous), predictions=True, pictures=False)
+        earlier = state.table_after(previous) if previous else []
+        now, before = summarize(runs, earlier, predictions=classified, threshold=_threshold(run))
         report = read_report(run)
         diagnostics = None
         if config.labels is not None:
@@ -130,8 +128,8 @@ class _PageFacts(NamedTuple):
             pictures = load_thumbnails(runs, names, config.storage_options, side=_SIDE, shard_bytes=_SHARD_BYTES)
         except (OSError, StoreUnavailableError) as error:  # the rest of the page does not need the images
             unread = f"No images are shown, because they cannot be read: {error}"
-        verdict = judge_run(report, now.side, before.side if before else None)
-        return cls(runs, report, verdict, now, before, diagnostics, config.split, pictures, unread)
+        verdict = judge_run(report, now.side, before.side if previous else None)
+        return cls(runs, report, verdict, now, before if previous else None, diagnostics, config.split, pictures, unread)
 
     def page(self) -> bytes:
         run = self.runs[-1]

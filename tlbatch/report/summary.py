@@ -1,4 +1,4 @@
-"""A table, read once in pieces -> counts of labels, scores and errors, and a few sample images per label.
+"""A table and the one before, read once in pieces -> counts of labels, scores and errors, and a few sample images per label.
 
 Memory is bounded by the number of labels, not by the number of images.
 """
@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlbatch.output.publish import count_values
 from tlbatch.output.run import Run
-from tlbatch.output.table import read_groups
+from tlbatch.output.table import read_groups_beside
 from tlbatch.report.evaluate import gives_many_labels
 from tlbatch.report.verdict import Side
 from tlbatch.schema import to_frame
@@ -60,32 +61,46 @@ class TableSummary:
         """The counts that `judge_run` compares with another table."""
         return Side(dict(self.labels), self.scores.tolist(), self.errors.total())
 
+    def add_errors(self, rows: pa.Table) -> None:
+        """Count rows of the errors table."""
+        if rows.num_rows:
+            self.errors.update(count_values(rows["kind"]))
+            self.examples = _appended(self.examples, to_frame(rows)).groupby("kind", sort=False).head(_EXAMPLES)
 
-def summarize(runs: Sequence[Run], *, predictions: bool, threshold: float | None = None, pictures: bool = True) -> TableSummary:
-    """Read a table and summarize it.
+    def add_images(self, rows: pa.Table, *, many: bool) -> None:
+        """Count rows of the predictions table, whose images may have many labels."""
+        if rows.num_rows:
+            self.images += rows.num_rows
+            self.abstained += pc.sum(rows["abstained"]).as_py()
+            self.labels.update(count_values(pc.list_flatten(rows["top_labels"]) if many else rows["label"]))
+            scores = rows["score"].to_numpy().clip(0, 1)  # a rounded softmax can be 1.0000001
+            self.scores += np.histogram(scores, self.edges)[0]
+
+
+def summarize(
+    runs: Sequence[Run], earlier: Sequence[Run] = (), *, predictions: bool, threshold: float | None = None
+) -> tuple[TableSummary, TableSummary]:
+    """Read a table and summarize it, and beside it an earlier table; files that both have are read once.
 
     Args:
         runs: the runs that form the table, the oldest first.
-        predictions: whether the table has predictions; it always has errors.
+        earlier: the runs that form the earlier table, of which no sample images are chosen.
+        predictions: whether the tables have predictions; they always have errors.
         threshold: score below which the bundle abstains; None if it never abstains.
-        pictures: whether sample images are chosen.
     """
-    found = TableSummary()
-    for piece in read_groups(runs, "errors", _ERRORS):
-        found.errors.update(count_values(piece["kind"]))
-        found.examples = _appended(found.examples, to_frame(piece)).groupby("kind", sort=False).head(_EXAMPLES)
+    both = now, before = TableSummary(), TableSummary()
+    for pieces in read_groups_beside(runs, earlier, "errors", _ERRORS):
+        for found, piece in zip(both, pieces, strict=True):
+            found.add_errors(piece)
     if not predictions:
-        return found
-    many = gives_many_labels(runs)
-    for piece in read_groups(runs, "predictions", [*_COLUMNS, *(["top_labels"] if many else [])]):
-        frame = to_frame(piece)
-        found.images += len(frame)
-        found.abstained += int(frame["abstained"].sum())
-        found.labels.update(count_values(piece["label"] if not many else pc.list_flatten(piece["top_labels"])))
-        found.scores += np.histogram(frame["score"].clip(0, 1), found.edges)[0]  # a rounded softmax can be 1.0000001
-        if pictures:
-            found.shown = _sample_images(found.shown, frame, threshold)
-    return found
+        return both
+    many = [bool(table) and gives_many_labels(table) for table in (runs, earlier)]
+    for pieces in read_groups_beside(runs, earlier, "predictions", [*_COLUMNS, *(["top_labels"] if any(many) else [])]):
+        now.add_images(pieces[0], many=many[0])
+        before.add_images(pieces[1], many=many[1])
+        if pieces[0].num_rows:
+            now.shown = _sample_images(now.shown, to_frame(pieces[0]), threshold)
+    return both
 
 
 def _sample_images(shown: pd.DataFrame, frame: pd.DataFrame, threshold: float | None) -> pd.DataFrame:

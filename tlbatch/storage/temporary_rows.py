@@ -6,7 +6,9 @@ short. The file has no name, so nothing has to remove it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import mmap
 import os
 import tempfile
@@ -21,6 +23,8 @@ import pyarrow as pa
 
 from tlbatch import schema
 from tlbatch.errors import NoRoomError
+from tlbatch.storage.location import Location
+from tlbatch.storage.range_file import open_range_file
 
 #: Where large temporary files belong, unless the user says otherwise: many systems have /tmp in memory.
 _LARGE_FILES = "/var/tmp"  # noqa: S108
@@ -28,6 +32,8 @@ _LARGE_FILES = "/var/tmp"  # noqa: S108
 ROWS_IN_MEMORY = 1 << 18
 #: Small batches are put together up to this number of rows.
 _ROWS_OF_CHUNK = 8_192
+#: Bytes of a copy that are in memory.
+_PIECE = 8 << 20
 _as_text = methodcaller("as_py")
 
 
@@ -40,6 +46,52 @@ def folder_of_temporary_files() -> str:
     """Where `temporary_file` makes its files."""
     given = any(name in os.environ for name in ("TMPDIR", "TEMP", "TMP"))
     return tempfile.gettempdir() if given or not os.access(_LARGE_FILES, os.W_OK | os.X_OK) else _LARGE_FILES
+
+
+def checked_copy(location: Location, digest: str) -> IO[bytes] | None:
+    """A temporary file with the bytes of a file; None if they do not have the recorded sha256.
+
+    A second download might give other bytes than those that were checked.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        NoRoomError: the folder of temporary files is full.
+    """
+    info = location.info()
+    if info is None:
+        raise FileNotFoundError(location.url)
+    found = hashlib.sha256()
+    with contextlib.ExitStack() as opened:
+        copy = opened.enter_context(temporary_file())
+        with open_range_file(location, info.size) as whole:
+            while piece := whole.read(_PIECE):
+                found.update(piece)
+                _write_all(copy, piece, f"{location.url} has {info.size:,} bytes")
+        if found.hexdigest() != digest:
+            return None
+        opened.pop_all()
+    return copy
+
+
+@contextlib.contextmanager
+def full_disk_is_said(what: str) -> Iterator[None]:
+    """Raises NoRoomError, with a sentence about what was to be written, if the block fills the disk of temporary files."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NoRoomError(
+            f"The folder of temporary files, {folder_of_temporary_files()}, is full: {what}. Make room, or set TMPDIR to a "
+            "folder on a larger disk."
+        ) from None
+
+
+def _write_all(file: IO[bytes], data: bytes | memoryview, what: str) -> None:
+    left = memoryview(data)
+    with full_disk_is_said(what):
+        while left:
+            left = left[file.write(left) :]
 
 
 def stored_table(pieces: Iterable[pa.Table], columns: pa.Schema) -> pa.Table:
@@ -209,17 +261,7 @@ class _TemporaryFile:
         for batch in rows.combine_chunks().to_batches():
             data = memoryview(batch.serialize())
             self._ends.append(self._ends[-1] + len(data))
-            try:
-                while data:
-                    data = data[self._file.write(data) :]
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                raise NoRoomError(
-                    f"The folder of temporary files, {folder_of_temporary_files()}, is full: a listing takes "
-                    f"{self._ends[-1]:,} bytes there so far, and more is to come. Make room, or set TMPDIR to a folder on a "
-                    "larger disk."
-                ) from None
+            _write_all(self._file, data, f"a listing takes {self._ends[-1]:,} bytes so far, and more is to come")
 
     def tables(self) -> list[pa.Table]:
         """What was written, as tables whose columns lie in the file."""

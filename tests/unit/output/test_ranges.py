@@ -10,9 +10,9 @@ from support.tables import begin, manifest
 
 from tlbatch import schema
 from tlbatch.errors import CountsError
-from tlbatch.output import run as run_module
 from tlbatch.output.ranges import read_in_ranges
 from tlbatch.output.snapshot import UriSet
+from tlbatch.storage import temporary_rows
 from tlbatch.storage.resolve import resolve
 
 URIS = st.lists(st.text("abc/é", min_size=1, max_size=3), max_size=12)
@@ -66,7 +66,7 @@ def test_of_tables_in_order_only_some_pieces_are_in_memory():
 
 @pytest.mark.parametrize("piece", [100, 8 << 20])
 def test_a_manifest_is_checked_before_it_is_read(tmp_path, monkeypatch, piece):
-    monkeypatch.setattr(run_module, "_PIECE", piece)
+    monkeypatch.setattr(temporary_rows, "_PIECE", piece)
     monkeypatch.setattr(schema, "ROWS_OF_GROUP", 4)
     run = begin(resolve(str(tmp_path)))
     found = list(run.manifest_pieces())

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import chi2_contingency
 
 from tlbatch.report.drift import stability
 from tlbatch.report.verdict import BAD, DOUBTFUL, GOOD, Side, judge_run
@@ -23,6 +24,15 @@ def test_the_index_by_hand_and_the_chance_of_as_much():
     assert chance < 1e-20
     assert stability([5, 5], [5, 5]) == (0.0, 1.0)
     assert stability([5, 0], [9, 0]) == stability([0, 0], [1, 2]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("bins", [2, 3, 12])
+def test_the_chance_is_that_of_scipy(bins):
+    random = np.random.default_rng(bins)
+    for most in (3, 30, 3_000):
+        first, second = random.integers(1, most, (2, bins))
+        expected = chi2_contingency([first, second]).pvalue
+        assert stability(first, second)[1] == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_first_run_is_good_and_says_that_nothing_is_compared():
