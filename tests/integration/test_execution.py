@@ -152,7 +152,9 @@ class NoPlan:
 def test_blocks_are_cut_beside_actors_that_have_all_processors(tmp_path, monkeypatch, private):
     if not private:
         whole = ray.data.from_blocks
-        monkeypatch.setattr(ray.data, "from_blocks", lambda blocks: NoPlan(whole(blocks)) if len(blocks) < 4 else whole(blocks))
+        monkeypatch.setattr(
+            ray.data, "from_blocks", lambda blocks: NoPlan(whole(blocks)) if len(blocks) == 1 else whole(blocks)
+        )
     blocks = blocks_of_rows(pa.table({"number": range(600)}))
     list(finished_blocks(map_blocks(blocks, recording(), (tmp_path,), ActorPool(ray.cluster_resources()["CPU"], 0, 1, 1))))
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == list(range(600))

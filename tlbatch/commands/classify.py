@@ -120,7 +120,6 @@ class ClassifyWork:
     def process(self, runs: Sequence[Run], rows: pa.Table) -> WorkStats:
         """Rescore what has stored features, if that is wanted, and classify the rest; `runs` are of tables that lack rows."""
         config = self.table.config
-        require_room_to_do(rows.num_rows)
         self.start_ray()
         pinned = {table.output.url: table.bundle.pinned for table in self.tables}
         bundles = [pinned[run.location.url.removesuffix(f"/{schema.RUNS}/{run.run_id}")] for run in runs]

@@ -127,7 +127,7 @@ class ListedStore:
     def listing(self, state: OutputState) -> Listing:
         """A listing that is not older than what `state` has published."""
         if self._listing is None or self._pointers[state.output.url] != state.pointer:
-            require_room_to_list(sum(run.facts["objects"] for run in state.table))
+            require_room_to_list(max((run.facts["objects"] for run in state.table), default=0))
             self._listing = list_images(self._config, self._avoid, self._watch, self._stop, state.bounds)
             self._pointers[state.output.url] = state.pointer
         return self._listing

@@ -78,7 +78,7 @@ def read_predictions(
             iterator of `pyarrow.RecordBatch` of at most 65,536 rows in the order of their uris (as UTF-8 bytes), the images of
             a shard in the order of the shard; ray for a `ray.data.Dataset` that reads each published file where its rows are
             used. Batches are read as they are asked for, after the uris alone: a few pieces of each run are in memory. A
-            table that is not in the order of its uris, as one of a list of addresses may be, is sorted in memory.
+            table that is not in the order of its uris, as one of a list of addresses may be, is sorted first.
         filters: only these rows, as pyarrow takes them: `[("score", "<", 0.6)]`, a list of such lists of which one must hold,
             or a `pyarrow.compute.Expression`. Row groups that cannot have such rows are not read. A row that a newer run has
             replaced is not in the table, whatever the filters say of either.

@@ -28,10 +28,6 @@ _AUTOSCALER_SECONDS = 15.0
 #: Seconds after which Ray Data's loop looks at its operators while no task ends. By default it looks ten times a second, which
 #: took two hundredths of two CPUs from the model; a task that ends wakes it at once.
 _LOOP_SECONDS = 0.5
-#: Rows that one task of `blocks_of_rows` cuts; cutting takes a time that grows with their square.
-_ROWS_CUT_AT_ONCE = 256
-#: Rows that are blocks from the beginning.
-_ROWS_AT_FIRST = 64
 
 
 class ActorPool(NamedTuple):
@@ -209,24 +205,18 @@ def map_blocks(dataset: Any, actor: type, arguments: tuple[object, ...], pool: A
 
 
 def blocks_of_rows(table: pa.Table) -> Any:
-    """A Ray Dataset with a block for each row of a table, cut while the blocks are used.
+    """A Ray Dataset with a block for each row of a table, cut by a task while the blocks are used.
 
-    Ray Data would give the task that cuts a processor, which the actors have, and run many of these tasks at once.
+    Ray Data would give the task a processor, and the actors have them all.
     """
     import ray.data
 
-    starts = range(_ROWS_AT_FIRST, table.num_rows, _ROWS_CUT_AT_ONCE)
-    later = ray.data.from_blocks([table.slice(start, _ROWS_CUT_AT_ONCE) for start in starts])
-    dataset = later.repartition(target_num_rows_per_block=1)
-    first, cut = range(min(_ROWS_AT_FIRST, table.num_rows)), True
+    dataset = ray.data.from_blocks([table]).repartition(target_num_rows_per_block=1)
     try:
-        operator = dataset._logical_plan.dag
-        operator.ray_remote_args.update(num_cpus=0)
-        object.__setattr__(operator, "compute", ray.data.TaskPoolStrategy(1))
+        dataset._logical_plan.dag.ray_remote_args.update(num_cpus=0)
     except AttributeError:
-        first, cut = range(table.num_rows), False
-    at_once = ray.data.from_blocks([table.slice(row, 1) for row in first])  # nothing waits for the task to start
-    return at_once.union(dataset) if cut and starts else at_once
+        return ray.data.from_blocks([table.slice(row, 1) for row in range(table.num_rows)])
+    return dataset
 
 
 def finished_blocks(dataset: Any) -> Iterator[pa.Table]:

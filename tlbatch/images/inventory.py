@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import reduce
 from typing import IO, Any, NamedTuple, cast
@@ -32,7 +32,7 @@ from tlbatch.storage.location import EVERYTHING, LISTED, Location, WalkRules, ob
 from tlbatch.storage.range_file import open_range_file
 from tlbatch.storage.remote import RemoteLocation
 from tlbatch.storage.s3_listing import ARCHIVES
-from tlbatch.storage.temporary_rows import temporary_file
+from tlbatch.storage.temporary_rows import full_disk_is_said, temporary_file
 
 log = logging.getLogger(__name__)
 
@@ -175,18 +175,19 @@ class InventoryCheck:
 
     inventory: Inventory
     selects: Callable[[pa.Array], pa.Array]
+    _told: list[bool] = field(default_factory=list)
 
     def gone(self, missing: pa.Table) -> pa.Table:
         """Of objects of the table that were not listed (uri and key), those that have left the store or the selection."""
         keys = missing["key"].combine_chunks()
         asked = self.selects(keys).to_numpy(zero_copy_only=False)
         found = self.inventory.etags(keys.filter(pa.array(asked)).to_pylist())
-        unsaid = found.count("")
-        if unsaid:
+        if "" in found and not self._told:
+            self._told.append(True)
             log.warning(
-                "%d objects of the table are not in the inventory of %s, and the store refuses to say whether they exist: they "
-                "stay in the table. Permit s3:ListBucket, so that it says so.",
-                *(unsaid, self.inventory.url),
+                "Some objects of the table are not in the inventory of %s, and the store refuses to say whether they exist: "
+                "they stay in the table. Permit s3:ListBucket, so that it says so.",
+                self.inventory.url,
             )
         left = np.ones(len(keys), bool)
         left[asked] = [etag is None for etag in found]
@@ -268,7 +269,9 @@ def _download(location: Location, size: int, copy: IO[bytes]) -> str:
     with open_range_file(location, size) as whole:
         while piece := whole.read(_PIECE):
             digest.update(piece)
-            copy.write(piece)
+            with full_disk_is_said(f"{location.url} has {size:,} bytes"):
+                copy.write(piece)
+                copy.flush()
     return digest.hexdigest()
 
 

@@ -467,8 +467,10 @@ def look_up(source: FeatureTable, uris: pa.Array, keys: pa.Array) -> pa.Table:
 
 
 def _look_up(source: FeatureRun, uris: pa.Array, keys: pa.Array) -> pa.Table:
-    def wanted(table: pa.Table) -> pa.ChunkedArray:
-        return pc.or_(pc.is_in(table["uri"], uris), pc.is_in(table["key"], keys))
+    named, listed = UriSet([pa.chunked_array([uris])]), UriSet([pa.chunked_array([keys])])
+
+    def wanted(table: pa.Table) -> pa.Array:
+        return pa.array(named.holds(table["uri"]) | listed.holds(table["key"]))
 
     manifest = pa.concat_tables(
         piece.filter(pc.or_(wanted(piece), pc.not_equal(piece["format"], IMAGE)))

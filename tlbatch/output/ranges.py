@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -45,8 +46,8 @@ def read_in_ranges(
         by: the column that has the part of `uri`.
     """
     try:
-        return read(_in_ranges(sources(), by))
-    except _UnsortedError:
+        with contextlib.suppress(_UnsortedError):
+            return read(_in_ranges(sources(), by))
         return read(_in_ranges([_sorted_pieces(pieces, by) for pieces in sources()], by))
     finally:
         pa.default_memory_pool().release_unused()  # Arrow keeps the memory of the ranges, which the next step may need
@@ -61,13 +62,12 @@ def iterate_ranges(
         sources: as for `read_in_ranges`.
         uris: gives at least the uris of the pieces. They are read first, to know whether they are in order.
     """
-    try:
+    in_order = False
+    with contextlib.suppress(_UnsortedError):
         for _ in _in_ranges(uris(), "uri"):
             pass
-    except _UnsortedError:
-        yield from _in_ranges([_sorted_pieces(pieces, "uri") for pieces in sources()], "uri")
-        return
-    yield from _in_ranges(sources(), "uri")
+        in_order = True
+    yield from _in_ranges(sources() if in_order else [_sorted_pieces(pieces, "uri") for pieces in sources()], "uri")
 
 
 def _in_ranges(sources: Sequence[Iterator[pa.Table]], by: str) -> Iterator[list[pa.Table]]:

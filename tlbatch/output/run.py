@@ -370,6 +370,7 @@ def _write_manifest(location: Location, manifest: pa.Table) -> str:
     with temporary_file() as file:
         with full_disk_is_said(f"a manifest of {manifest.num_rows:,} objects does not fit"):
             schema.write_parquet(manifest, file)
+            file.flush()
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             digest = sha256(data)
             location.write(data if len(data) > _LARGE else data[:])

@@ -91,7 +91,7 @@ class _Reviewed:
 
     def without_labelled(self, labels: Labels | None) -> ReviewedTable:
         """The rows that have no label, and none that was withdrawn."""
-        if labels is not None:
+        if labels is not None and self._named:  # else the table has no rows
             named = pa.concat_tables(self._named).sort_by("row")
             found = labels.of_images(names_of(named))
             seen = found.labels.keys() | found.withdrawn

@@ -171,7 +171,7 @@ def to_batch(rows: Sequence[Listed]) -> pa.RecordBatch:
 def objects_below(listed: pa.RecordBatch, root: str, rules: WalkRules) -> pa.RecordBatch:
     """A listing with keys relative to `root`, without folder markers and whatever else is named like a folder."""
     keys = pc.utf8_slice_codeunits(listed["key"], len(root)) if root else listed["key"]
-    markers = pc.or_(pc.ends_with(keys, "/"), pc.equal(keys, ""))
+    markers = pc.fill_null(pc.or_(pc.ends_with(keys, "/"), pc.equal(keys, "")), False)
     for key in keys.filter(pc.and_(markers, pc.greater(listed["size"], 0))).to_pylist():
         rules.passed(key, SLASH_AT_END)
     listed = listed.set_column(0, LISTED.field("key"), keys) if root else listed

@@ -168,6 +168,8 @@ class RemoteLocation:
         if not self._is_s3 and self._protocol not in _CLOUDS:
             # Only protocols with real folders (sftp, memory) need this; a bucket must not be created as a side effect.
             self._fs.makedirs(self._path.rsplit("/", 1)[0], exist_ok=True)
+        if isinstance(data, mmap.mmap):
+            data.seek(0)  # an earlier attempt may have read from it as from a file
         self._fs.pipe_file(self._path, data)
 
     def create(self, data: bytes) -> bool:

@@ -19,8 +19,8 @@ _GIB = 1 << 30
 _PROC = Path("/proc/meminfo")
 #: A container's limit, what it uses, and what of this the kernel drops when memory is short; versions 2 and 1 of the groups.
 _GROUPS = [
-    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", r"^inactive_file (\d+)$"),
-    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", r"^total_inactive_file (\d+)$"),
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", r"^(?:in)?active_file (\d+)$"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", r"^total_(?:in)?active_file (\d+)$"),
 ]
 
 

@@ -184,7 +184,11 @@ def _pages_of(lane: Lane, pages: _Pages, ask: Ask) -> Iterator[pa.RecordBatch]:
     token: str | None = ""
     found: list[pa.RecordBatch] = []
     while token is not None:
-        objects, _, token = ask(partial(pages.page, lane.folder, token, after=lane.after))
+        try:
+            objects, _, token = ask(partial(pages.page, lane.folder, token, after=lane.after))
+        except PermissionError:
+            yield from found
+            raise
         found.append(lane.own(objects) if lane.after or lane.last else objects)
         if lane.last is not None and objects.num_rows and objects["key"][-1].as_py() > lane.last:
             break
@@ -316,6 +320,8 @@ class _Elements:
         found = np.flatnonzero(self._letters == name[0])
         for place, letter in enumerate(name + b">", 1):
             found = found[self._bytes.take(self._opens[found] + place, mode="clip") == letter]
+        # Behind the text of anything but plain text, as of a comment, comes something else than the end of the element.
+        found = found[self._bytes.take(self._opens[found + 1] + 1, mode="clip") == ord("/")]
         return self._opens[found] + len(name) + 2, self._opens[found + 1]
 
     def texts(self, starts: np.ndarray, ends: np.ndarray) -> pa.StringArray:

@@ -16,7 +16,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from operator import methodcaller
-from typing import IO, Self
+from typing import IO, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -36,10 +36,12 @@ _ROWS_OF_CHUNK = 8_192
 _PIECE = 8 << 20
 _as_text = methodcaller("as_py")
 
+_Rows: TypeAlias = pa.Table | pa.RecordBatch
+
 
 def temporary_file() -> IO[bytes]:
     """A file for many bytes, which has no name and ends with the process."""
-    return tempfile.TemporaryFile(dir=folder_of_temporary_files(), buffering=0)
+    return tempfile.TemporaryFile(dir=folder_of_temporary_files())
 
 
 def folder_of_temporary_files() -> str:
@@ -66,7 +68,9 @@ def checked_copy(location: Location, digest: str) -> IO[bytes] | None:
         with open_range_file(location, info.size) as whole:
             while piece := whole.read(_PIECE):
                 found.update(piece)
-                _write_all(copy, piece, f"{location.url} has {info.size:,} bytes")
+                with full_disk_is_said(f"{location.url} has {info.size:,} bytes"):
+                    copy.write(piece)
+                    copy.flush()
         if found.hexdigest() != digest:
             return None
         opened.pop_all()
@@ -85,13 +89,6 @@ def full_disk_is_said(what: str) -> Iterator[None]:
             f"The folder of temporary files, {folder_of_temporary_files()}, is full: {what}. Make room, or set TMPDIR to a "
             "folder on a larger disk."
         ) from None
-
-
-def _write_all(file: IO[bytes], data: bytes | memoryview, what: str) -> None:
-    left = memoryview(data)
-    with full_disk_is_said(what):
-        while left:
-            left = left[file.write(left) :]
 
 
 def stored_table(pieces: Iterable[pa.Table], columns: pa.Schema) -> pa.Table:
@@ -158,25 +155,27 @@ def sorted_table(batches: Iterable[pa.RecordBatch], columns: pa.Schema, name: st
 
 
 def _in_order(batches: list[pa.RecordBatch], columns: pa.Schema, name: str) -> Iterator[pa.Table]:
-    """The rows of some batches, which are given up, in the order of a column, in chunks."""
-    batches.sort(key=lambda batch: _first(batch, name), reverse=True)
-    chunks: list[pa.Table] = []
-    while batches:
-        taken = [batches.pop()]
-        rows = taken[0].num_rows
-        while batches and rows + batches[-1].num_rows <= _ROWS_OF_CHUNK:
-            taken.append(batches.pop())
-            rows += taken[-1].num_rows
-        chunks.append(pa.Table.from_batches(taken, columns).combine_chunks())
-    if _is_in_order(chunks, name) and all(schema.is_sorted(chunk[name]) for chunk in chunks):
-        yield from chunks
-    elif chunks:
-        whole = schema.sort_rows(pa.concat_tables(chunks), name, _ROWS_OF_CHUNK)
-        yield from (pa.Table.from_batches([batch]) for batch in whole.to_batches())
+    """The rows of some batches in the order of a column, in chunks."""
+    order = sorted(range(len(batches)), key=lambda number: _first(batches[number], name))
+    follow = all(_follows(batches[one], one, batches[other], other, name) for one, other in pairwise(order))
+    if not (follow and all(schema.is_sorted(pa.chunked_array([batch[name]])) for batch in batches)):
+        yield from _tables(schema.sort_rows(pa.Table.from_batches(batches, columns), name, _ROWS_OF_CHUNK))
+        return
+    taken, rows = list[pa.RecordBatch](), 0
+    for number in order:
+        if taken and rows + batches[number].num_rows > _ROWS_OF_CHUNK:
+            yield pa.Table.from_batches(taken, columns).combine_chunks()
+            taken, rows = [], 0
+        taken.append(batches[number])
+        rows += batches[number].num_rows
+    if taken:
+        yield pa.Table.from_batches(taken, columns).combine_chunks()
 
 
-def _is_in_order(chunks: Sequence[pa.Table], name: str) -> bool:
-    return all(_last(one, name) <= _first(other, name) for one, other in pairwise(chunks))
+def _follows(rows: _Rows, number: int, others: _Rows, place: int, name: str) -> bool:
+    """Whether all rows of the second one belong behind those of the first; of the same text, those that came later do."""
+    last, first = _last(rows, name), _first(others, name)
+    return last < first or (last == first and number < place)
 
 
 def _merged(chunks: Sequence[pa.Table], columns: pa.Schema, name: str) -> pa.Table:
@@ -184,7 +183,8 @@ def _merged(chunks: Sequence[pa.Table], columns: pa.Schema, name: str) -> pa.Tab
     order = sorted(range(len(chunks)), key=lambda number: _first(chunks[number], name))
     groups, last = list[list[int]](), ""
     for number in order:
-        if groups and _first(chunks[number], name) < last:
+        first = _first(chunks[number], name)
+        if groups and (first < last or (first == last and number < max(groups[-1]))):
             groups[-1].append(number)
         else:
             groups.append([number])
@@ -209,17 +209,16 @@ def _overlapping(chunks: Sequence[pa.Table], name: str) -> Iterator[pa.Table]:
     rows = sum(chunk.num_rows for chunk in chunks)
     firsts = sorted(_first(chunk, name) for chunk in chunks)
     bounds = firsts[:: max(1, len(chunks) * ROWS_IN_MEMORY // (2 * rows))][1:]
-    ranges: list[list[pa.Table]] = [[] for _ in range(len(bounds) + 1)]
-    for chunk in chunks:
+    ranges: list[list[tuple[int, int, int]]] = [[] for _ in range(len(bounds) + 1)]
+    for number, chunk in enumerate(chunks):
         first, last = bisect_right(bounds, _first(chunk, name)), bisect_right(bounds, _last(chunk, name))
         text = chunk[name].chunk(0)
         inside = [bisect_left(text, bound, key=_as_text) for bound in bounds[first:last]]
-        for number, (start, end) in enumerate(pairwise([0, *inside, chunk.num_rows]), first):
-            ranges[number].append(chunk.slice(start, end - start))
-    for number, pieces in enumerate(ranges):
-        if pieces:
-            yield from _tables(schema.sort_rows(pa.concat_tables(pieces), name, _ROWS_OF_CHUNK))
-        ranges[number] = []
+        for place, (start, end) in enumerate(pairwise([0, *inside, chunk.num_rows]), first):
+            ranges[place].append((number, start, end))
+    for pieces in filter(None, ranges):
+        whole = pa.concat_tables(chunks[number].slice(start, end - start) for number, start, end in pieces)
+        yield from _tables(schema.sort_rows(whole, name, _ROWS_OF_CHUNK))
 
 
 def _tables(table: pa.Table) -> Iterator[pa.Table]:
@@ -227,11 +226,11 @@ def _tables(table: pa.Table) -> Iterator[pa.Table]:
     return (pa.Table.from_batches([batch]) for batch in table.to_batches() if batch.num_rows)
 
 
-def _first(rows: pa.Table | pa.RecordBatch, name: str) -> str:
+def _first(rows: _Rows, name: str) -> str:
     return str(rows[name][0].as_py())
 
 
-def _last(rows: pa.Table | pa.RecordBatch, name: str) -> str:
+def _last(rows: _Rows, name: str) -> str:
     return str(rows[name][-1].as_py())
 
 
@@ -256,12 +255,15 @@ class _TemporaryFile:
 
     def write(self, rows: pa.Table) -> None:
         """Write a table; one without rows is left out."""
-        if self._file is None:
-            self._file = temporary_file()
+        if not rows.schema.equals(self._columns):
+            raise ValueError(f"the columns are {rows.schema.names} and not {self._columns.names}, or of other types")
         for batch in rows.combine_chunks().to_batches():
-            data = memoryview(batch.serialize())
-            self._ends.append(self._ends[-1] + len(data))
-            _write_all(self._file, data, f"a listing takes {self._ends[-1]:,} bytes so far, and more is to come")
+            data = batch.serialize()
+            self._ends.append(self._ends[-1] + data.size)
+            with full_disk_is_said(f"a list of objects takes {self._ends[-1]:,} bytes so far, and more is to come"):
+                self._file = self._file or temporary_file()
+                self._file.write(data)
+                self._file.flush()
 
     def tables(self) -> list[pa.Table]:
         """What was written, as tables whose columns lie in the file."""

@@ -19,7 +19,7 @@ def machine(tmp_path, monkeypatch):
     for name, text in {
         "memory.max": f"{1 << 30}\n",
         "memory.current": f"{1 << 29}\n",
-        "memory.stat": f"anon 1\ninactive_file {1 << 28}\nfile 1\n",
+        "memory.stat": f"anon 1\ninactive_file {1 << 27}\nactive_file {1 << 27}\nfile 1\n",
     }.items():
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(room, "_PROC", tmp_path / "meminfo")

@@ -78,6 +78,13 @@ def test_a_server_that_ignores_the_encoding_or_leaves_out_fields(monkeypatch):
     assert walked(monkeypatch, {("", ""): page()})[0] == []
 
 
+def test_keys_in_another_form_of_xml_are_whole(monkeypatch):
+    monkeypatch.setattr(s3_listing, "_LEVELS", 0)
+    forms = {"<![CDATA[a/b & c.jpg]]>": "a/b & c.jpg", "a/b<!-- no text -->c.jpg": "a/bc.jpg"}
+    for form, key in forms.items():
+        assert [row["key"] for row in walked(monkeypatch, {("", ""): page(entry(form), encoding="")})[0]] == [key]
+
+
 ARCHIVE = [entry("0.jpg"), entry("1.jpg", 1, "GLACIER"), entry("2.jpg", 1, "DEEP_ARCHIVE"), entry("3.jpg", 1, "GLACIER_IR")]
 
 

@@ -41,9 +41,8 @@ def test_batches_in_any_order_give_one_order(pages, page_order, most, chunk):
         patch.setattr(temporary_rows, "_ROWS_OF_CHUNK", chunk)
         found = sorted_table(iter(batches), MANIFEST_SCHEMA, "key")
     assert found.schema.equals(MANIFEST_SCHEMA, check_metadata=True)
-    expected = [row for batch in batches for row in batch.to_pylist()]
-    assert sorted(map(str, found.to_pylist())) == sorted(map(str, expected))
-    assert found["key"].to_pylist() == sorted((row["key"] for row in expected), key=str.encode)
+    rows = [row for batch in batches for row in batch.to_pylist()]
+    assert found.to_pylist() == sorted(rows, key=lambda row: row["key"].encode()), "rows of the same key stay in their order"
 
 
 def test_rows_with_the_same_text_stay_in_their_order(monkeypatch):
@@ -71,6 +70,12 @@ def test_selected_rows_are_those_of_a_filter(monkeypatch):
     assert selected(table, some).equals(expected)
     assert selected(table, ~some & False).num_rows == 0
     assert selected(table, some | True) is table
+
+
+def test_a_table_of_other_columns_is_refused(monkeypatch):
+    monkeypatch.setattr(temporary_rows, "ROWS_IN_MEMORY", 1)
+    with pytest.raises(ValueError, match="the columns are"):
+        stored_table([pa.table({"uri": ["a", "b"], "key": [1, 2]})], REMOVED_SCHEMA)
 
 
 def test_a_full_disk_is_one_sentence(monkeypatch):
