@@ -16,7 +16,8 @@ from tlbatch.commands import review as command
 from tlbatch.config import ReviewConfig
 from tlbatch.images.labels import LabelRow, Labels
 from tlbatch.output.run import read_output
-from tlbatch.output.table import read_predictions, read_table
+from tlbatch.output.table import current_of, read_predictions, read_table
+from tlbatch.report import reviewed
 from tlbatch.report.reviewed import read_reviewed
 from tlbatch.schema import to_frame
 from tlbatch.storage.resolve import resolve
@@ -73,6 +74,18 @@ def test_margins_and_changes_are_those_of_the_whole_table(nights, alone, labelle
         assert found.labels == set(table["label"])
         rows = command.read_rows(state.table, "predictions", ["uri", "key"], found.rows)
         assert rows["key"].to_pylist() == table["key"].tolist()
+
+
+def test_a_few_rows_are_in_memory_at_a_time(tmp_path, monkeypatch):
+    output = resolve(str(tmp_path / "out"))
+    publish_images(output, "n0", {f"{number:03d}": {} for number in range(120)})
+    publish_images(output, "n1", {f"{number:03d}": {"etag": "new"} for number in range(60)})
+    most = []
+    monkeypatch.setattr(reviewed, "current_of", lambda rows: most.append(sum(map(len, rows))) or current_of(rows))
+    runs = read_output(output).table
+    found = read_reviewed(runs, runs[:1], None)
+    assert int(found.changed.sum()) == 60
+    assert max(most) < 80, "a file of each run, and the manifest of the second one"
 
 
 def test_with_one_score_for_some_image_the_distance_from_a_half_counts(tmp_path):

@@ -59,11 +59,8 @@ def test_each_file_is_read_once_for_both_tables(tmp_path, monkeypatch, nights):
         publish_images(output, f"n{night}", {key: {} for key in "abcdefgh"[night:]})
     runs = read_table_runs(output)
     files = sum(len(run.location.join(folder).names()) for run in runs for folder in ("predictions", "errors"))
-    opened = []
+    opened, real = [], table.open_range_file
     monkeypatch.setattr(table, "open_range_file", lambda *one: opened.append(one[0].url) or real(*one))
     now, before = summarize(runs, runs[:-1], predictions=True)
     assert (now.images, before.images) == (8, 8)
     assert len(opened) == len(set(opened)) == files
-
-
-real = table.open_range_file
