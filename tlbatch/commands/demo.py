@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from tlbatch.commands.classify import classify
+from tlbatch.commands.read import read_predictions
 from tlbatch.commands.train import train
 from tlbatch.config import DemoConfig, ReportConfig, Resources, RunConfig, TrainConfig
 from tlbatch.errors import CountsError, OutputError, UsageError, WeightsError
 from tlbatch.model.bundle import SPLIT
-from tlbatch.output.table import read_predictions
 from tlbatch.output.verify import verify
 from tlbatch.report.console import DemoStory
 from tlbatch.report.evaluate import evaluate

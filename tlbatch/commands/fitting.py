@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from tlbatch import schema
 from tlbatch.commands.classify import classify
 from tlbatch.commands.extract import freeze_named, probe_pixels, read_weights
+from tlbatch.commands.read import read_errors
 from tlbatch.commands.splits import enough_pictures, find_copies, find_near_copies, fold_pictures
 from tlbatch.commands.training_set import (
     LabelledStore,
@@ -39,7 +40,7 @@ from tlbatch.model.frozen import Frozen, frozen_base_of, save_bundle
 from tlbatch.model.head import DataSplit, FittedHead, HeadTraining, fit_head
 from tlbatch.output.features import FeatureTable, find_features, look_up
 from tlbatch.output.progress import Watcher
-from tlbatch.output.table import read_errors, read_run_table
+from tlbatch.output.table import read_run_table
 from tlbatch.report.evaluate import measure, measure_many
 from tlbatch.storage.location import Location
 

@@ -24,7 +24,7 @@ from tlbatch.storage.range_file import RangeFile, open_range_file
 from tlbatch.storage.resolve import resolve
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 #: Sources of one run in `sources_of_table`.
@@ -54,29 +54,6 @@ def file_ranges(files: Mapping[str, PublishedFile], *, predictions: bool = True)
         if predictions or not name.startswith("predictions/"):
             of_range[name] = facts
     return [FileRange(start, end, found[start, end]) for start, end in sorted(found)]
-
-
-def read_predictions(
-    output: str, columns: Sequence[str] | None = None, *, storage_options: Mapping[str, Any] | None = None
-) -> pd.DataFrame:
-    """The predictions of an output: one row per image, with the columns described in `docs/formats.md`.
-
-    Args:
-        output: the output folder or URL.
-        columns: the columns to read; None reads all.
-        storage_options: fsspec options for the output.
-
-    Raises:
-        OutputError: nothing is published there.
-    """
-    return schema.to_frame(read_published(output, "predictions", columns, storage_options))
-
-
-def read_errors(
-    output: str, columns: Sequence[str] | None = None, *, storage_options: Mapping[str, Any] | None = None
-) -> pd.DataFrame:
-    """The images of an output that could not be classified, with the reasons. Arguments and errors as in `read_predictions`."""
-    return schema.to_frame(read_published(output, "errors", columns, storage_options))
 
 
 def require_published(location: Location) -> list[Run]:

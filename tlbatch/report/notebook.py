@@ -12,7 +12,7 @@ import pandas as pd
 from tlbatch.config import ReportConfig
 from tlbatch.errors import OutputError, closest
 from tlbatch.output.run import read_report
-from tlbatch.output.table import read_groups, read_predictions, require_published
+from tlbatch.output.table import read_groups, read_published, require_published
 from tlbatch.report.html import render, thumbnails_of
 from tlbatch.report.run_report import write_report
 from tlbatch.report.summary import SURE, UNSURE
@@ -59,7 +59,7 @@ class Report:
     @property
     def predictions(self) -> pd.DataFrame:
         """The table, one row per image."""
-        return read_predictions(self.output, storage_options=self.storage_options)
+        return to_frame(read_published(self.output, "predictions", None, self.storage_options))
 
     def show(self, label: str | None = None, n: int = 12, *, order: str = SURE) -> Page:
         """Show images of a label.

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from support.tables import publish_images
 
 from tlbatch.commands import review as command
+from tlbatch.commands.read import read_predictions
 from tlbatch.config import ReviewConfig
 from tlbatch.images.labels import LabelRow, Labels
 from tlbatch.output.run import read_output
-from tlbatch.output.table import current_of, read_predictions, read_table
+from tlbatch.output.table import current_of, read_table
 from tlbatch.report import reviewed
 from tlbatch.report.reviewed import read_reviewed
 from tlbatch.schema import to_frame

@@ -7,12 +7,12 @@ import pytest
 from support.tables import SPEC, outcome, publish_run
 
 from tlbatch import schema
+from tlbatch.commands.read import read_predictions
 from tlbatch.output.features import _positions
 from tlbatch.output.parts import stage_part
 from tlbatch.output.publish import TableSpec, write_files
 from tlbatch.output.receipts import freeze_part_plan, read_receipts
 from tlbatch.output.run import begin_run
-from tlbatch.output.table import read_predictions
 from tlbatch.schema import INDEX, UNKNOWN_INDEX, from_parquet, to_parquet
 from tlbatch.storage.resolve import resolve
 

@@ -10,13 +10,13 @@ import pytest
 from support.tables import begin, outcome, publish_run
 
 from tlbatch import schema
+from tlbatch.commands.read import read_predictions
 from tlbatch.errors import CountsError
 from tlbatch.output import publish
 from tlbatch.output.parts import stage_part
 from tlbatch.output.publish import TableSpec, mark_complete, remove_staged, write_files
 from tlbatch.output.receipts import freeze_part_plan, read_receipts
 from tlbatch.output.run import begin_run, read_pointer
-from tlbatch.output.table import read_predictions
 from tlbatch.storage.resolve import resolve
 
 TABLES = TableSpec("20260101T000000Z-000000", "b" * 64, "base", predictions=True, features=None)
