@@ -40,7 +40,11 @@ _Rows: TypeAlias = pa.Table | pa.RecordBatch
 
 
 def temporary_file() -> IO[bytes]:
-    """A file for many bytes, which has no name and ends with the process."""
+    """A file for many bytes, which has no name and ends with the process.
+
+    It has a buffer: of a raw file Arrow loses what the disk does not take at once
+    (`findings/pyarrow-loses-what-a-raw-file-did-not-write.sh`).
+    """
     return tempfile.TemporaryFile(dir=folder_of_temporary_files())
 
 
