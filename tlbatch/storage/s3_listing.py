@@ -228,6 +228,8 @@ class _Pages:
             max_pool_connections=LISTERS,
         )
         self._wants_restored = False
+        # Pages are parsed one at a time: threads that take Python's lock from each other spend as much time on that.
+        self._parsing = threading.Lock()
 
     def close(self) -> None:
         """Close the connections."""
@@ -241,12 +243,10 @@ class _Pages:
         asked = {"list-type": "2", "prefix": prefix, "encoding-type": "url"}
         asked |= {"continuation-token": token} if token else {"start-after": after} if after else {}
         asked |= {"delimiter": "/"} if one_level else {}
-        body = self._get(asked)
-        columns = _columns(body)
+        body, columns = self._ask(asked)
         if columns.archived and self._endpoint.aws and not self._wants_restored:
             self._wants_restored = True  # asked only where it matters: other servers need not know this header
-            body = self._get(asked)
-            columns = _columns(body)
+            body, columns = self._ask(asked)
         archived = columns.archived
         if not self._endpoint.aws:
             archived = [row for row in archived if not is_restored(partial(self._endpoint.head, columns.keys[row].as_py()))]
@@ -257,6 +257,11 @@ class _Pages:
                 raise OSError("the listing is truncated and has no token to continue")
         decode = _decoder(body)
         return ListedPage(columns.batch(archived), [decode(name) for name in _FOLDER.findall(body)], following)
+
+    def _ask(self, asked: Mapping[str, str]) -> tuple[bytes, _Columns]:
+        body = self._get(asked)
+        with self._parsing:
+            return body, _columns(body)
 
     def _get(self, asked: Mapping[str, str]) -> bytes:
         headers = {"x-amz-optional-object-attributes": "RestoreStatus"} if self._wants_restored else {}
