@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from support.faulty_proxy import FaultyS3
+from support.odd_s3 import OddS3
 from support.paths import GOLDEN, PHOTOS
 from support.pictures import write_store
 from support.s3_server import S3Server, environment
@@ -206,3 +207,23 @@ def tiny_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def tiny_url(tiny_bundles: dict[str, str]) -> str:
     """A bundle for tests of bookkeeping: it tells the three colors apart, and loads at once."""
     return tiny_bundles["a"]
+
+
+@pytest.fixture(scope="module")
+def odd_server():
+    odd = OddS3()
+    with odd.serve():
+        yield odd
+
+
+@pytest.fixture
+def odd(odd_server, monkeypatch):
+    """A server that takes any key and is as moto is, and this process's environment with what it takes to reach it."""
+    from s3fs import S3FileSystem
+
+    for name, value in environment(odd_server.endpoint).items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()  # one that another test made has another server's address from its environment
+    odd_server.reset()
+    yield odd_server
+    S3FileSystem.clear_instance_cache()

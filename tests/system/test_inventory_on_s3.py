@@ -7,14 +7,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from s3fs import S3FileSystem
 from support import inventories
 from support.command import run_here
 from support.inventories import ALL_VERSIONS, KINDS, table_of, write_inventory
 from support.odd_s3 import OddS3
 from support.pictures import COLORS, encoded, noisy
 from support.s3_server import BUCKET as WEED
-from support.s3_server import environment, filesystem
+from support.s3_server import filesystem
 
 import tlbatch
 from tlbatch.commands.classify import classify
@@ -31,24 +30,6 @@ BUCKET, DESTINATION = "photos", "inventories"
 #: Keys that are written in another way in CSV files, and what is skipped.
 ODD = ("a b+c%20.jpg", 'q"uo,te.png', "ü/🐱.jpg", "a//b.jpg", "%2F.jpg", "a&<b>.webp", "=1+1.gif", "tab\t.jpg")
 SKIPPED = ("notes.txt", "x/.hidden.jpg", "x/Thumbs.db", "folder/", "x/y/")
-
-
-@pytest.fixture(scope="module")
-def served():
-    odd = OddS3()
-    with odd.serve():
-        yield odd
-
-
-@pytest.fixture
-def odd(served, monkeypatch):
-    """A server that takes any key, and this process's environment with what it takes to reach it."""
-    for name, value in environment(served.endpoint).items():
-        monkeypatch.setenv(name, value)
-    S3FileSystem.clear_instance_cache()
-    served.reset()
-    yield served
-    S3FileSystem.clear_instance_cache()
 
 
 class Bucket:

@@ -4,10 +4,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from s3fs import S3FileSystem
-from support.odd_s3 import OddS3
 from support.pictures import COLORS, encoded, noisy
-from support.s3_server import environment, options
+from support.s3_server import options
 from support.shards import WRITERS
 
 import tlbatch
@@ -21,24 +19,6 @@ from tlbatch.storage.resolve import resolve
 
 #: Through obstore, and through s3fs, which is asked where obstore does not know an option.
 WAYS = {"obstore": {}, "s3fs": {"default_block_size": 1 << 20}}
-
-
-@pytest.fixture(scope="module")
-def served():
-    odd = OddS3()
-    with odd.serve():
-        yield odd
-
-
-@pytest.fixture
-def odd(served, monkeypatch):
-    """The server as moto is, and this process's environment with what it takes to reach it."""
-    for name, value in environment(served.endpoint).items():
-        monkeypatch.setenv(name, value)
-    S3FileSystem.clear_instance_cache()  # one that another test made has another server's address from its environment
-    served.reset()
-    yield served
-    S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture

@@ -29,10 +29,9 @@ from pyarrow import orc
 
 from tlbatch.errors import ChangedError, CredentialsError, RefusedError, StoreError, line_of
 from tlbatch.storage.location import EVERYTHING, LISTED, Location, WalkRules, objects_below
-from tlbatch.storage.range_file import open_range_file
 from tlbatch.storage.remote import RemoteLocation
 from tlbatch.storage.s3_listing import ARCHIVES
-from tlbatch.storage.temporary_rows import full_disk_is_said, temporary_file
+from tlbatch.storage.temporary_rows import digested_copy
 
 log = logging.getLogger(__name__)
 
@@ -145,15 +144,17 @@ class Inventory:
         """A copy of a data file on this machine, while the block runs."""
         location, found = self.locate(f"s3://{self.destination}/{file.key}"), ""
         for _ in range(_ATTEMPTS):
-            with temporary_file() as copy:
-                try:
-                    found = _download(location, file.size, copy)
-                except FileNotFoundError:
-                    raise StoreError(f"{self._named(file)} does not exist.") from None
-                except PermissionError as error:
-                    raise StoreError(f"{self._named(file)} may not be read: {line_of(error)}.") from None
-                except ChangedError:
-                    raise StoreError(f"{self._named(file)} is shorter than the inventory says; it is truncated.") from None
+            digest = hashlib.md5(usedforsecurity=False)
+            try:
+                copy = digested_copy(location, file.size, digest)
+            except FileNotFoundError:
+                raise StoreError(f"{self._named(file)} does not exist.") from None
+            except PermissionError as error:
+                raise StoreError(f"{self._named(file)} may not be read: {line_of(error)}.") from None
+            except ChangedError:
+                raise StoreError(f"{self._named(file)} is shorter than the inventory says; it is truncated.") from None
+            with copy:
+                found = digest.hexdigest()
                 if found == file.md5:
                     copy.seek(0)
                     yield copy
@@ -261,18 +262,6 @@ def _of(address: str, manifest: Mapping[str, Any], locate: Locate) -> Inventory:
     if not files:
         raise StoreError(f"The inventory {address} has no files: {inventory.url} was empty, or it was not completed.")
     return inventory
-
-
-def _download(location: Location, size: int, copy: IO[bytes]) -> str:
-    """Copy an object, and return its MD5 digest."""
-    digest = hashlib.md5(usedforsecurity=False)
-    with open_range_file(location, size) as whole:
-        while piece := whole.read(_PIECE):
-            digest.update(piece)
-            with full_disk_is_said(f"{location.url} has {size:,} bytes"):
-                copy.write(piece)
-                copy.flush()
-    return digest.hexdigest()
 
 
 class _MissingColumnError(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +22,6 @@ from tlbatch.schema import from_parquet
 from tlbatch.storage.location import Location
 from tlbatch.storage.range_file import RangeFile, open_range_file
 from tlbatch.storage.resolve import resolve
-
-if TYPE_CHECKING:
-    pass
-
 
 #: Sources of one run in `sources_of_table`.
 SOURCES = 3

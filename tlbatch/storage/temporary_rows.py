@@ -67,16 +67,28 @@ def checked_copy(location: Location, digest: str) -> IO[bytes] | None:
     if info is None:
         raise FileNotFoundError(location.url)
     found = hashlib.sha256()
+    copy = digested_copy(location, info.size, found)
+    if found.hexdigest() == digest:
+        return copy
+    copy.close()
+    return None
+
+
+def digested_copy(location: Location, size: int, digest: hashlib._Hash) -> IO[bytes]:
+    """A temporary file with the bytes of a file, whose `digest` they are added to.
+
+    Raises:
+        OSError: the file cannot be read.
+        NoRoomError: the folder of temporary files is full.
+    """
     with contextlib.ExitStack() as opened:
         copy = opened.enter_context(temporary_file())
-        with open_range_file(location, info.size) as whole:
+        with open_range_file(location, size) as whole:
             while piece := whole.read(_PIECE):
-                found.update(piece)
-                with full_disk_is_said(f"{location.url} has {info.size:,} bytes"):
+                digest.update(piece)
+                with full_disk_is_said(f"{location.url} has {size:,} bytes"):
                     copy.write(piece)
                     copy.flush()
-        if found.hexdigest() != digest:
-            return None
         opened.pop_all()
     return copy
 
