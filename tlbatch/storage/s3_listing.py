@@ -256,7 +256,8 @@ class _Pages:
             if not following:
                 raise OSError("the listing is truncated and has no token to continue")
         decode = _decoder(body)
-        return ListedPage(columns.batch(archived), [decode(name) for name in _FOLDER.findall(body)], following)
+        folders = [decode(name) for name in _FOLDER.findall(body)] if one_level else ()
+        return ListedPage(columns.batch(archived), folders, following)
 
     def _ask(self, asked: Mapping[str, str]) -> tuple[bytes, _Columns]:
         body = self._get(asked)
@@ -294,7 +295,8 @@ class _Columns(NamedTuple):
         return pa.RecordBatch.from_arrays([self.keys, self.sizes, self.etags, pa.array(flags)], schema=LISTED)
 
 
-_ESCAPES = re.compile(rb"[%+&]")
+_ESCAPES = (b"%", b"+", b"&")
+_QUOTE = b"&quot;"
 _FOLDER = re.compile(rb"<CommonPrefixes>\s*<Prefix>([^<]*)</Prefix>")
 
 
@@ -302,9 +304,10 @@ def _columns(body: bytes) -> _Columns:
     """The objects of a page; as a tree, which takes many times as long, unless every object has each field once."""
     page = _Elements(body)
     found = [page.values(name) for name in (b"Key", b"Size", b"ETag", b"StorageClass")]
-    objects = body.count(b"<Contents>")
-    if any(len(starts) != objects for starts, _ in found) or b"<RestoreStatus" in body:
+    objects = len(page.named(b"Contents>"))
+    if any(len(starts) != objects for starts, _ in found) or len(page.named(b"RestoreStatus")):
         return _columns_of_tree(body)
+    found[2] = page.inside(_QUOTE, *found[2])
     keys, sizes, etags, classes = (page.texts(*ends) for ends in found)
     if not pc.all(pc.utf8_is_digit(sizes), min_count=0).as_py():
         return _columns_of_tree(body)
@@ -313,28 +316,44 @@ def _columns(body: bytes) -> _Columns:
 
 
 class _Elements:
-    """The elements of a page that hold text, found by comparing whole columns of bytes."""
+    """The elements of a page that hold text, found by comparing whole columns of bytes, eight at a time."""
 
     def __init__(self, body: bytes) -> None:
-        self._bytes = np.frombuffer(body + b" ", np.uint8)
-        self._opens = np.flatnonzero(self._bytes == ord("<"))
-        self._letters = self._bytes[self._opens[:-1] + 1]
+        self._body = body + bytes(8)
+        self._words = np.ndarray(len(body) + 1, "<u8", self._body, strides=(1,))  # the eight bytes from each byte on
+        self._opens = np.flatnonzero(np.frombuffer(body, np.uint8) == ord("<"))
+        self._names = self._words[self._opens + 1]
+
+    def named(self, name: bytes) -> np.ndarray:
+        """(n,) int: the numbers of those `<` behind which a name follows."""
+        found = np.flatnonzero(_begin(self._names, name[:8]))
+        for place in range(8, len(name), 8):
+            places = np.minimum(self._opens[found] + 1 + place, len(self._words) - 1)
+            found = found[_begin(self._words[places], name[place : place + 8])]
+        return found
 
     def values(self, name: bytes) -> tuple[np.ndarray, np.ndarray]:
         """(n,) int: where the text of each element of a name starts, and where it ends."""
-        found = np.flatnonzero(self._letters == name[0])
-        for place, letter in enumerate(name + b">", 1):
-            found = found[self._bytes.take(self._opens[found] + place, mode="clip") == letter]
+        found = self.named(name + b">")
+        found = found[found + 1 < len(self._opens)]
         # Behind the text of anything but plain text, as of a comment, comes something else than the end of the element.
-        found = found[self._bytes.take(self._opens[found + 1] + 1, mode="clip") == ord("/")]
+        found = found[_begin(self._names[found + 1], b"/")]
         return self._opens[found] + len(name) + 2, self._opens[found + 1]
+
+    def inside(self, mark: bytes, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where texts start and end without the marks around them, of at most eight bytes; as before unless all have them."""
+        around = [self._words[starts], self._words[np.maximum(ends - len(mark), 0)]]
+        if np.any(ends - starts < 2 * len(mark)) or not all(_begin(words, mark).all() for words in around):
+            return starts, ends
+        return starts + len(mark), ends - len(mark)
 
     def texts(self, starts: np.ndarray, ends: np.ndarray) -> pa.StringArray:
         """The bytes between starts and ends as an array of text; raises OSError if they are none."""
-        offsets = np.concatenate([[0], np.cumsum(ends - starts)])
-        places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], ends - starts)
-        buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(self._bytes[places])]
-        found = pa.StringArray.from_buffers(len(starts), *buffers[1:])
+        bounds = np.stack([starts, ends], axis=1).astype(np.int32).ravel()
+        both = max(0, len(bounds) - 1)  # the texts, and between any two of them what is left out
+        buffers = [None, pa.py_buffer(bounds), pa.py_buffer(self._body)]
+        pieces = pa.Array.from_buffers(pa.binary(), both, buffers)
+        found = pieces.take(pa.array(np.arange(0, both, 2))).view(pa.string())
         try:
             found.validate(full=True)
         except pa.ArrowInvalid:
@@ -342,9 +361,16 @@ class _Elements:
         return found
 
 
+def _begin(words: np.ndarray, text: bytes) -> np.ndarray:
+    """(n,) bool: which of (n,) uint64 words, their first byte the lowest, begin with a text of at most eight bytes."""
+    mask = np.uint64((1 << 8 * len(text)) - 1)
+    return (words & mask) == np.uint64(int.from_bytes(text, "little"))
+
+
 def _plain_keys(keys: pa.StringArray, body: bytes) -> pa.Array:
     """The keys as text; most have no character that is written in another way."""
-    if not _ESCAPES.search(keys.buffers()[2] or b""):
+    text = memoryview(keys.buffers()[2] or b"").tobytes()
+    if not any(escape in text for escape in _ESCAPES):
         return keys
     decode = _decoder(body)
     return pa.array([decode(key.encode()) for key in keys.to_pylist()], pa.string())
@@ -399,8 +425,8 @@ def _decoder(body: bytes) -> Callable[[bytes], str]:
 
 def _etags(texts: pa.StringArray) -> pa.Array:
     """Etags without quotation marks."""
-    texts = pc.replace_substring(pc.replace_substring(texts, "&quot;", ""), '"', "")
-    if pc.any(pc.match_substring(texts, "&")).as_py():
+    text = memoryview(texts.buffers()[2] or b"").tobytes()
+    if b'"' in text or b"&" in text:
         texts = pa.array([_etag(text) for text in texts.to_pylist()], pa.string())
     return texts
 
