@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 #: next block are fetched and decoded.
 _BLOCKS_AT_ONCE = 2
 
+#: Blocks of many that are there at once, before a task has cut the others.
+_FIRST_BLOCKS = 64
+
 #: Seconds within which an autoscaler has reported on its cluster once.
 _AUTOSCALER_SECONDS = 15.0
 
@@ -207,16 +210,22 @@ def map_blocks(dataset: Any, actor: type, arguments: tuple[object, ...], pool: A
 def blocks_of_rows(table: pa.Table) -> Any:
     """A Ray Dataset with a block for each row of a table, cut by a task while the blocks are used.
 
-    Ray Data would give the task a processor, and the actors have them all.
+    Ray Data would give the task a processor, and the actors have them all. The first blocks are there before the task has a
+    process, which takes a second or two.
     """
     import ray.data
 
-    dataset = ray.data.from_blocks([table]).repartition(target_num_rows_per_block=1)
+    first, rest = table.slice(0, _FIRST_BLOCKS), table.slice(_FIRST_BLOCKS)
+    dataset = ray.data.from_blocks([rest]).repartition(target_num_rows_per_block=1)
     try:
         dataset._logical_plan.dag.ray_remote_args.update(num_cpus=0)
     except AttributeError:
-        return ray.data.from_blocks([table.slice(row, 1) for row in range(table.num_rows)])
-    return dataset
+        return ray.data.from_blocks(_rows_of(table))
+    return ray.data.from_blocks(_rows_of(first)).union(dataset)
+
+
+def _rows_of(table: pa.Table) -> list[pa.Table]:
+    return [table.slice(row, 1) for row in range(table.num_rows)]
 
 
 def finished_blocks(dataset: Any) -> Iterator[pa.Table]:
