@@ -25,6 +25,7 @@ class OddS3:
         conflicts: ends of keys; the next conditional PUT of each is answered with 409. One named "always" is for every PUT.
         denied: methods that are answered with 403.
         asked: method, path and query of each request.
+        payers: for each request who it says pays.
     """
 
     ignored: set[str] = field(default_factory=set)
@@ -34,17 +35,19 @@ class OddS3:
     conflicts: list[str] = field(default_factory=list)
     denied: set[str] = field(default_factory=set)
     asked: list[tuple[str, str, str]] = field(default_factory=list)
+    payers: list[str | None] = field(default_factory=list)
     endpoint: str = ""
 
     def reset(self) -> None:
         """Answer like moto again."""
         self.ignored, self.ranges, self.bulk, self.uploads = set(), "kept", "", ""
-        self.conflicts, self.denied, self.asked = [], set(), []
+        self.conflicts, self.denied, self.asked, self.payers = [], set(), [], []
 
     def __call__(self, environ, start):
         """One request."""
         method, path, query = environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("QUERY_STRING", "")
         self.asked.append((method, path, query))
+        self.payers.append(environ.get("HTTP_X_AMZ_REQUEST_PAYER"))
         is_bulk = method == "POST" and query.split("=")[0] == "delete"
         if is_bulk and self.bulk == "nothing":
             return _answer(environ, start, "200 OK", _nothing_deleted(environ))

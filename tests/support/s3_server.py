@@ -20,6 +20,9 @@ LISTER = "tlbatch-lister"
 #: One more may list all, and read what is below this folder of the bucket.
 HALF, HALF_OPEN = "tlbatch-half", "refusals/open"
 
+#: A bucket that anybody may list and read, but for this identity.
+PUBLIC, STRANGER = "public", "tlbatch-stranger"
+
 #: Training seeds `random`, and two workers that have trained would find the same ports.
 _SYSTEM = random.SystemRandom()
 _WORKER, _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")), 4
@@ -54,7 +57,8 @@ class S3Server:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "data").mkdir(exist_ok=True)
         half = _identity(HALF, ["List", f"Read:{BUCKET}/{HALF_OPEN}/*"])
-        identities = [_identity(ACCESS, ["Admin"]), _identity(LISTER, ["List"]), half]
+        identities = [_identity(ACCESS, ["Admin"]), _identity(LISTER, ["List"]), half, _identity(STRANGER, ["Read:none"])]
+        identities.append({"name": "anonymous", "actions": [f"List:{PUBLIC}", f"Read:{PUBLIC}"]})
         (folder / "s3.json").write_text(json.dumps({"identities": identities}))
 
     def start(self) -> None:

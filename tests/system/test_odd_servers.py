@@ -234,3 +234,15 @@ def test_a_role_that_may_not_delete_does_not_end_at_its_probe(odd, bucket):
     odd.denied = {"DELETE"}
     assert bucket.join("out", "lease.json").create(b"1")
     assert not bucket.join("out", "lease.json").create(b"2")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_who_requests_pays_for_listings_and_objects(odd, bucket, way):
+    bucket.join("i", "a.jpg").write(picture("red"))
+    odd.reset()
+    store = resolve(f"{bucket.url}/i", {**WAYS[way], "requester_pays": True})
+    (listed,) = list_store(store, Selection()).manifest.to_pylist()
+    assert Reader({**WAYS[way], "requester_pays": True}).image(listed) == picture("red")
+    assert store.join("a.jpg").fetch(1, 3, listed["etag"]) == picture("red")[1:3]
+    assert len(odd.payers) >= 3
+    assert set(odd.payers) == {"requester"}

@@ -8,14 +8,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import yaml
 from support.command import run_cli
 from support.paths import TLBATCH
 from support.pictures import COLORS, encoded, noisy, write_store
-from support.s3_server import ACCESS, BUCKET, LISTER, SECRET, environment, filesystem, free_ports, options
+from support.s3_server import ACCESS, BUCKET, LISTER, PUBLIC, SECRET, STRANGER, environment, filesystem, free_ports, options
 from support.shards import WRITERS
 
 import tlbatch
-from tlbatch.errors import ChangedError, StoreUnavailableError
+from tlbatch.errors import ChangedError, StoreError, StoreUnavailableError
 from tlbatch.images.listing import Selection, list_store
 from tlbatch.images.reader import Patience, Reader
 from tlbatch.storage import retry, s3, s3_listing
@@ -421,3 +422,22 @@ def test_a_stopped_server_finds_its_ports_again_whatever_was_seeded():
     given = set(free_ports(5))
     random.seed(0)
     assert not given & set(free_ports(5))
+
+
+def test_a_bucket_that_refuses_the_credentials_and_answers_anybody_is_said_to(s3_server, monkeypatch):
+    own_access = filesystem(s3_server.endpoint)
+    own_access.mkdir(PUBLIC)
+    own_access.pipe({f"{PUBLIC}/images/a.jpg": picture("red", 1), f"{BUCKET}/closed/a.jpg": b"x"})
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", STRANGER)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setattr(own_access.__class__, "_cache", {})  # clients that other tests made have other credentials
+    url, own = f"s3://{PUBLIC}/images", options(s3_server.endpoint)
+    with pytest.raises(StoreError, match=r'answers without credentials: .*\{"s3://public": \{anon: true\}\}') as raised:
+        list_store(resolve(url, own), Selection())
+    told = yaml.safe_load(str(raised.value).split("storage_options=")[1].rstrip("'."))
+    public = resolve(url, {**own, **told})
+    assert list_store(public, Selection()).manifest["key"].to_pylist() == ["a.jpg"]
+    assert public.join("a.jpg").read() == picture("red", 1)
+    with pytest.raises(StoreError, match="No permission") as raised:
+        list_store(resolve(f"s3://{BUCKET}/closed", own), Selection())
+    assert "without credentials" not in str(raised.value)

@@ -41,7 +41,7 @@ def _without_secrets(options: dict[str, Any]) -> dict[str, Any]:
     """Options travel in every task and are written to run.json, so no credential may be in them, at any depth."""
     for name, value in options.items():
         if "://" in name and not isinstance(value, dict):
-            raise ValueError(f"{name}: write the options of one bucket as {{'s3://bucket': {{anon: true}}}}")
+            raise ValueError(f"{name}: write the options of one address as {{'s3://bucket/folder': {{anon: true}}}}")
         plain = "" if "://" in name or name.lower() in _ABOUT_KEYS else name.lower()
         public = isinstance(value, str) and value in _NO_SECRETS.get(name, ())
         if not public and any(word in plain for word in SECRET_WORDS):
@@ -72,7 +72,7 @@ Strings = Annotated[Sequence[str], BeforeValidator(_as_tuple)]
 Names = Annotated[Sequence[str], BeforeValidator(by_commas)]
 
 # Fields that several configurations share: their help stands here once.
-Options = Annotated[StorageOptions, Field(description="fsspec's options for all URLs, or for one s3://BUCKET; no secrets.")]
+Options = Annotated[StorageOptions, Field(description="fsspec's options for all URLs, or for those below one; no secrets.")]
 Engine = Annotated[Literal["auto", "openvino", "jax", "tensorflow"], Field(description="What executes the model.")]
 Output = Annotated[str, Field(description="Folder or URL of the output.")]
 TopK = Annotated[Count, Field(description="How many labels top_labels holds.")]

@@ -30,6 +30,7 @@ from pyarrow import orc
 from tlbatch.errors import ChangedError, CredentialsError, RefusedError, StoreError, line_of
 from tlbatch.storage.location import EVERYTHING, LISTED, Location, WalkRules, objects_below
 from tlbatch.storage.remote import RemoteLocation
+from tlbatch.storage.resolve import not_permitted
 from tlbatch.storage.s3_listing import ARCHIVES
 from tlbatch.storage.temporary_rows import digested_copy
 
@@ -217,7 +218,7 @@ def find_inventory(location: Location, locate: Locate) -> Inventory | None:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
     except PermissionError as error:
-        raise StoreError(f"No permission to read the store {location.url}: {error}.") from None
+        raise not_permitted(location, error) from None
     try:
         manifest = json.loads(data)
     except (ValueError, RecursionError):

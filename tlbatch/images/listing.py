@@ -26,7 +26,7 @@ from tlbatch.images.shards import EXCLUDED
 from tlbatch.schema import ARCHIVED, IMAGE, MANIFEST_SCHEMA
 from tlbatch.storage.local import LocalLocation
 from tlbatch.storage.location import UNREADABLE, Location, ObjectInfo, WalkRules
-from tlbatch.storage.resolve import require_folder
+from tlbatch.storage.resolve import not_permitted, require_folder
 from tlbatch.storage.temporary_rows import selected, sorted_table
 
 log = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ def list_store(
         objects = walk.objects() if isinstance(store, Inventory) or single is None else _named(store, single)
         manifest = sorted_table(walk.taken(objects, progress, named=single is not None), MANIFEST_SCHEMA, "key")
     except PermissionError as error:
-        raise StoreError(f"No permission to read the store {store.url}: {error}.") from None
+        raise not_permitted(store, error) from None
     manifest = walk.without_own_outputs(manifest)
     if locate is not None and selection.kind == "auto" and (single is None or manifest.num_rows == 1):
         if selection.includes or single is not None:

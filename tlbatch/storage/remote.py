@@ -20,7 +20,7 @@ import pyarrow as pa
 from fsspec.asyn import AsyncFileSystem
 from fsspec.spec import AbstractFileSystem
 
-from tlbatch.errors import RefusedError
+from tlbatch.errors import RefusedError, TlbatchError
 from tlbatch.storage import s3, s3_listing
 from tlbatch.storage.conditions import Conditions, probe, put_if
 from tlbatch.storage.failures import as_config_error, as_oserror, require_spelled
@@ -159,6 +159,15 @@ class RemoteLocation:
         bucket, _ = self._bucket_and_key
         answer = self._ask(lambda: self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1))
         return next(iter(answer.get("Contents", ())), None)
+
+    def is_public(self) -> bool:
+        """Whether S3 lists this folder to anybody, if these options ask with credentials."""
+        if not self._is_s3 or self.options.get("anon"):
+            return False
+        try:
+            return RemoteLocation(self.url, {**self.options, "anon": True})._first_below(self._folder_key) is not None
+        except (OSError, TlbatchError):
+            return False
 
     def write(self, data: bytes | mmap.mmap) -> None:
         """Write a whole object, in one request unless it is larger than about 100 MB."""

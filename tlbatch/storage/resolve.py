@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import fsspec
@@ -24,7 +24,7 @@ def resolve(url: str, options: Mapping[str, Any] | None = None) -> Location:
 
     Args:
         url: a local path, `file://…`, or any URL fsspec knows (`s3://bucket/prefix`).
-        options: fsspec's `storage_options` (endpoint, region), or those of one bucket under `protocol://bucket`. Secrets are
+        options: fsspec's `storage_options` (endpoint, region), or under an address those of all that is below it. Secrets are
             not allowed; they come from the environment.
 
     Raises:
@@ -61,10 +61,12 @@ def _require_bucket(url: str) -> None:
 
 
 def _options_for(url: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a URL: those without an address, and those under the address of its bucket, which take precedence."""
-    protocol, _, path = url.partition("://")
-    own = options.get(f"{protocol}://{path.partition('/')[0]}", {})
-    return {**{name: value for name, value in options.items() if "://" not in name}, **own}
+    """The options of a URL: those without an address, then those under an address above it; the longest one counts most."""
+    found = {name: value for name, value in options.items() if "://" not in name}
+    for above in sorted((name for name in options if "://" in name), key=len):
+        if f"{url.rstrip('/')}/".startswith(f"{above.rstrip('/')}/"):
+            found |= options[above]
+    return found
 
 
 def _path_of(url: str) -> Path:
@@ -79,11 +81,25 @@ def require_folder(location: Location) -> None:
     try:
         found = location.exists()
     except PermissionError as error:
-        raise StoreError(f"No permission to read the store {location.url}: {error}.") from None
+        raise not_permitted(location, error) from None
     if not found:
         bucket = location.lacks_bucket() if isinstance(location, RemoteLocation) else None
         missing = f"there is no bucket {bucket!r}" if bucket else "nothing is stored under this name"
         raise StoreError(f"The store {location.url} does not exist: {missing}.")
+
+
+class _Addressed(Protocol):
+    @property
+    def url(self) -> str: ...
+
+
+def not_permitted(store: _Addressed, error: PermissionError) -> StoreError:
+    """The error about a store that may not be read; it says if anybody may list it, but not with these credentials."""
+    public = ""
+    if isinstance(store, RemoteLocation) and store.is_public():
+        bucket = "/".join(store.url.split("/", 3)[:3])
+        public = f" It answers without credentials: add --set 'storage_options={{\"{bucket}\": {{anon: true}}}}'."
+    return StoreError(f"No permission to read the store {store.url}: {error}.{public}")
 
 
 def local_copy(location: Location, names: Mapping[str, str], cache: Path) -> Path:

@@ -28,7 +28,7 @@ REQUEST_SECONDS, CONNECT_SECONDS = 20.0, 5.0
 _WHOLE_SECONDS = 1800.0
 
 #: Options of s3fs that obstore supports as well. With any other option, all requests go through s3fs.
-_OPTIONS = frozenset({"anon", "endpoint_url", "profile", "client_kwargs"})
+_OPTIONS = frozenset({"anon", "endpoint_url", "profile", "client_kwargs", "requester_pays"})
 _CLIENT_OPTIONS = frozenset({"endpoint_url", "region_name"})
 
 #: Bytes of an object that is not read for a part of it.
@@ -73,8 +73,10 @@ class Bucket:
             timeout=(CONNECT_SECONDS, REQUEST_SECONDS),
             credentials=None if filesystem.anon else partial(_frozen_credentials, filesystem),
             head=lambda key: filesystem.call_s3("head_object", Bucket=name, Key=key),
+            headers={"x-amz-request-payer": "requester"} if filesystem.requester_pays else {},
         )
-        settings: dict[str, Any] = {} if aws else {"endpoint": endpoint}
+        settings: dict[str, Any] = {"request_payer": bool(filesystem.requester_pays)}
+        settings |= {} if aws else {"endpoint": endpoint}
         settings |= {"skip_signature": True} if filesystem.anon else {"credential_provider": _credentials_of(filesystem)}
         #: Whether ranges are marked as ranges; some servers answer with the status of a whole object.
         self.marks_ranges = True

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
@@ -57,6 +58,7 @@ class Endpoint(NamedTuple):
         timeout: seconds for connecting, and without data.
         credentials: gives botocore's frozen credentials; None for anonymous requests.
         head: gives the headers of an object by its key.
+        headers: of every request.
     """
 
     url: str
@@ -66,6 +68,7 @@ class Endpoint(NamedTuple):
     timeout: tuple[float, float]
     credentials: Callable[[], Any] | None
     head: Callable[[str], Mapping[str, Any]]
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 class Lane(NamedTuple):
@@ -265,7 +268,8 @@ class _Pages:
             return body, _columns(body)
 
     def _get(self, asked: Mapping[str, str]) -> bytes:
-        headers = {"x-amz-optional-object-attributes": "RestoreStatus"} if self._wants_restored else {}
+        restored = {"x-amz-optional-object-attributes": "RestoreStatus"} if self._wants_restored else {}
+        headers = {**self._endpoint.headers, **restored}
         request = AWSRequest("GET", self._endpoint.url, headers=headers, params=dict(asked))
         if self._endpoint.credentials is not None:
             S3SigV4Auth(self._endpoint.credentials(), "s3", self._endpoint.region).add_auth(request)
@@ -364,7 +368,8 @@ class _Elements:
 def _begin(words: np.ndarray, text: bytes) -> np.ndarray:
     """(n,) bool: which of (n,) uint64 words, their first byte the lowest, begin with a text of at most eight bytes."""
     mask = np.uint64((1 << 8 * len(text)) - 1)
-    return (words & mask) == np.uint64(int.from_bytes(text, "little"))
+    found: np.ndarray = (words & mask) == np.uint64(int.from_bytes(text, "little"))
+    return found
 
 
 def _plain_keys(keys: pa.StringArray, body: bytes) -> pa.Array:

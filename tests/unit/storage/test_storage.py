@@ -266,3 +266,20 @@ def test_a_folder_of_any_protocol_that_cannot_be_listed_is_not_taken_for_an_empt
     found = [key for batch in resolve(f"disk://{tmp_path}").walk(rules) for key in batch["key"].to_pylist()]
     assert found == ["6.jpg", "a/1.jpg", "b/c/2.jpg"]
     assert passed == [("closed/", UNREADABLE)]
+
+
+def test_options_belong_to_what_lies_below_their_address_and_the_longest_address_counts_most():
+    options = {
+        "profile": "own",
+        "s3://public": {"anon": True},
+        "s3://public/theirs/": {"anon": False, "requester_pays": True},
+    }
+    of = {url: resolve(url, options).options for url in ("s3://own/a", "s3://public-2", "s3://public", "s3://public/theirs-2")}
+    assert of == {
+        "s3://own/a": {"profile": "own"},
+        "s3://public-2": {"profile": "own"},
+        "s3://public": {"profile": "own", "anon": True},
+        "s3://public/theirs-2": {"profile": "own", "anon": True},
+    }
+    for url in ("s3://public/theirs", "s3://public/theirs/x.jpg"):
+        assert resolve(url, options).options == {"profile": "own", "anon": False, "requester_pays": True}
