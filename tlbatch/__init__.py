@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         rollback,
         run,
         schedule,
+        sql,
         submit,
         train,
     )
@@ -60,6 +61,7 @@ _HOME = {
     "rollback": "tlbatch.api",
     "run": "tlbatch.api",
     "schedule": "tlbatch.api",
+    "sql": "tlbatch.api",
     "status": "tlbatch.output.status",
     "submit": "tlbatch.api",
     "train": "tlbatch.api",
@@ -87,6 +89,7 @@ __all__ = [
     "rollback",
     "run",
     "schedule",
+    "sql",
     "status",
     "submit",
     "train",

@@ -26,6 +26,7 @@ from tlbatch.config import (
     ReviewConfig,
     RunConfig,
     ScheduleConfig,
+    SqlConfig,
     SubmitConfig,
     TrainConfig,
     load,
@@ -336,6 +337,22 @@ def rollback(output: str, to: str, *, storage_options: Mapping[str, Any] | None 
     from tlbatch.storage.resolve import resolve
 
     return roll_back(resolve(output, storage_options), to)
+
+
+def sql(output: str, query: str | None = None, *, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The views of a table for DuckDB, or the answer to a query of them.
+
+    Args:
+        output: the output folder or URL.
+        query: SQL over the views `predictions`, `errors` and `features`.
+        storage_options: fsspec's options for the output.
+
+    Returns:
+        `views`, the statements that create them; with a query instead `columns`, its names, and `rows`.
+    """
+    from tlbatch.commands.sql import sql as work
+
+    return work(load(SqlConfig, {"output": output, "query": query, "storage_options": dict(storage_options or {})}))
 
 
 @_settings_of(TrainConfig)

@@ -14,8 +14,11 @@ from support.paths import TLBATCH
 from support.pictures import COLORS, encoded, noisy, write_store
 from support.s3_server import ACCESS, BUCKET, LISTER, PUBLIC, SECRET, STRANGER, environment, filesystem, free_ports, options
 from support.shards import WRITERS
+from support.tables import publish_images
 
 import tlbatch
+from tlbatch.commands.sql import sql
+from tlbatch.config import SqlConfig
 from tlbatch.errors import ChangedError, StoreError, StoreUnavailableError
 from tlbatch.images.listing import Selection, list_store
 from tlbatch.images.reader import Patience, Reader
@@ -441,3 +444,11 @@ def test_a_bucket_that_refuses_the_credentials_and_answers_anybody_is_said_to(s3
     with pytest.raises(StoreError, match="No permission") as raised:
         list_store(resolve(f"s3://{BUCKET}/closed", own), Selection())
     assert "without credentials" not in str(raised.value)
+
+
+def test_views_of_an_output_in_a_bucket_are_queried_through_its_own_file_system(bucket):
+    publish_images(bucket, "n0", {"a": {"score": 0.5}, "b": {"score": 0.5}})
+    publish_images(bucket, "n1", {"b": {"score": 1.0}})
+    query = "select key, score from predictions order by key"
+    found = sql(SqlConfig(output=bucket.url, query=query, storage_options=bucket.options))
+    assert found == {"columns": ["key", "score"], "rows": [["a", 0.5], ["b", 1.0]]}

@@ -1,7 +1,7 @@
 """The command line: a table of verbs, each flags -> a configuration -> one call -> an exit code. No work is done here.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 error, nothing published; 2 usage; 3 published with too
-many failed images; 4 stopped early, run the same command again.
+Results go to stdout, the rest to stderr. Exit codes: 0 done; 1 error, nothing published; 2 usage; 3 published with too many
+failed images; 4 stopped early, run the same command again.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _call(target: str) -> Callable[..., Any]:
 
 
 def _plainly(target: str) -> Run:
-    """A verb whose function takes the configuration and nothing else."""
+    """A verb whose function takes the configuration."""
     return lambda settings, _: _call(target)(settings)
 
 
@@ -196,9 +196,7 @@ def _schedule(settings: configs.ScheduleConfig, call: Call) -> Mapping[str, Any]
 
 
 def _demo(settings: configs.DemoConfig, call: Call) -> Mapping[str, Any]:
-    from tlbatch.commands.demo import demo
-
-    return demo(settings, quiet=call.as_json)
+    return _call("tlbatch.commands.demo.demo")(settings, quiet=call.as_json)  # type: ignore[no-any-return]
 
 
 TRAIN, RUN, LOOK, KEEP = "Train", "Run", "Look", "Keep house"
@@ -317,6 +315,14 @@ VERBS: Mapping[str, Verb] = {
         _by_fields("tlbatch.report.compare.compare", "run_a", "run_b"),
         "show_comparison",
         ("run_a", "run_b"),
+    ),
+    "sql": Verb(
+        LOOK,
+        configs.SqlConfig,
+        "Print the views of a table for DuckDB, or the answer to a query of them as CSV.",
+        _plainly("tlbatch.commands.sql.sql"),
+        "show_sql",
+        ("output",),
     ),
     "verify": Verb(
         KEEP,

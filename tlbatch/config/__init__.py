@@ -1,26 +1,29 @@
 """The configuration of every verb, checked: flags, YAML files and `--set` become one of these classes."""
 
 from tlbatch.config.keras_models import ExportConfig, ImportConfig
-from tlbatch.config.settings import (
-    SECRET_WORDS,
+from tlbatch.config.outputs import (
     CleanupConfig,
     CompactConfig,
     CompareConfig,
-    DemoConfig,
     EvaluateConfig,
-    ExtractConfig,
     FolderConfig,
-    Images,
-    Pretrained,
     ReportConfig,
-    RescoreConfig,
-    Resources,
     ReviewConfig,
     RollbackConfig,
+    SqlConfig,
+    StatusConfig,
+)
+from tlbatch.config.settings import (
+    SECRET_WORDS,
+    DemoConfig,
+    ExtractConfig,
+    Images,
+    Pretrained,
+    RescoreConfig,
+    Resources,
     RunConfig,
     ScheduleConfig,
     Spec,
-    StatusConfig,
     SubmitConfig,
     TrainConfig,
 )
@@ -47,6 +50,7 @@ __all__ = [
     "RunConfig",
     "ScheduleConfig",
     "Spec",
+    "SqlConfig",
     "StatusConfig",
     "SubmitConfig",
     "TrainConfig",

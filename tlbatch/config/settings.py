@@ -1,4 +1,4 @@
-"""Every setting of every verb, with its help, its default and its checks.
+"""The settings of the verbs that train, run and start, with their help, defaults and checks.
 
 `RunConfig` is `Spec`, the settings that change the answer and enter a run's fingerprint, and `Resources`, which change only the
 speed. Flags and YAML keys have the same names because both are the fields of these classes; a field's description is its help.
@@ -92,7 +92,7 @@ WhiteLevel = Annotated[
 ]
 #: Settings of a head that Adam trains; a convex one has none of them.
 _OF_SGD = ("epochs", "patience", "learning_rate")
-_LABELS = "CSV or Parquet with key (or uri), label and optionally split."
+LABELS = "CSV or Parquet with key (or uri), label and optionally split."
 
 
 class Images(Strict):
@@ -372,22 +372,6 @@ class TrainConfig(Pretrained, Images, Resources):
         return "sgd" if self.model_fields_set.intersection(_OF_SGD) else self.head
 
 
-class FolderConfig(Strict):
-    """An output to read."""
-
-    output: Output
-    storage_options: Options = {}
-
-
-class CompareConfig(Strict):
-    """Two runs to compare."""
-
-    run_a: str = Field(description="A run's folder, or an output, whose newest published run is taken.")
-    run_b: str = Field(description="The run or output to compare it with.")
-    most: Annotated[int, Field(ge=0)] = Field(default=20, description="How many of the most changed images are named.")
-    storage_options: Options = {}
-
-
 class SubmitConfig(Strict):
     """A cluster, and how a command becomes a job there."""
 
@@ -419,62 +403,6 @@ class ScheduleConfig(Strict):
     max_gpu_workers: Annotated[int, Field(ge=0)] = Field(
         default=0, description="For kuberay: maximum number of workers with a GPU."
     )
-
-
-class CompactConfig(FolderConfig):
-    """An output whose runs become one run."""
-
-    address: Address = None
-
-
-class RollbackConfig(FolderConfig):
-    """An output whose table becomes an earlier one."""
-
-    to: str = Field(description="The run after which the table was as it should be again.")
-
-
-class CleanupConfig(FolderConfig):
-    """An output to clean up."""
-
-    older_than: float = Field(default=24.0, ge=0, description="Only objects whose last write is at least this many hours old.")
-    keep: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description="How many superseded runs to keep for a rollback; all of them by default."
-    )
-    remove: bool = Field(default=False, description="Remove what was found instead of only showing it.")
-
-
-class ReviewConfig(FolderConfig):
-    """An output of which a person labels a few images."""
-
-    to: str = Field(default="review", description="Folder or URL for the labelling page and the labels file.")
-    budget: Count = Field(default=200, description="How many images to choose.")
-    labels: Strings = Field(default=(), description="A labels file whose images are not chosen again; repeatable.")
-    near_duplicate: Share = Field(default=0.95, description="Cosine similarity from which two images count as one picture.")
-    seed: int = Field(default=0, description="Seed of the images that are chosen at random.")
-
-
-class StatusConfig(FolderConfig):
-    """An output to inspect, once or until no run is active."""
-
-    watch: bool = Field(default=False, description="Repeat until no run is active.")
-
-
-class ReportConfig(FolderConfig):
-    """A run to report on: an output's newest run, or the run of a run's folder."""
-
-    output: str = Field(description="Folder or URL of an output, or of a run.")
-    labels: str | None = Field(default=None, description=_LABELS)
-    split: Split = None
-
-
-class EvaluateConfig(FolderConfig):
-    """An output and the labels of its images."""
-
-    labels: str = Field(description=_LABELS)
-    labels_columns: Names = Field(
-        default=(), description="Columns of the labels file that name the image and its label, if called otherwise: id,breed."
-    )
-    split: Split = None
 
 
 class DemoConfig(Resources):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
 import sys
@@ -145,6 +146,17 @@ def show_forecast(result: Mapping[str, Any]) -> None:
 def show_schedule(result: Mapping[str, Any]) -> None:
     """Print what to install."""
     print(result["install"], end="", file=results_stream())
+
+
+def show_sql(result: Mapping[str, Any]) -> None:
+    """Print the views of an output, or the answer to a query as CSV."""
+    if "views" in result:
+        print(result["views"], end="", file=results_stream())
+        return
+    writer = csv.writer(results_stream(), lineterminator="\n")
+    if result["columns"]:
+        writer.writerow(result["columns"])
+    writer.writerows(result["rows"])
 
 
 def show_rollback(result: Mapping[str, Any]) -> None:

@@ -82,6 +82,11 @@ class RemoteLocation:
                 _ = urlsplit(found.s3.meta.endpoint_url).port  # which botocore does not look at
         return found
 
+    @property
+    def filesystem(self) -> Any:
+        """The file system of fsspec that reaches it, for a library that takes one."""
+        return self._fs
+
     @cached_property
     def _path(self) -> str:
         return str(self._fs._strip_protocol(self.url))
