@@ -4,7 +4,7 @@ The filter is Pillow's antialiased bilinear, first across and then down. Each ol
 bits and each sum to 8 bits. Pillow's shares have 22 bits, so some of its pixels differ by 1 or 2.
 
 `cykooz_resizer` (Rust) computes this with vector instructions, four times as fast as Pillow. There are no builds of it for some
-machines, such as those with Linux on Arm; they compute the same bytes in NumPy, about as fast as Pillow.
+machines, such as those with Linux on Arm; they compute the same bytes with NumPy and SciPy, in two to three times Pillow's time.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _in_rust() -> Pass:
     options = ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.bilinear))  # without a pool: in the calling thread
 
     def one_pass(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        found = Image.new(image.mode, size)
+        found = Image.new(image.mode, size, None)  # every pixel is written
         Resizer().resize_pil(image, found, options)  # one for each picture: threads must not share it, and it costs nothing
         return found
 
@@ -95,7 +95,7 @@ def in_numpy(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(found.reshape(size[1], *values.shape[1:]), image.mode)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def _shares(length: int, side: int) -> tuple[sparse.csr_array, int]:
     """What each of `side` new pixels takes of `length` old ones.
 
@@ -109,12 +109,13 @@ def _shares(length: int, side: int) -> tuple[sparse.csr_array, int]:
     middle = (np.arange(side)[:, None] + 0.5) * scale
     first, end = np.maximum(np.floor(middle - reach), 0), np.minimum(np.ceil(middle + reach), length)
     places = first + np.arange(int((end - first).max()))
-    shares = np.maximum(1 - np.abs((places - (middle - 0.5)) * (1 / reach)), 0) * (places < end)
+    inside = places < end
+    shares = np.maximum(1 - np.abs((places - (middle - 0.5)) * (1 / reach)), 0) * inside
     shares /= np.cumsum(shares, axis=1)[:, -1:]  # summed from left to right: another order has other last digits
     digits = 0
     while digits < _MOST_DIGITS and np.floor(shares.max() * 2.0 ** (digits + 1) + 0.5) < _TOO_LARGE:
         digits += 1
-    whole = np.floor(shares * 2.0**digits + 0.5).astype(np.int32)
-    new, taken = np.nonzero(whole)
-    old = places[new, taken].astype(np.int32)
-    return sparse.csr_array((whole[new, taken], (new.astype(np.int32), old)), shape=(side, length)), digits
+    whole = np.floor(shares[inside] * 2.0**digits + 0.5).astype(np.int32)
+    starts = np.concatenate([[0], np.cumsum(inside.sum(axis=1))])
+    rows = whole, places[inside].astype(np.int32), starts.astype(np.int32)
+    return sparse.csr_array(rows, shape=(side, length)), digits
