@@ -4,7 +4,7 @@ The filter is Pillow's antialiased bilinear, first across and then down. Each ol
 bits and each sum to 8 bits. Pillow's shares have 22 bits, so some of its pixels differ by 1 or 2.
 
 `cykooz_resizer` (Rust) computes this with vector instructions, four times as fast as Pillow. There are no builds of it for some
-machines, such as those with Linux on Arm; they compute the same bytes with NumPy and SciPy, in two to three times Pillow's time.
+machines, such as those with Linux on Arm. There NumPy and SciPy compute the same bytes, in two to three times Pillow's time.
 """
 
 from __future__ import annotations
