@@ -47,8 +47,13 @@ def by_pillow(data: bytes, side: int) -> np.ndarray:
 
 def by_pillow_as_rgb(data: bytes, side: int) -> np.ndarray:
     """The same, but grey becomes RGB before it is resized, as tlbatch did then."""
-    with mock.patch.object(stage, "resized", lambda image, *words: resize.resized(image.convert("RGB"), *words)):
+    with mock.patch.object(stage, "resized", resized_as_rgb):
         return by_pillow(data, side)
+
+
+def resized_as_rgb(image: Image.Image, size: tuple[int, int], rules: PixelRules) -> Image.Image:
+    """As `resized`, of an image that is not grey."""
+    return resize.resized(image.convert("RGB") if image.mode == "L" else image, size, rules)
 
 
 def by_cykooz(data: bytes, side: int) -> np.ndarray:
