@@ -26,6 +26,7 @@ _MODES = ("L", "RGB", "CMYK")
 _MOST_DIGITS, _TOO_LARGE = 21, 1 << 15
 #: Values that NumPy multiplies at once; the memory for more would come from the kernel each time, which takes longer.
 _AT_ONCE = 1 << 18
+_STRIP, _TURNED = 128, Image.Transpose.TRANSPOSE
 #: SHA-256 of the probe's pixels in its new sizes.
 _RIGHT = "3a52b1b845cf8940bfb1810cfcaa9eb4b5c43791e8781e8de75f11cc9eb0b207"
 
@@ -82,8 +83,11 @@ def _in_rust() -> Pass:
 def in_numpy(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The picture with another width or another height; its mode is L, RGB or CMYK."""
     if size[0] != image.width:
-        turned = Image.Transpose.TRANSPOSE
-        return in_numpy(image.transpose(turned), size[::-1]).transpose(turned)
+        whole = Image.new(image.mode, size, None)  # of strips: a large picture is not turned as a whole
+        for top in range(0, image.height, _STRIP):
+            strip = image.crop((0, top, image.width, min(top + _STRIP, image.height))).transpose(_TURNED)
+            whole.paste(in_numpy(strip, (strip.width, size[0])).transpose(_TURNED), (0, top))
+        return whole
     values = np.asarray(image)
     rows = values.reshape(len(values), -1)
     shares, digits = _shares(len(rows), size[1])
