@@ -120,13 +120,13 @@ def alone(bundle: str, rounds: int) -> tuple[float, float, float]:
 
     cpus = os.cpu_count() or 1
     photos = [path.read_bytes() for path in sorted(PHOTOGRAPHS.glob("*.JPEG"))] * 5
-    engine = load_engine(load_bundle(bundle), "openvino", threads=cpus)
+    loaded = load_bundle(bundle)
+    engine = load_engine(loaded, "openvino", threads=cpus)
+    way = partial(decode, size=loaded.size, rules=loaded.pixel_rules)
     with ThreadPoolExecutor(cpus) as pool:
-        decoded = pool.map(lambda data: decode(data, (160, 160)), photos)
+        decoded = pool.map(way, photos)
         pixels = np.stack([one.array for one in decoded if isinstance(one, Pixels)])
-        decoding = [
-            rate(len(photos), lambda: list(pool.map(lambda data: decode(data, (160, 160)), photos))) for _ in range(rounds)
-        ]
+        decoding = [rate(len(photos), lambda: list(pool.map(way, photos))) for _ in range(rounds)]
     model = median([rate(len(pixels), lambda: engine.predict(pixels)) for _ in range(rounds)])
     decoder = median(decoding)
     return model, decoder, 1 / (1 / model + 1 / decoder)

@@ -40,7 +40,7 @@ ROOT = Path(__file__).parent.parent
 #: Packages of `.ci/requirements.txt` that the bare machine lacks.
 PACKAGES = (
     *("ray", "keras", "namex", "optree", "msgpack", "jsonschema", "jsonschema-specifications", "referencing", "rpds-py"),
-    *("obstore", "botocore", "jmespath", "google-crc32c", "tenacity"),
+    *("cykooz-resizer", "obstore", "botocore", "jmespath", "google-crc32c", "tenacity"),
     *("pydantic", "pydantic-core", "annotated-types", "typing-inspection"),
 )
 #: Parts of Ray that a batch run never uses.
@@ -254,11 +254,12 @@ def decode_alone(_: argparse.Namespace) -> None:
 def _decode_for(seconds: float) -> float:
     """Photographs a second of one process."""
     from tlbatch.images.decode import decode
+    from tlbatch.schema import NEW_RULES
 
     photos = [path.read_bytes() for path in sorted((ROOT / "photos").glob("*.jpg"))]
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
-        decode(photos[done % len(photos)], (SIZE, SIZE))
+        decode(photos[done % len(photos)], (SIZE, SIZE), rules=NEW_RULES)
         done += 1
     return done / (time.perf_counter() - began)
 

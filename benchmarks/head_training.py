@@ -89,10 +89,11 @@ def fit_stacked(split: Path, seed: int) -> float:
     from tlbatch.images.decode import Pixels, decode
     from tlbatch.model.bases import BASES, build_network, with_preprocessing
     from tlbatch.model.head import build_head
+    from tlbatch.schema import NEW_RULES
 
     with split.open() as file:
         rows = list(csv.DictReader(file))
-    decoded = [decode((CELLS / row["key"]).read_bytes(), (SIZE, SIZE)) for row in rows]
+    decoded = [decode((CELLS / row["key"]).read_bytes(), (SIZE, SIZE), rules=NEW_RULES) for row in rows]
     pixels = np.stack([one.array for one in decoded if isinstance(one, Pixels)])
     classes = np.array([row["label"] == "functional" for row in rows], np.int64)
     part = np.array([row["split"] for row in rows])

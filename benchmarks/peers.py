@@ -174,7 +174,8 @@ def by_hand(folder: str, bundle: str, output: str) -> None:
     from tlbatch.model.bundle import load_bundle
     from tlbatch.model.engines import load_engine
 
-    engine = load_engine(load_bundle(bundle), "openvino", threads=CPUS)
+    loaded = load_bundle(bundle)
+    engine = load_engine(loaded, "openvino", threads=CPUS)
     paths = sorted(Path(folder).glob("*.jpg"))
     scores = []
     with ThreadPoolExecutor(CPUS) as pool:
@@ -182,7 +183,7 @@ def by_hand(folder: str, bundle: str, output: str) -> None:
         coming = iter(paths)
         for _ in paths[::BATCH]:
             waiting.extend(
-                pool.submit(lambda path: decode(path.read_bytes(), (SIZE, SIZE)), path)
+                pool.submit(lambda path: decode(path.read_bytes(), loaded.size, rules=loaded.pixel_rules), path)
                 for path in itertools.islice(coming, 4 * BATCH - len(waiting))
             )
             batch = [waiting.popleft() for _ in range(min(BATCH, len(waiting)))]

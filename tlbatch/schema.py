@@ -67,9 +67,10 @@ class PixelRules(NamedTuple):
         resize: `stretch` brings the whole image to the model's input size; `crop` and `pad` keep its aspect ratio. `crop` cuts
             at whole pixels, `crop_exact` at fractions of them. `center_crop` brings the shorter side to `shorter_side` and cuts
             the middle out; `central_crop` cuts out seven eighths of each side and stretches them.
-        interpolation: `bilinear`, `bicubic` and `lanczos` with antialiasing, `bilinear_pillow` also from all pixels of a JPEG,
-            `bilinear_tensorflow` without antialiasing, `bilinear_tensorflow1` from the corners of pixels, `nearest`, or
-            `bilinear_no_antialias`, which older bundles have.
+        interpolation: `bilinear`, `bicubic` and `lanczos` by Pillow, with antialiasing; `bilinear_cykooz`, which is `bilinear`
+            by `cykooz_resizer`; `bilinear_pillow`, which is `bilinear` from all pixels of a JPEG; `bilinear_tensorflow` without
+            antialiasing, `bilinear_tensorflow1` from the corners of pixels, `nearest`, or `bilinear_no_antialias`, which older
+            bundles have.
         jpeg: the transform of JPEG's decoder: `accurate`, or `fast`, which is TensorFlow's default.
         shorter_side: for `center_crop`, in pixels.
         background: what shows where an image is transparent: `white`, `black`, or the `hidden` colours of the file.
@@ -80,6 +81,7 @@ class PixelRules(NamedTuple):
     resize: Literal["stretch", "crop", "crop_exact", "pad", "center_crop", "central_crop"] = "stretch"
     interpolation: Literal[
         "bilinear",
+        "bilinear_cykooz",
         "bilinear_pillow",
         "bilinear_tensorflow",
         "bilinear_tensorflow1",
@@ -100,6 +102,8 @@ class PixelRules(NamedTuple):
 
 #: The rules of a bundle that records none: it was made before there were any.
 UNRECORDED_RULES = PixelRules(color_profiles="ignored")
+#: The rules of a base that `train` or `extract` freezes. The defaults of the fields are those of bundles without them.
+NEW_RULES = PixelRules(interpolation="bilinear_cykooz")
 
 
 def part_name(number: int) -> str:

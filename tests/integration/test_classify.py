@@ -34,6 +34,7 @@ from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import load_engine
 from tlbatch.output import commit, publish
 from tlbatch.output.commit import WorkStats
+from tlbatch.schema import NEW_RULES
 from tlbatch.storage.local import LocalLocation
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -99,7 +100,7 @@ def test_the_table_has_the_contracts_columns_and_is_right(reference, store):
 
 def test_scores_through_ray_equal_the_stacked_keras_model_on_the_same_pixels(reference, keras_model, bundle_url):
     frame = tlbatch.read_predictions(str(reference))
-    pixels = np.stack([decode(Path(uri).read_bytes(), (96, 96)).array for uri in frame["uri"]])
+    pixels = np.stack([decode(Path(uri).read_bytes(), (96, 96), rules=NEW_RULES).array for uri in frame["uri"]])
     scores = np.asarray(keras_model(pixels)["scores"])
     labels = load_bundle(bundle_url).labels
     assert [labels[best] for best in scores.argmax(1)] == list(frame["label"])
@@ -108,7 +109,7 @@ def test_scores_through_ray_equal_the_stacked_keras_model_on_the_same_pixels(ref
 
 def test_scores_through_ray_are_those_of_the_engine_alone_to_the_bit(reference, bundle_url):
     frame = tlbatch.read_predictions(str(reference))
-    pixels = np.stack([decode(Path(uri).read_bytes(), (96, 96)).array for uri in frame["uri"]])
+    pixels = np.stack([decode(Path(uri).read_bytes(), (96, 96), rules=NEW_RULES).array for uri in frame["uri"]])
     given = load_engine(load_bundle(bundle_url), threads=1).predict(pixels)
     assert np.array_equal(frame["score"].to_numpy(), given.scores.max(1))
 

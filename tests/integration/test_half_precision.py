@@ -8,6 +8,7 @@ from tlbatch.images.decode import decode
 from tlbatch.model import engines, tensorflow_engine
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import load_engine
+from tlbatch.schema import NEW_RULES
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def as_on_a_gpu(monkeypatch):
 
 @pytest.mark.sampled(1)
 def test_half_precision_gives_the_same_labels(bundle_url, keras_model, store, as_on_a_gpu):
-    pixels = np.stack([decode(path.read_bytes(), (96, 96)).array for path in sorted(store.rglob("*.jpg"))])
+    pixels = np.stack([decode(path.read_bytes(), (96, 96), rules=NEW_RULES).array for path in sorted(store.rglob("*.jpg"))])
     given = load_engine(load_bundle(bundle_url), "tensorflow", gpu=True, threads=2, batch_size=20).predict(pixels)
     expected = np.asarray(keras_model(pixels)["scores"])
     apart = np.abs(given.scores - expected).max()

@@ -15,6 +15,7 @@ from support.pictures import COLORS, encoded, noisy
 import tlbatch
 from tlbatch.errors import Failure
 from tlbatch.images.decode import Pixels, decode, prepare_process
+from tlbatch.schema import NEW_RULES
 
 ODD = corpus()
 
@@ -22,7 +23,7 @@ ODD = corpus()
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: odd.name)
 def test_each_becomes_what_it_must(odd):
     prepare_process()
-    found = decode(odd.data, (96, 96), max_pixels=MAX_PIXELS)
+    found = decode(odd.data, (96, 96), max_pixels=MAX_PIXELS, rules=NEW_RULES)
     if odd.expected:
         assert isinstance(found, Failure), "half an image was decoded"
         assert found.kind in odd.expected

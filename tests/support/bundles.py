@@ -14,13 +14,13 @@ from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import load_engine
 from tlbatch.model.frozen import Frozen, Trained, freeze, frozen_base_of, save_bundle
 from tlbatch.model.head import build_head
-from tlbatch.schema import PixelRules
+from tlbatch.schema import NEW_RULES
 from tlbatch.storage.resolve import resolve
 
 
 def real_bundle(store: Path, weights: str, folder: Path, size: int = 96) -> str:
     """MobileNetV2 with a head for the classes of a store, one folder each."""
-    frozen = freeze(BASES["MobileNetV2"], size, PixelRules(), weights, Path(weights).read_bytes())
+    frozen = freeze(BASES["MobileNetV2"], size, NEW_RULES, weights, Path(weights).read_bytes())
     pixels = _pixels(store, size)
     features = np.asarray(frozen.source(pixels, training=False)["features"])
     return _saved(frozen, features, [path.parent.name for path in _paths(store)], pixels, folder, strength=0.01)
@@ -40,7 +40,7 @@ def _paths(store: Path) -> list[Path]:
 
 
 def _pixels(store: Path, size: int) -> np.ndarray:
-    return np.stack([decode(path.read_bytes(), (size, size)).array for path in _paths(store)])
+    return np.stack([decode(path.read_bytes(), (size, size), rules=NEW_RULES).array for path in _paths(store)])
 
 
 def _saved(frozen: Frozen, features: np.ndarray, labels: list[str], pixels: np.ndarray, folder: Path, strength: float) -> str:

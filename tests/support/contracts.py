@@ -24,14 +24,14 @@ from tlbatch.images.members import read_members
 from tlbatch.images.shards import ShardOptions
 from tlbatch.images.tfrecord import masked_crc
 from tlbatch.model import bundle
-from tlbatch.schema import PARQUET, TAR, TFRECORD, ZIP
+from tlbatch.schema import NEW_RULES, PARQUET, TAR, TFRECORD, ZIP
 
 MAX_BYTES = 1 << 20
 
 
 def check_decode(data: bytes) -> None:
     """Pixels of the asked size, or a failure of the closed set with a sentence."""
-    found = decode.decode(data, (64, 64), max_pixels=1_000_000)
+    found = decode.decode(data, (64, 64), max_pixels=1_000_000, rules=NEW_RULES)
     if isinstance(found, Failure):
         require(found.kind in ErrorKind and found.stage == "decode" and bool(found.message))
     else:

@@ -20,6 +20,7 @@ from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import load_engine
 from tlbatch.model.jax_engine import _compile_once
 from tlbatch.output.verify import verify
+from tlbatch.schema import NEW_RULES
 
 #: A worker in a process as Ray starts one: the engine and a head alone, then the actors of both plans.
 _WORKER = """
@@ -63,7 +64,7 @@ assert "tensorflow" not in sys.modules
 def pictures(store) -> np.ndarray:
     """(n, 96, 96, 3): all photographs or, where there are none, the pictures of the tests."""
     paths = sorted(PHOTOS.glob("*.JPEG")) if PHOTOS.is_dir() else sorted(store.rglob("*.jpg"))
-    return np.stack([decode(path.read_bytes(), (96, 96)).array for path in paths])
+    return np.stack([decode(path.read_bytes(), (96, 96), rules=NEW_RULES).array for path in paths])
 
 
 @pytest.mark.sampled(1)

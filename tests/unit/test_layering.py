@@ -34,6 +34,7 @@ ONLY_IN = {
     "jax": {"model"},
     "keras": {"model", "commands"},  # commands name Keras in types only
     "PIL": {"images"},
+    "cykooz_resizer": {"images"},
     "imagecodecs": {"images"},
     "tifffile": {"images"},
 }

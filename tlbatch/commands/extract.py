@@ -22,7 +22,7 @@ from tlbatch.output.documents import ReportDocument
 from tlbatch.output.lease import require_free
 from tlbatch.output.progress import Watcher
 from tlbatch.output.run import read_output, require_output
-from tlbatch.schema import IMAGE, PixelRules
+from tlbatch.schema import IMAGE, NEW_RULES
 from tlbatch.storage.resolve import resolve
 
 
@@ -71,10 +71,10 @@ def freeze_named(config: TrainConfig | ExtractConfig, weights: str | bytes, like
         like: the bundle whose pixel rules and depths are taken where the configuration is silent.
     """
     base = find_base(config.base)
-    rules, features_of = PixelRules(config.white_level), config.features_of
+    rules, features_of = NEW_RULES._replace(white_level=config.white_level), config.features_of
     if like is not None:
-        rules = rules if "white_level" in config.model_fields_set else like.pixel_rules
-        features_of = _wanted_depths(config, like)
+        level = config.white_level if "white_level" in config.model_fields_set else like.pixel_rules.white_level
+        rules, features_of = like.pixel_rules._replace(white_level=level), _wanted_depths(config, like)
     return freeze(base, config.size or base.size, rules, without_query(config.weights), weights, features_of)
 
 

@@ -33,7 +33,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """The image as RGB in sRGB.
 
     Args:
-        image: mode RGB, or CMYK if that is what the profile describes; grey as RGB of equal bands.
+        image: mode L or RGB, or CMYK if that is what the profile describes; grey may be RGB of equal bands.
         profile: what `fitting` returned. A damaged one is ignored, as if there were none.
     """
     transform = None if profile is None else _transform(profile)

@@ -78,7 +78,10 @@ class Limits(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """An image in 8 bits a band, before it is resized; `size` is (width, height) as stored, before it is turned upright."""
+    """An image in 8 bits a band, before it is resized; `size` is (width, height) as stored, before it is turned upright.
+
+    Grey stays grey (L), and CMYK stays CMYK if its profile says how to read it; everything else is RGB.
+    """
 
     image: Image.Image
     size: tuple[int, int]
@@ -259,7 +262,7 @@ def stored_size(size: Size, orientation: int) -> tuple[int, int]:
 def _to_8_bits_a_band(
     image: Image.Image, data: bytes, profile: bytes | None, rules: PixelRules
 ) -> tuple[Image.Image, float | None]:
-    """An image of any Pillow mode as RGB, or as CMYK if its profile says how to read that; and its white level."""
+    """An image of any Pillow mode as RGB, as grey, or as CMYK if its profile says how to read that; and its white level."""
     image.load()
     if image.format == "PNG":
         depth = png.bit_depth(data)
@@ -281,7 +284,8 @@ def _to_8_bits_a_band(
     unused_alpha = image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
     if image.has_transparency_data and not unused_alpha:
         return _opaque(image.convert("RGBA"), rules), None
-    return image.convert("RGB"), None
+    wanted = "L" if image.mode in ("1", "L") else "RGB"
+    return image if image.mode == wanted else image.convert(wanted), None
 
 
 def _deep_png(data: bytes, rules: PixelRules) -> tuple[Image.Image, float]:
@@ -305,7 +309,7 @@ def _from_deep_jpeg_2000(data: bytes, rules: PixelRules) -> Picture:
 def _from_samples(
     samples: np.ndarray, declared: float | None, rules: PixelRules, *, lossy: bool = False
 ) -> tuple[Image.Image, float]:
-    """Gray or RGB samples (height, width) or (height, width, 1 to 4), with or without alpha -> RGB, and their white level."""
+    """Samples (height, width) or (height, width, 1 to 4), with or without alpha -> grey or RGB, and their white level."""
     samples = samples if samples.ndim == 3 else samples[..., None]
     bands = 3 if samples.shape[2] >= 3 else 1
     colours, alpha = samples[..., :bands], samples[..., bands] if samples.shape[2] > bands else None
@@ -324,10 +328,10 @@ def _alpha(alpha: np.ndarray | None, white: float) -> np.ndarray | None:
 
 
 def _flat(colours: np.ndarray, alpha: np.ndarray | None, rules: PixelRules, *, premultiplied: bool = False) -> Image.Image:
-    """(height, width, 1 or 3) uint8 colours, over the background, as RGB."""
-    rgb = np.broadcast_to(colours, (*colours.shape[:2], 3))
+    """(height, width, 1 or 3) uint8 colours, over the background: as RGB, or as grey if nothing is transparent."""
     if alpha is None:
-        return Image.fromarray(np.ascontiguousarray(rgb))
+        return Image.fromarray(colours if colours.shape[2] == 3 else colours[..., 0])
+    rgb = np.broadcast_to(colours, (*colours.shape[:2], 3))
     if premultiplied:  # over black; no colours are hidden
         shown = (255 - alpha[..., None]) * (rules.background == "white")
         return Image.fromarray(np.minimum(rgb.astype(np.uint16) + shown, 255).astype(np.uint8))
@@ -343,8 +347,8 @@ def _opaque(image: Image.Image, rules: PixelRules) -> Image.Image:
 
 
 def _on_canvas(image: Image.Image, frame: Box, rules: PixelRules) -> Image.Image:
-    """An RGB image, with the background outside a box; black if it says `hidden`, because nothing is hidden there."""
-    canvas = Image.new("RGB", image.size, "white" if rules.background == "white" else "black")
+    """A grey or RGB image, with the background outside a box; black if it says `hidden`: nothing is hidden there."""
+    canvas = Image.new(image.mode, image.size, "white" if rules.background == "white" else "black")
     canvas.paste(image.crop(frame), (frame[0], frame[1]))
     return canvas
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageOps
 
+from tlbatch.images.convolution import resized_bilinear
 from tlbatch.schema import PixelRules
 
 #: Interpolation -> Pillow's filter, which averages over all pixels when it makes a picture smaller (antialiasing).
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
+    "bilinear_cykooz": Image.Resampling.BILINEAR,  # where it does not take the picture, or a part of it between pixels
     "bilinear_pillow": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
@@ -23,7 +25,7 @@ _BLACK = {"CMYK": (0, 0, 0, 255)}
 
 def needs_all_pixels(rules: PixelRules) -> bool:
     """Whether a picture must be decoded at its full size: a reduced one is a mean of pixels, like an antialiased one."""
-    return rules.interpolation != "bilinear" or rules.jpeg == "fast"
+    return rules.interpolation not in ("bilinear", "bilinear_cykooz") or rules.jpeg == "fast"
 
 
 def resized(image: Image.Image, size: tuple[int, int], rules: PixelRules) -> Image.Image:
@@ -67,6 +69,8 @@ def _center_cropped(image: Image.Image, size: tuple[int, int], rules: PixelRules
 
 
 def _interpolated(image: Image.Image, size: tuple[int, int], rules: PixelRules) -> Image.Image:
+    if rules.interpolation == "bilinear_cykooz":
+        return resized_bilinear(image, size)
     if rules.interpolation == "bilinear_no_antialias":
         return image.transform(size, Image.Transform.EXTENT, (0, 0, *image.size), Image.Resampling.BILINEAR)
     return image.resize(size, _FILTERS[rules.interpolation])
