@@ -170,7 +170,7 @@ def test_scores_that_are_off_stop_the_actor(copy):
         (b"{", "its bundle.json is not JSON with a format_version"),
         (b"[]", "its bundle.json is not JSON with a format_version"),
         (b'{"format_version": 1}', "base in its bundle.json is invalid: Field required"),
-        (b'{"format_version": 99}', "has format 99; this tlbatch reads format 1"),
+        (b'{"format_version": 99}', "has format 99; this tlbatch reads formats 1 to 2"),
     ],
 )
 def test_what_is_no_bundle_is_a_sentence(tmp_path, content, sentence):
@@ -198,6 +198,13 @@ def test_a_bundle_names_no_file_outside_its_folder(copy, name):
         (("input", "size"), [96.0, True], "input.size.0 in its bundle.json is invalid"),
         (("label_thresholds",), [0.5], "its bundle.json is invalid: there are 3 labels and 1 thresholds"),
         (("input", "size"), [96, 1 << 40], "input.size.1 in its bundle.json is invalid"),
+        (
+            ("input", "interpolation"),
+            "sinc",
+            "input.interpolation in its bundle.json is invalid: this tlbatch does not know 'sinc'",
+        ),
+        (("input", "jpeg"), "x" * 999, "input.jpeg in its bundle.json is invalid: this tlbatch does not know 'xxx"),
+        (("input", "resize"), ["crop"], "input.resize in its bundle.json is invalid"),
         (("features_length",), "1280", "features_length in its bundle.json is invalid"),
         (("features_length",), 1 << 40, "features_length in its bundle.json is invalid"),
         (("labels",), [1, 2, 3], "labels.0 in its bundle.json is invalid"),

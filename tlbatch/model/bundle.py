@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast, get_args, get_type_hints
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import from_json
 
 from tlbatch.errors import BundleError
@@ -27,10 +27,9 @@ from tlbatch.schema import PIN, UNRECORDED_RULES, Background, PixelRules, Size, 
 from tlbatch.storage.location import Location
 from tlbatch.storage.resolve import local_copy, resolve
 
-if TYPE_CHECKING:
-    pass
-
-FORMAT_VERSION = 1
+#: What is written. A tlbatch that reads format 1 alone knows neither the newer resizer nor bases in int8, and would not say so.
+FORMAT_VERSION = 2
+_READ = (1, FORMAT_VERSION)
 
 BUNDLE = "bundle.json"
 MODEL = "model.keras"
@@ -69,6 +68,16 @@ class _Input(_Strict):
     shorter_side: Annotated[int, Field(ge=1, le=8192)] | None = None
     background: Background = "white"
     batch: Literal[1] | None = None
+    resize: str = PixelRules().resize
+    interpolation: str = PixelRules().interpolation
+    jpeg: str = PixelRules().jpeg
+
+    @field_validator("resize", "interpolation", "jpeg")
+    @classmethod
+    def _is_known(cls, value: str, field: ValidationInfo) -> str:
+        if value not in get_args(get_type_hints(PixelRules)[str(field.field_name)]):
+            raise ValueError(f"this tlbatch does not know {value[:100]!r}")
+        return value
 
 
 class _Facts(_Strict):
@@ -245,9 +254,9 @@ def _validated(data: bytes, url: str) -> dict[str, Any]:
     except ValueError:
         facts = None
     found = facts.get("format_version") if isinstance(facts, dict) else None
-    if type(found) is int and found != FORMAT_VERSION:
-        raise BundleError(f"The bundle {url} has format {found}; this tlbatch reads format {FORMAT_VERSION}.")
-    if found != FORMAT_VERSION:
+    if type(found) is int and found not in _READ:
+        raise BundleError(f"The bundle {url} has format {found}; this tlbatch reads formats 1 to {FORMAT_VERSION}.")
+    if type(found) is not int:
         raise BundleError(f"{url} is not a bundle: its {BUNDLE} is not JSON with a format_version.")
     try:
         files = _Facts.model_validate(facts).files
