@@ -199,9 +199,9 @@ def _with_gpus(config: RunConfig, bundles: Sequence[Bundle], start_ray: Callable
     """The configuration with `num_gpus` and, on GPUs, the engine that sees them.
 
     If GPUs are configured and no machine has them now, an autoscaler may start one. The engine is then the one of `choose`, and
-    the actors check it. Bundles from ONNX run on CPUs.
+    the actors check it. Bundles from ONNX, or in int8, run on CPUs.
     """
-    if config.num_gpus is None and any(bundle.has(ONNX) for bundle in bundles):
+    if config.num_gpus is None and any(bundle.has(ONNX) or bundle.quantized for bundle in bundles):
         return config.model_copy(update={"num_gpus": 0.0})
     if config.num_gpus == 0 or config.engine == "openvino" or (config.num_gpus and config.engine != "auto"):
         return config if config.num_gpus is not None else config.model_copy(update={"num_gpus": 0.0})

@@ -8,10 +8,8 @@ from tlbatch.config.settings import (
     CompareConfig,
     DemoConfig,
     EvaluateConfig,
-    ExtractConfig,
     FolderConfig,
     Images,
-    Pretrained,
     ReportConfig,
     RescoreConfig,
     Resources,
@@ -22,9 +20,9 @@ from tlbatch.config.settings import (
     Spec,
     StatusConfig,
     SubmitConfig,
-    TrainConfig,
 )
 from tlbatch.config.sources import load
+from tlbatch.config.training import ExtractConfig, Pretrained, TrainConfig
 
 __all__ = [
     "SECRET_WORDS",
