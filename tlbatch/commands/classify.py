@@ -131,7 +131,8 @@ class ClassifyWork:
             # Of the whole store, as far as it was listed: tonight's few objects may all be closed.
             known = self.store.manifest if self.store.manifest is not None else runs[0].manifest
             stats = classify_rows(config, self.table.engine, bundles, runs, rows, choose_probes(known), staged)
-        return stats._replace(list_seconds=self.store.seconds)
+        quantizable = self.table.engine == "openvino" and self.table.bundle.quantizable
+        return stats._replace(list_seconds=self.store.seconds, quantizable=quantizable)
 
     def promotion_check(self, run: Run, report: ReportDocument, state: OutputState) -> Promotion:
         """Compare a complete run with the table, as `promote_if` says."""

@@ -148,6 +148,11 @@ class Bundle:
         return cast("str | None", self.facts["base"].get("quantized"))
 
     @property
+    def quantizable(self) -> bool:
+        """Whether its base could be in int8, and training has not found that too inaccurate."""
+        return self.has(MODEL) and self.quantized is None and "quantized" not in self.facts.get("training", {})
+
+    @property
     def base_digest(self) -> str:
         """SHA-256 over everything the features depend on (network, weights, layers, input size, preprocessing).
 
