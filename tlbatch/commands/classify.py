@@ -66,6 +66,11 @@ class OutputTable:
     engine: str
     spec: RunSpec
 
+    @property
+    def quantizable(self) -> bool:
+        """Whether the model runs on CPUs in float32, and could run in int8."""
+        return self.engine == "openvino" and self.bundle.quantizable
+
     @classmethod
     def of(cls, config: RunConfig, bundle: Bundle) -> Self:
         """The table of a configuration. Its spec has the store's full address; the bundle's digest stands for its location."""
@@ -131,8 +136,7 @@ class ClassifyWork:
             # Of the whole store, as far as it was listed: tonight's few objects may all be closed.
             known = self.store.manifest if self.store.manifest is not None else runs[0].manifest
             stats = classify_rows(config, self.table.engine, bundles, runs, rows, choose_probes(known), staged)
-        quantizable = self.table.engine == "openvino" and self.table.bundle.quantizable
-        return stats._replace(list_seconds=self.store.seconds, quantizable=quantizable)
+        return stats._replace(list_seconds=self.store.seconds, quantizable=self.table.quantizable)
 
     def promotion_check(self, run: Run, report: ReportDocument, state: OutputState) -> Promotion:
         """Compare a complete run with the table, as `promote_if` says."""

@@ -138,6 +138,8 @@ def show_forecast(result: Mapping[str, Any]) -> None:
         f"based on: {result['known_from']}",
         soft_wrap=True,
     )
+    if result.get("advice"):
+        console.print(result["advice"], soft_wrap=True)
     if result.get("refused"):
         console.print(f"The run would stop: {result['refused']}", soft_wrap=True)
 
