@@ -94,7 +94,7 @@ def test_classify_goes_on_to_the_bit_and_a_new_head_is_trained_on_its_features(q
     files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a/runs/r").rglob("part-*.parquet")]
     assert len(files) >= 2
     assert all((tmp_path / "a" / one).read_bytes() == (tmp_path / "b" / one).read_bytes() for one in files)
-    again = tlbatch.train(features=str(tmp_path / "a"), bundle=str(tmp_path / "head"))
+    again = tlbatch.train(features=str(tmp_path / "a"), bundle=str(tmp_path / "head"), epochs=2)
     bundle, first = load_bundle(again["bundle"]), load_bundle(quantized["bundle"])
     assert bundle.base_digest == first.base_digest
     assert np.array_equal(load_engine(bundle).predict(first.probes()["pixels"]).features, first.probes()["features"])
@@ -150,7 +150,7 @@ def test_float32_stays_if_int8_costs_too_much(store, weights, ray_here, tmp_path
     monkeypatch.setattr(quantizing, "quantized_base", lambda frozen, pixels: frozen)
     monkeypatch.setattr(quantizing, "measured", lambda config, made, began: next(accuracies))
     accuracies = iter([Measured(0.9), Measured(0.8)])
-    found = tlbatch.train(images=str(store), size=64, weights=weights, quantize="int8", bundle=str(tmp_path / "b"))
+    found = tlbatch.train(images=str(store), size=64, weights=weights, quantize="int8", bundle=str(tmp_path / "b"), epochs=2)
     assert not found["quantized"]["kept"]
     assert "10.0 points lower (80.0 % instead of 90.0 %), and 0.5 are allowed; the base stays in float32" in caplog.text
     bundle = load_bundle(found["bundle"])
@@ -168,14 +168,13 @@ class Measured:
 @pytest.mark.sampled(1)
 def test_extract_quantizes_a_named_base(store, weights, ray_here, tmp_path):
     base = {"images": str(store), "base": "MobileNetV2", "size": 64, "weights": weights, "output": str(tmp_path / "o")}
+    base["features_of"] = "last"
     assert tlbatch.extract(**base, quantize="int8", report=False)["failed"] == 0
     bundle = load_bundle(str(tmp_path / "o/base"))
     assert bundle.quantized
-    trained = tlbatch.train(features=str(tmp_path / "o"), bundle=str(tmp_path / "b"))
+    trained = tlbatch.train(features=str(tmp_path / "o"), bundle=str(tmp_path / "b"), epochs=2)
     assert load_bundle(trained["bundle"]).base_digest == bundle.base_digest
-    with pytest.raises(
-        tlbatch.errors.OutputError, match=r"features_of depths, quantize int8; this command has .* quantize none"
-    ):
+    with pytest.raises(tlbatch.errors.OutputError, match=r"features_of last, quantize int8; this command has .* quantize none"):
         tlbatch.extract(**base, report=False)
 
 

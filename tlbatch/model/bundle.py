@@ -150,7 +150,9 @@ class Bundle:
     @property
     def quantizable(self) -> bool:
         """Whether its base could be in int8, and training has not found that too inaccurate."""
-        return self.has(MODEL) and self.quantized is None and "quantized" not in self.facts.get("training", {})
+        training = self.facts.get("training")
+        tried = isinstance(training, dict) and "quantized" in training
+        return self.has(MODEL) and self.quantized is None and not tried
 
     @property
     def base_digest(self) -> str:
