@@ -61,7 +61,7 @@ def speed(rounds: int) -> None:
             batch = np.resize(pixels, (IMAGES, size, size, 3))
             rates = [[rate(one, batch) for one in engines] for _ in range(rounds)]
         (before, after), times = zip(*rates, strict=True), [one[1] / one[0] for one in rates]
-        print(f"| {name} at {size} | {told(before, '.0f')} | {told(after, '.0f')} | {told(times, '.2f')} |", flush=True)
+        print(f"| {name} at {size} | {told(before, '.3g')} | {told(after, '.3g')} | {told(times, '.2f')} |", flush=True)
 
 
 def engine(frozen: Frozen, pixels: np.ndarray, folder: Path) -> Engine:

@@ -1,6 +1,7 @@
 """A base in int8: another base, whose features are the same bits wherever it runs, and which is kept only if it is accurate."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from tlbatch.errors import BundleError, ConfigError
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import choose, load_engine, load_head
 from tlbatch.model.frozen import frozen_base_of
+from tlbatch.model.openvino import BIN, XML, cut_base
+from tlbatch.model.quantize import quantize_to_int8
 from tlbatch.schema import sha256
 
 #: Prints a digest of the features that a bundle's engine computes, whose probes are tested before.
@@ -50,6 +53,16 @@ def test_int8_is_another_base_with_probes_of_its_own(quantized, trained):
     float32 = load_engine(other).predict(probes["pixels"]).features
     assert 0 < np.abs(float32 - probes["features"]).max() < 6
     assert "on the same 9 held-out images" in Path(quantized["bundle"], "card.html").read_text()
+
+
+def test_equal_images_make_equal_bytes_without_a_word(trained, pixels, capfd):
+    before, base = logging.getLoggerClass(), cut_base(load_bundle(trained["bundle"]).folder / XML)
+    capfd.readouterr()
+    first, second = (quantize_to_int8(base, pixels[:4]) for _ in range(2))
+    assert first == second
+    assert len(first[BIN]) < len(base[BIN]) / 3
+    assert capfd.readouterr().out == ""
+    assert logging.getLoggerClass() is before, "NNCF replaces it"
 
 
 def test_features_do_not_depend_on_threads_and_batches(quantized, pixels):
