@@ -29,7 +29,7 @@ print(len(started), "openvino_telemetry" in sys.modules)
 
 
 def test_openvino_reports_nothing(tmp_path):
-    """Neither on import nor when it converts or quantises; it starts a process for each report, and a file in the home folder."""
+    """Neither on import nor when it converts or quantises; each report is a process, and a file in the home folder."""
     unset = {"CI", "TF_BUILD", "JENKINS_URL"}  # where OpenVINO reports nothing in any case
     environment = {name: value for name, value in os.environ.items() if name not in unset} | {"HOME": str(tmp_path)}
     for word, imported in (("", "False"), ("plain", "True")):
