@@ -47,8 +47,10 @@ def main() -> None:
             print(row(count, found), flush=True)
 
 
-def measure(root: Path, labels: dict[str, str], count: int, seed: int) -> list[tuple[float, float]]:
-    """Accuracy and calibration error of each way on one split."""
+def measure(
+    root: Path, labels: dict[str, str], count: int, seed: int, ways: dict[str, tuple[str, str]] = WAYS
+) -> list[tuple[float, float]]:
+    """Accuracy and calibration error of each way on one split; a way is a folder of features in `root`, and a head."""
     keys = sorted(labels)
     classes = np.unique([labels[key] for key in keys], return_inverse=True)[1]
     parts = split_classes(classes, 0.15, 0.2, seed)
@@ -67,7 +69,7 @@ def measure(root: Path, labels: dict[str, str], count: int, seed: int) -> list[t
             part = "test" if parts[number] == 2 else "validation" if number in held_out else "train"
             writer.writerow([keys[number], labels[keys[number]], part])
     found = []
-    for features_of, head in WAYS.values():
+    for features_of, head in ways.values():
         settings = {"labels": str(file), "head": head, "seed": seed, "bundle": str(root / "bundle")}
         trained = tlbatch.train(features=str(root / features_of), **settings)
         found.append((trained["accuracy"], trained["calibration"]["calibration_error"]["after"]))

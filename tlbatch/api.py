@@ -361,7 +361,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Returns:
         `bundle`, `digest`, `base`, `labels`, `images` in each part, `failed`, `images_read`, `accuracy`, `metrics`,
-        `calibration`, `head`, `held_out`, `epochs` and `seconds`.
+        `calibration`, `head`, `held_out`, `epochs`, `quantized` and `seconds`.
     """
     from tlbatch.commands.train import train as work
 

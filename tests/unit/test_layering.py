@@ -32,6 +32,7 @@ ONLY_IN = {
     "tensorflow": {"model"},
     "openvino": {"model"},
     "jax": {"model"},
+    "nncf": {"model"},
     "keras": {"model", "commands"},  # commands name Keras in types only
     "PIL": {"images"},
     "cykooz_resizer": {"images"},

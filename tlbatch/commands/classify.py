@@ -66,6 +66,11 @@ class OutputTable:
     engine: str
     spec: RunSpec
 
+    @property
+    def quantizable(self) -> bool:
+        """Whether the model runs on CPUs in float32, and could run in int8."""
+        return self.engine == "openvino" and self.bundle.quantizable
+
     @classmethod
     def of(cls, config: RunConfig, bundle: Bundle) -> Self:
         """The table of a configuration. Its spec has the store's full address; the bundle's digest stands for its location."""
@@ -131,7 +136,7 @@ class ClassifyWork:
             # Of the whole store, as far as it was listed: tonight's few objects may all be closed.
             known = self.store.manifest if self.store.manifest is not None else runs[0].manifest
             stats = classify_rows(config, self.table.engine, bundles, runs, rows, choose_probes(known), staged)
-        return stats._replace(list_seconds=self.store.seconds)
+        return stats._replace(list_seconds=self.store.seconds, quantizable=self.table.quantizable)
 
     def promotion_check(self, run: Run, report: ReportDocument, state: OutputState) -> Promotion:
         """Compare a complete run with the table, as `promote_if` says."""
@@ -199,9 +204,9 @@ def _with_gpus(config: RunConfig, bundles: Sequence[Bundle], start_ray: Callable
     """The configuration with `num_gpus` and, on GPUs, the engine that sees them.
 
     If GPUs are configured and no machine has them now, an autoscaler may start one. The engine is then the one of `choose`, and
-    the actors check it. Bundles from ONNX run on CPUs.
+    the actors check it. Bundles from ONNX, or in int8, run on CPUs.
     """
-    if config.num_gpus is None and any(bundle.has(ONNX) for bundle in bundles):
+    if config.num_gpus is None and any(bundle.has(ONNX) or bundle.quantized for bundle in bundles):
         return config.model_copy(update={"num_gpus": 0.0})
     if config.num_gpus == 0 or config.engine == "openvino" or (config.num_gpus and config.engine != "auto"):
         return config if config.num_gpus is not None else config.model_copy(update={"num_gpus": 0.0})

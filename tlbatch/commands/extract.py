@@ -10,6 +10,7 @@ import pyarrow as pa
 from tlbatch import schema
 from tlbatch.commands.classify import classify
 from tlbatch.commands.list_images import list_images, store_of
+from tlbatch.commands.sample_pixels import pixels_of_any
 from tlbatch.config import ExtractConfig, RunConfig, TrainConfig
 from tlbatch.errors import OutputError, WeightsError
 from tlbatch.images import decode
@@ -17,7 +18,8 @@ from tlbatch.images.decode import Pixels
 from tlbatch.model import bundle as bundles
 from tlbatch.model.bases import Base, find_base
 from tlbatch.model.depths import FeaturesOf
-from tlbatch.model.frozen import Frozen, freeze, save_bundle
+from tlbatch.model.frozen import Frozen, freeze, quantized_base, save_bundle
+from tlbatch.model.quantize import MOST_IMAGES, require_nncf
 from tlbatch.output.documents import ReportDocument
 from tlbatch.output.lease import require_free
 from tlbatch.output.progress import Watcher
@@ -54,9 +56,13 @@ def extract(config: ExtractConfig, watch: Watcher | None = None) -> ReportDocume
     size = config.size or base.size
     listing = None
     if not location.join(bundles.BUNDLE).exists():
+        if config.quantize != "none":
+            require_nncf()
         weights = read_weights(config)
         listing = list_images(config, output, watch)
         frozen = freeze_named(config, weights)
+        if config.quantize != "none":
+            frozen = quantized_base(frozen, pixels_of_any(config, frozen, listing.manifest, MOST_IMAGES))
         save_bundle(location, frozen, None, probe_pixels(config, frozen, listing.manifest))
     _require_same_base(bundles.load_bundle(location.url, config.storage_options), base, size, config)
     return classify(RunConfig(**{**settings, "bundle": location.url}), watch, listing)
@@ -94,10 +100,12 @@ def without_query(weights: str) -> str:
 
 def _require_same_base(bundle: bundles.Bundle, base: Base, size: int, config: ExtractConfig) -> None:
     facts = bundle.facts["base"]
-    old = (facts["name"], bundle.size[0], facts["weights"], bundle.pixel_rules.white_level, _features_of(bundle))
-    new = (base.name, size, without_query(config.weights), config.white_level, _wanted_depths(config, bundle))
+    numbers = "int8" if bundle.quantized else "none"
+    old = (facts["name"], bundle.size[0], facts["weights"], bundle.pixel_rules.white_level, _features_of(bundle), numbers)
+    wanted = config.white_level, _wanted_depths(config, bundle), config.quantize
+    new = (base.name, size, without_query(config.weights), *wanted)
     if old != new:
-        form = "{} at {} pixels, weights {}, white_level {}, features_of {}"
+        form = "{} at {} pixels, weights {}, white_level {}, features_of {}, quantize {}"
         raise OutputError(
             f"The output belongs to another base: it was begun with {form.format(*old)}; this command has {form.format(*new)}. "
             "Choose another --output."

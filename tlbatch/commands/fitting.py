@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ from tlbatch.images.labels import ImageName, names_of
 from tlbatch.model import bundle as bundles
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.frozen import Frozen, frozen_base_of, save_bundle
-from tlbatch.model.head import DataSplit, FittedHead, HeadTraining, fit_head
+from tlbatch.model.head import DataSplit, FittedHead, Fold, HeadTraining, fit_head
 from tlbatch.output.features import FeatureTable, find_features, look_up
 from tlbatch.output.progress import Watcher
 from tlbatch.output.table import read_run_table
@@ -60,6 +60,7 @@ class Made:
     Attributes:
         unlabelled: the number of images outside shards without a label; None for features.
         skipped_by_kind: what else the store has.
+        labelled: the listing and the labels; None for features.
     """
 
     frozen: Frozen
@@ -68,6 +69,7 @@ class Made:
     fitted: FittedHead
     unlabelled: int | None = None
     skipped_by_kind: Mapping[str, int] = field(default_factory=dict)
+    labelled: LabelledStore | None = None
 
 
 def from_images(config: TrainConfig, how: HeadTraining, location: Location, watch: Watcher | None) -> Made:
@@ -86,8 +88,35 @@ def from_images(config: TrainConfig, how: HeadTraining, location: Location, watc
             split = split_set(features, config)
             fitting = keras_thread.submit(_fit, frozen, features, split.parts, how, watch)
         fitted = fitting.result()
-    left_out = labelled.unlabelled, labelled.listing.skipped_by_kind
-    return Made(frozen, features, split, fitted, *left_out)
+    return Made(frozen, features, split, fitted, labelled.unlabelled, labelled.listing.skipped_by_kind, labelled)
+
+
+def again(
+    config: TrainConfig, made: Made, frozen: Frozen, labelled: LabelledStore, location: Location, watch: Watcher | None
+) -> Made:
+    """Run another base over the same labelled images, and train a head as before: same parts, same folds.
+
+    Args:
+        config: what was trained.
+        made: the result of `from_images`.
+        frozen: the other base.
+        labelled: the images that were read.
+        location: the bundle's folder.
+        watch: as for `train`.
+    """
+    with ray_session(config.address) as start_ray:
+        start_ray()
+        features = _extract(config, frozen, labelled, location, watch)
+    split = made.split.with_features(features)
+    fitted = _fit(frozen, features, split.parts, made.fitted.how, watch, _folds_of(made))
+    return replace(made, frozen=frozen, features=features, split=split, fitted=fitted)
+
+
+def _folds_of(made: Made) -> Fold:
+    """The folds in which a head was cross-validated, for another base on the same images."""
+    parts = made.split.parts["train"], made.split.parts["validation"]
+    folds = _fold(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("features", "classes")))
+    return lambda _features, _classes: folds
 
 
 @contextlib.contextmanager
@@ -104,20 +133,25 @@ def _keras_thread() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=wait, cancel_futures=not wait)
 
 
-def _fit(
-    frozen: Frozen, features: TrainingSet, parts: Mapping[str, DataSplit], how: HeadTraining, watch: Watcher | None
-) -> FittedHead:
-    """Fit the head, and tell of long fits."""
-    tell = None if watch is None else lambda done, of: watch({"stage": "fit", "done": done, "of": of})
-    return fit_head(parts["train"], parts["validation"], _fold, len(features.labels), how, tell, frozen.last_length)
-
-
 def _fold(features: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """The fold of each image: near-copies are together, unless a class then has too few pictures to be in every fold."""
     pictures = find_near_copies(features)
     if not enough_pictures(classes, pictures, _FOLDS):
         pictures = find_copies(features)
     return fold_pictures(classes, pictures if enough_pictures(classes, pictures, 2) else np.arange(len(classes)), _FOLDS)
+
+
+def _fit(
+    frozen: Frozen,
+    features: TrainingSet,
+    parts: Mapping[str, DataSplit],
+    how: HeadTraining,
+    watch: Watcher | None,
+    fold: Fold = _fold,
+) -> FittedHead:
+    """Fit the head, and tell of long fits."""
+    tell = None if watch is None else lambda done, of: watch({"stage": "fit", "done": done, "of": of})
+    return fit_head(parts["train"], parts["validation"], fold, len(features.labels), how, tell, frozen.last_length)
 
 
 def from_features(config: TrainConfig, how: HeadTraining, watch: Watcher | None) -> Made:
@@ -134,7 +168,7 @@ def _base_of(config: TrainConfig, source: FeatureTable) -> tuple[Frozen, bundles
     bundle = load_bundle(source.newest.facts["bundle_url"], config.storage_options)
     given = config.model_fields_set
     if given & set(Pretrained.model_fields):
-        named = freeze_named(config, read_weights(config), bundle)
+        named = replace(freeze_named(config, read_weights(config), bundle), quantized=bundle.quantized)
         source.require_base(
             named.digest, f"{named.base.name} at {schema.in_words(named.size)} pixels with weights {named.weights}"
         )

@@ -210,6 +210,11 @@ def export_model(config: ExportConfig) -> dict[str, Any]:
     if not config.model.endswith((".keras", ".onnx")):
         raise WeightsError(f"model: write a file name that ends in .keras or .onnx; found {config.model!r}.")
     target = resolve(config.model, config.storage_options)
+    if bundle.quantized:
+        log.warning(
+            "The base of %s is in int8. The exported model is in float32, so some of its scores, and labels, will differ.",
+            bundle.location.url,
+        )
     if config.model.endswith(".onnx"):
         target.write(export_onnx(bundle))
     elif bundle.has(bundles.ONNX):

@@ -28,7 +28,7 @@ from tlbatch.model.engines import choose
 from tlbatch.output.diff import too_many_deleted
 from tlbatch.output.progress import Watcher
 from tlbatch.output.receipts import numbered
-from tlbatch.output.run import OutputState, read_output, read_report
+from tlbatch.output.run import OutputState, Run, read_output, read_report
 from tlbatch.schema import ARCHIVED, IMAGE, is_loose
 
 #: Fields of the spec of a run that did not read images.
@@ -42,6 +42,9 @@ _SAMPLE, _WARM_UP = 384, 64
 _START_SECONDS = 6.5
 #: Images per second and CPU that are rescored from stored features (half of the measured rate, docs/benchmarks.md).
 _RESCORED_PER_SECOND = 5_000
+
+
+_IN_INT8 = "The model limited the newest run; a base in int8 (train --quantize int8) is faster on CPUs."
 
 
 class Rates(NamedTuple):
@@ -64,7 +67,8 @@ def plan(config: RunConfig, watch: Watcher | None = None) -> dict[str, Any]:
         `counts` of new, changed, retry, stale, deleted and unchanged objects; `objects` to process, `rescored` of them from
         stored features; `bytes` to read, as far as the listing has sizes; `images`, an estimate if there are shards;
         `seconds`, `cpu_hours`, `gpu_hours` and `images_per_second`; `known_from`, the source of the estimate; `output` and
-        `list_seconds`; `inventory`, what is known of the inventory that was read in place of a listing, if one was.
+        `list_seconds`; `inventory`, what is known of the inventory that was read in place of a listing, if one was; `advice`, a
+        sentence, if a base in int8 would be faster.
 
     Raises:
         UsageError: the command could not run.
@@ -95,10 +99,18 @@ def plan(config: RunConfig, watch: Watcher | None = None) -> dict[str, Any]:
     }
     if whole.inventory:
         result["inventory"] = whole.inventory
+    if state.newest is not None and table.quantizable and _model_bound(state.newest):
+        result["advice"] = _IN_INT8
     refused = None if config.allow_deletes or not config.incremental else too_many_deleted(increment, config.max_deleted_ratio)
     if refused is not None:
         result["refused"] = refused
     return {**result, **_costs(table, state, left, rescored, cluster)}
+
+
+def _model_bound(run: Run) -> bool:
+    """Whether a run that read images waited for the model most."""
+    found = read_report(run).get("bottleneck")
+    return not run.facts["spec"].keys() & _NOT_READ and found is not None and found["stage"] == "predict"
 
 
 def _costs(table: OutputTable, state: OutputState, left: pa.Table, rescored: int, cluster: ClusterResources) -> dict[str, Any]:

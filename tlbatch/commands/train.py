@@ -9,6 +9,7 @@ from typing import Any
 
 from tlbatch import schema
 from tlbatch.commands.fitting import WORK, Made, from_features, from_images, measure_scores
+from tlbatch.commands.quantizing import quantize_made
 from tlbatch.commands.try_bases import candidates, choose_base
 from tlbatch.config import TrainConfig
 from tlbatch.errors import LeaseHeldError
@@ -17,6 +18,7 @@ from tlbatch.model.bases import find_base
 from tlbatch.model.bundle import require_bundle_place
 from tlbatch.model.frozen import Trained, save_bundle
 from tlbatch.model.head import Calibration, HeadTraining, calibrate, scores_of
+from tlbatch.model.quantize import require_nncf
 from tlbatch.output.lease import Lease
 from tlbatch.output.progress import Watcher
 from tlbatch.report.held_out import doubted_labels, held_out_facts, learning_facts
@@ -39,7 +41,8 @@ def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
         images that did not train the layer which scored them), `learning` (of `learning_facts`; None if it was not measured),
         `doubted` (of `doubted_labels`), `epochs` (None for a convex head), `images_read`, `unlabelled` (images outside shards
         without a label; None for features), `skipped_by_kind` (what else the store has), `tried` (what was measured of each of
-        `try_bases`), `left_out` (those for which no time was left), `seconds`.
+        `try_bases`), `left_out` (those for which no time was left), `quantized` (with `quantize`, the fields of `Compared`),
+        `seconds`.
 
     Raises:
         UsageError: base, weights, labels, images or features cannot be used; nothing was written.
@@ -58,6 +61,8 @@ def train(config: TrainConfig, watch: Watcher | None = None) -> dict[str, Any]:
         seed=config.seed,
         class_weight=config.class_weight,
     )
+    if config.quantize != "none":
+        require_nncf()
     tries = candidates(config)  # what is misspelled is told before a base runs
     with _alone(location):
         return _train(config, how, tries, location, watch, began)
@@ -73,12 +78,15 @@ def _train(
 ) -> dict[str, Any]:
     """As `train`, once nobody else trains into the bundle."""
     made, tried, left_out = _made(config, how, tries, location, watch)
+    made, compared = (made, None) if config.quantize == "none" else quantize_made(config, made, location, watch)
     features, test, head = made.features, made.split.parts["test"], made.fitted.head
     calibration = calibrate(head, made.fitted.held_out, test, config.precision)
     metrics = measure_scores(scores_of(head, test), test.classes, features.labels, calibration.label_thresholds)
     training, doubted = _training_facts(made, calibration), _doubted(made)
     if tried:
         training["tried"] = tried
+    if compared:
+        training["quantized"] = compared._asdict()
     base = made.frozen.base
     classes = f"{', '.join(features.labels[:4])}{' …' if len(features.labels) > 4 else ''}"
     title = f"{classes}: {base.name} at {schema.in_words(made.frozen.size)} pixels"
@@ -106,6 +114,7 @@ def _train(
         "epochs": training.get("epochs"),
         "tried": tried,
         "left_out": left_out,
+        "quantized": training.get("quantized"),
         "seconds": round(time.monotonic() - began, 3),
     }
 

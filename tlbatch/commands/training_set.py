@@ -250,6 +250,13 @@ class SplitSet(NamedTuple):
     names: Mapping[str, Sequence[ImageName]]
     file: bytes
 
+    def with_features(self, features: TrainingSet) -> SplitSet:
+        """The same images in the same parts, with the features of another base."""
+        row_of = {name: row for row, name in enumerate(features.names)}
+        rows = {part: [row_of[name] for name in names] for part, names in self.names.items()}
+        parts = {part: DataSplit(features.values[places], features.classes[places]) for part, places in rows.items()}
+        return self._replace(parts=parts)
+
 
 def split_set(features: TrainingSet, config: TrainConfig) -> SplitSet:
     """Split stratified by class, unless the labels give the parts. Copies and near-copies of one picture are in one part.

@@ -106,7 +106,7 @@ def choose_base(config: TrainConfig, tries: Sequence[TrainConfig], make: Callabl
             break
         started = time.monotonic()
         made = make(candidate)
-        tried.append(_measured(candidate, made, started))
+        tried.append(measured(candidate, made, started))
         fast = tried[-1].images_per_second >= (config.min_speed or 0)
         if fast and (best is None or tried[-1].accuracy > best[0]):
             best = tried[-1].accuracy, made
@@ -122,7 +122,8 @@ def _without_weights(entry: str) -> str:
     return entry.partition("=")[0]
 
 
-def _measured(config: TrainConfig, made: Made, started: float) -> Tried:
+def measured(config: TrainConfig, made: Made, started: float) -> Tried:
+    """What is known of a base and its head: held-out accuracy, and the speed of the base alone on this machine."""
     scores, classes = made.fitted.held_out
     several = classes.ndim == 2
     metrics = measure_scores(scores, classes, made.features.labels, thresholds_by_f1(scores, classes) if several else None)

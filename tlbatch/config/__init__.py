@@ -16,18 +16,16 @@ from tlbatch.config.outputs import (
 from tlbatch.config.settings import (
     SECRET_WORDS,
     DemoConfig,
-    ExtractConfig,
     Images,
-    Pretrained,
     RescoreConfig,
     Resources,
     RunConfig,
     ScheduleConfig,
     Spec,
     SubmitConfig,
-    TrainConfig,
 )
 from tlbatch.config.sources import load
+from tlbatch.config.training import ExtractConfig, Pretrained, TrainConfig
 
 __all__ = [
     "SECRET_WORDS",

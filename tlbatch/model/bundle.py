@@ -59,6 +59,7 @@ class _Base(_Strict):
     weights: str
     weights_digest: _Digest
     scaling: str
+    quantized: _Digest | None = None
 
 
 class _Input(_Strict):
@@ -149,6 +150,18 @@ class Bundle:
     def depths(self) -> tuple[str, ...]:
         """The layers whose averages are the features; empty for the last one alone."""
         return tuple(self.facts.get("depths") or ())
+
+    @property
+    def quantized(self) -> str | None:
+        """SHA-256 of the OpenVINO files of a base in int8; None if it is in float32."""
+        return cast("str | None", self.facts["base"].get("quantized"))
+
+    @property
+    def quantizable(self) -> bool:
+        """Whether its base could be in int8, and training has not found that too inaccurate."""
+        training = self.facts.get("training")
+        tried = isinstance(training, dict) and "quantized" in training
+        return self.has(MODEL) and self.quantized is None and not tried
 
     @property
     def base_digest(self) -> str:
@@ -278,6 +291,7 @@ def _is_inside(name: str) -> bool:
 def base_digest(facts: Mapping[str, Any]) -> str:
     """As `Bundle.base_digest`, of the contents of a `bundle.json`."""
     base = {name: facts["base"][name] for name in ("name", "weights_digest", "scaling")}
+    base |= {"quantized": facts["base"]["quantized"]} if facts["base"].get("quantized") else {}
     depths = {"depths": facts["depths"]} if facts.get("depths") else {}
     wanted = {**base, **depths, "input": facts["input"], "features_length": facts["features_length"]}
     return sha256(json.dumps(wanted, sort_keys=True).encode())

@@ -131,6 +131,11 @@ def choose(bundle: Bundle, engine: str, *, gpu: bool) -> str:
             f"engine: the bundle {bundle.location.url} comes from ONNX, which runs in OpenVINO on CPUs; leave engine out "
             "and set num_gpus=0."
         )
+    if bundle.quantized and (gpu or engine not in ("auto", "openvino")):
+        raise ConfigError(
+            f"engine: the base of the bundle {bundle.location.url} is in int8, which runs in OpenVINO on CPUs; leave engine "
+            "out and set num_gpus=0."
+        )
     if engine != "auto":
         return engine
     if gpu:
@@ -155,6 +160,8 @@ def engine_on_gpu(engine: str) -> str:
 
 def _tested(engine: Engine, bundle: Bundle) -> Engine:
     """The engine; raises BundleError if it fails the self-test."""
+    if bundle.quantized:
+        _require_same_bits(engine, bundle)
     distance = _distance(engine, bundle)
     if distance > PROBE_TOLERANCE:
         raise BundleError(
@@ -162,6 +169,23 @@ def _tested(engine: Engine, bundle: Bundle) -> Engine:
             f"of the probes by {distance:.2g}, and {PROBE_TOLERANCE} is allowed."
         )
     return engine
+
+
+def _require_same_bits(engine: Engine, bundle: Bundle) -> None:
+    """Raises BundleError unless a base in int8 gives the features of the probes to the bit.
+
+    A last bit that another processor computes otherwise becomes a whole step of int8, so no tolerance could tell right from
+    wrong.
+    """
+    probes = bundle.probes()
+    given = engine.predict(probes["pixels"]).features
+    if not np.array_equal(given, probes["features"]):
+        share = float((given != probes["features"]).mean()) if given.shape == probes["features"].shape else 1.0
+        raise BundleError(
+            f"The bundle {bundle.location.url} fails its self-test on {engine.name}: its base is in int8, and {share:.1%} of "
+            "the probes' features differ on this processor. It runs on x86 processors with AVX2 or more; on others, use a "
+            "bundle that was trained without --quantize."
+        )
 
 
 def _measured(bundle: Bundle) -> str:

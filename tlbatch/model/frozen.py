@@ -7,7 +7,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,9 @@ from tlbatch.model.bundle import BUNDLE, FORMAT_VERSION, HEAD, MODEL, ONNX, PROB
 from tlbatch.model.depths import FeaturesOf, at_depths, depths_of
 from tlbatch.model.onnx_files import as_openvino, outputs_of_onnx
 from tlbatch.model.openvino import XML, Files, cut_base, export_openvino, join_openvino
+from tlbatch.model.openvino_engine import features_of_files
 from tlbatch.model.own_keras import import_keras, with_own_keras
+from tlbatch.model.quantize import digest_of, quantize_to_int8
 from tlbatch.model.safe_load import load_safely
 from tlbatch.schema import UNRECORDED_RULES, PixelRules, Size, sha256
 from tlbatch.storage.location import Location
@@ -48,6 +50,7 @@ class Frozen:
         depths: the layers whose averages are the features; empty for the last one alone.
         last_length: how many of the features are of the last layer.
         batch: the only batch size that it takes; None for any.
+        quantized: SHA-256 of its OpenVINO files if these compute in int8; `source` is the network before that.
     """
 
     base: bases.Base
@@ -61,6 +64,7 @@ class Frozen:
     depths: tuple[str, ...] = ()
     last_length: int | None = None
     batch: int | None = None
+    quantized: str | None = None
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -70,7 +74,7 @@ class Frozen:
         levels = {name: how[name] for name in ("white_level", "color_profiles")}
         unrecorded = all(getattr(UNRECORDED_RULES, name) == value for name, value in levels.items())
         return {
-            "base": {**base, "scaling": self.base.scaling},
+            "base": {**base, "scaling": self.base.scaling, **({"quantized": self.quantized} if self.quantized else {})},
             "input": {
                 "size": list(self.size),
                 "resize": self.rules.resize,
@@ -146,6 +150,20 @@ def frozen_keras(
     return Frozen(base, size, rules, weights, length, digest, extractor, files, depths, last)
 
 
+def quantized_base(frozen: Frozen, pixels: np.ndarray) -> Frozen:
+    """A Keras base in int8: another base, with other features.
+
+    Args:
+        frozen: the base in float32.
+        pixels: (n, height, width, 3) of images as it will be given.
+
+    Raises:
+        ConfigError: NNCF is not installed.
+    """
+    files = quantize_to_int8(frozen.openvino, pixels)
+    return replace(frozen, openvino=files, quantized=digest_of(files))
+
+
 def frozen_base_of(bundle: Bundle) -> Frozen:
     """The base of a bundle, ready to get another head."""
     base = bundle.facts["base"]
@@ -165,7 +183,8 @@ def _frozen_again(bundle: Bundle, base: bases.Base) -> Frozen:
     network = next(layer for layer in extractor.layers if isinstance(layer, keras.Model))
     files = cut_base(bundle.folder / XML) if bundle.has(XML) else None
     weights = bundle.facts["base"]["weights"]
-    return frozen_keras(base, bundle.size, bundle.pixel_rules, weights, network, extractor, bundle.depths, files)
+    frozen = frozen_keras(base, bundle.size, bundle.pixel_rules, weights, network, extractor, bundle.depths, files)
+    return replace(frozen, quantized=bundle.quantized)
 
 
 @dataclass(frozen=True)
@@ -203,7 +222,10 @@ def save_bundle(
     else:
         model = _stack(frozen.base.name, frozen.source, trained)
         files = {MODEL: saved(model)}
-        expected = {name: np.asarray(value) for name, value in model(chosen, training=False).items()}
+        if frozen.quantized:
+            expected = _with_scores(features_of_files(frozen.openvino, chosen), trained)
+        else:
+            expected = {name: np.asarray(value) for name, value in model(chosen, training=False).items()}
     files |= {PROBES: _probes(chosen, expected), **(extra or {})}
     if trained is None:
         files |= frozen.openvino
@@ -232,6 +254,11 @@ def _stack(name: str, extractor: keras.Model, trained: Trained | None) -> keras.
 def _through_onnx(source: bytes, trained: Trained | None, pixels: np.ndarray) -> dict[str, np.ndarray]:
     """Features by ONNX Runtime and scores by Keras."""
     (features,) = outputs_of_onnx(source, pixels, ["features"])
+    return _with_scores(features, trained)
+
+
+def _with_scores(features: np.ndarray, trained: Trained | None) -> dict[str, np.ndarray]:
+    """Features, and the scores that Keras computes from them."""
     return {"features": features, **({} if trained is None else {"scores": np.asarray(trained.head(features, training=False))})}
 
 

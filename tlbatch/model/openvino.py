@@ -35,13 +35,13 @@ def import_openvino() -> Any:
     process, which is waited for up to three seconds where the internet cannot be reached (2026.4). A process that has imported
     OpenVINO for purposes of its own keeps what it has.
     """
-    with _without_telemetry():
+    with without_telemetry():
         import openvino
     return openvino
 
 
 @contextmanager
-def _without_telemetry() -> Iterator[None]:
+def without_telemetry() -> Iterator[None]:
     """As if the package were not installed: OpenVINO then imports functions that do nothing."""
     with _importing:
         modules = cast("dict[str, Any]", sys.modules)
@@ -57,10 +57,10 @@ def _without_telemetry() -> Iterator[None]:
 
 def export_openvino(model: keras.Model) -> Files:
     """The OpenVINO files of a Keras model, name -> bytes."""
-    with tempfile.TemporaryDirectory() as folder, _without_telemetry(), _export_possible():
+    with tempfile.TemporaryDirectory() as folder, without_telemetry(), _export_possible():
         xml = Path(folder, "model.xml")
         model.export(str(xml), format="openvino", verbose=False)
-        return _read(xml)
+        return files_of(xml)
 
 
 def converted(path: Path) -> Files:
@@ -70,7 +70,7 @@ def converted(path: Path) -> Files:
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder, "model.xml")
         openvino.save_model(model, xml, compress_to_fp16=False)
-        return _read(xml)
+        return files_of(xml)
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def join_openvino(base: Files, head: Files) -> Files:
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder, "model.xml")
         openvino.save_model(joined, xml, compress_to_fp16=False)
-        return _read(xml)
+        return files_of(xml)
 
 
 def cut_head(joined: Any) -> Any:
@@ -136,8 +136,9 @@ def cut_base(joined: Path) -> Files:
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder, "model.xml")
         openvino.save_model(openvino.Model([features], model.get_parameters(), "base"), xml, compress_to_fp16=False)
-        return _read(xml)
+        return files_of(xml)
 
 
-def _read(xml: Path) -> Files:
+def files_of(xml: Path) -> Files:
+    """A saved OpenVINO model, name in a bundle -> bytes."""
     return {XML: xml.read_bytes(), BIN: xml.with_suffix(".bin").read_bytes()}

@@ -11,7 +11,7 @@ import numpy as np
 
 from tlbatch.model.batches import HEAD_BATCH, Outputs, fixed_batches, in_fixed_batches, joined, outputs_of
 from tlbatch.model.bundle import Bundle
-from tlbatch.model.openvino import XML, cut_head, import_openvino
+from tlbatch.model.openvino import BIN, XML, Files, cut_head, import_openvino
 
 #: The fewest images that each OpenVINO thread gets in a call: at the end of a call the threads wait for the last one.
 _IMAGES_PER_THREAD = 32
@@ -78,6 +78,20 @@ class OpenVinoHead:
     def _infer(self, batch: np.ndarray) -> list[np.ndarray]:
         self._request.infer([batch])
         return [self._request.get_output_tensor(0).data.copy()]
+
+
+def features_of_files(base: Files, pixels: np.ndarray) -> np.ndarray:
+    """Features (n, F) by the OpenVINO files of a base, as the engine computes them."""
+    model = import_openvino().Core().read_model(base[XML], base[BIN])
+    batch = min(len(pixels), _MOST_AT_ONCE)
+    model.reshape([batch, *pixels.shape[1:]])
+    request = _compiled(model, 1, at_once=1).create_infer_request()
+
+    def infer(rows: np.ndarray) -> list[np.ndarray]:
+        request.infer([rows])
+        return [request.get_output_tensor(0).data.copy()]
+
+    return in_fixed_batches(infer, pixels, batch)[0]
 
 
 def _compiled(model: Any, threads: int, *, at_once: int) -> Any:

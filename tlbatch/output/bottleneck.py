@@ -17,10 +17,16 @@ _REMEDIES = {
     "write": "larger parts (`rows_per_task`)",
 }
 _MORE_GPUS = "more GPUs (`address`)"
+_IN_INT8 = "a base in int8 (`train --quantize int8`), a GPU (`num_gpus`) or more CPUs (`address`)"
 
 
 def bottleneck(
-    stage_seconds: Mapping[str, float], parallelism: Mapping[str, int], seconds: float, *, gpu: bool
+    stage_seconds: Mapping[str, float],
+    parallelism: Mapping[str, int],
+    seconds: float,
+    *,
+    gpu: bool,
+    quantizable: bool = False,
 ) -> dict[str, Any]:
     """Find the stage that limited the speed of a command.
 
@@ -29,6 +35,7 @@ def bottleneck(
         parallelism: how much of each stage can run at once, over all workers.
         seconds: how long the command took.
         gpu: whether the model ran on a GPU.
+        quantizable: whether the model ran on CPUs in float32, and could run in int8.
 
     Returns:
         `stage`, the busiest stage, or `start` if no stage was busy for half of the time; `busy`, the share of its capacity
@@ -39,5 +46,6 @@ def bottleneck(
     stage, busy = max(shares.items(), key=lambda share: share[1])
     if busy < _BINDS:
         return {"stage": "start", "busy": round(busy, 3), "remedy": _START}
-    remedy = _MORE_GPUS if gpu and stage == "predict" else _REMEDIES[stage]
+    of_model = _MORE_GPUS if gpu else _IN_INT8 if quantizable else _REMEDIES["predict"]
+    remedy = of_model if stage == "predict" else _REMEDIES[stage]
     return {"stage": stage, "busy": round(busy, 3), "remedy": remedy}

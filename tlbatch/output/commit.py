@@ -137,11 +137,15 @@ class RunSpec:
 
 
 class WorkStats(NamedTuple):
-    """How work was spread: for each stage, how much of it could run at once; None if nothing was done."""
+    """How work was spread: for each stage, how much of it could run at once; None if nothing was done.
+
+    `quantizable` is whether the model ran on CPUs in float32 and could run in int8.
+    """
 
     parallelism: Mapping[str, int] | None = None
     gpu: bool = False
     list_seconds: float | None = None
+    quantizable: bool = False
 
 
 class Promotion(NamedTuple):
@@ -435,7 +439,8 @@ def _report(one: _OpenRun, receipts: Receipts, counts: PublishedCounts, stats: W
     spent = {stage: taken - stages_before.get(stage, 0.0) for stage, taken in stages.items()}
     if stats.list_seconds is not None:
         spent = {"list": stats.list_seconds, **spent}
-    limit = None if stats.parallelism is None else bottleneck(spent, stats.parallelism, seconds, gpu=stats.gpu)
+    how = {"gpu": stats.gpu, "quantizable": stats.quantizable}
+    limit = None if stats.parallelism is None else bottleneck(spent, stats.parallelism, seconds, **how)
     body = {
         "run_id": run.run_id,
         "output": one.target.output.url,

@@ -139,6 +139,8 @@ def show_forecast(result: Mapping[str, Any]) -> None:
         f"based on: {result['known_from']}",
         soft_wrap=True,
     )
+    if result.get("advice"):
+        console.print(result["advice"], soft_wrap=True)
     if result.get("refused"):
         console.print(f"The run would stop: {result['refused']}", soft_wrap=True)
 
@@ -237,9 +239,11 @@ def _show_tried(console: Console, result: Mapping[str, Any]) -> None:
 
 
 def _show_advice(console: Console, result: Mapping[str, Any]) -> None:
-    """Print what more labels would give, and which labels to look at."""
-    from tlbatch.report.held_out import learning_in_words
+    """Print what int8 gives, what more labels would give, and which labels to look at."""
+    from tlbatch.report.held_out import learning_in_words, quantized_in_words
 
+    if result["quantized"]:
+        console.print(quantized_in_words(result["quantized"]), soft_wrap=True)
     if result["class_weight"] == "balanced":
         recall = sorted(result["held_out"]["recall"].items(), key=lambda item: item[1])[:_RAREST_FOUND]
         console.print(

@@ -101,6 +101,8 @@ def _held_out_tables(training: Mapping[str, Any], doubted: Sequence[Mapping[str,
         ]
         head = ["image", "label", "its score", "more likely", "its score"]
         tables.append(_Table("Labels to look at first: heads that did not see the image doubt them", head, rows))
+    if "quantized" in training:
+        tables.append(_quantized_table(training["quantized"]))
     if "tried" in training:
         rows = [
             [one["base"], one["size"], f"{one['accuracy']:.1%}", f"{one['images_per_second']:,.0f}", f"{one['megabytes']:,.0f}"]
@@ -108,6 +110,17 @@ def _held_out_tables(training: Mapping[str, Any], doubted: Sequence[Mapping[str,
         ]
         tables.append(_Table("Bases that were tried", ["", "pixels", "held-out accuracy", "images/s", "MB"], rows))
     return tables
+
+
+def _quantized_table(found: Mapping[str, Any]) -> _Table:
+    """Float32 and int8 side by side."""
+    rows = []
+    for name in ("float32", "int8"):
+        one, error = found[name], found[name]["calibration_error"]
+        told = [f"{one['accuracy']:.1%}", "" if error is None else f"{error:.3f}", f"{one['images_per_second']:,.0f}"]
+        rows.append([f"{name} *" if (name == "int8") == found["kept"] else name, *told, f"{one['megabytes']:,.0f}"])
+    caption = f"The base in float32 and in int8, on the same {found['images']:,} held-out images; * the one of this bundle"
+    return _Table(caption, ["", "held-out accuracy", "calibration error", "images/s", "MB"], rows)
 
 
 def _calibration_sentences(training: Mapping[str, Any]) -> list[str]:

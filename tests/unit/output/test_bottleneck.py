@@ -25,6 +25,12 @@ def test_the_stage_whose_lanes_are_taken_most_binds(stage, seconds, gpu, busy, s
     assert setting in found["remedy"]
 
 
+def test_a_model_that_binds_in_float32_could_run_in_int8():
+    found = bottleneck({**QUIET, "predict": 90.0}, LANES, 50.0, gpu=False, quantizable=True)
+    assert found["remedy"].startswith("a base in int8 (`train --quantize int8`)")
+    assert "int8" not in bottleneck({**QUIET, "decode": 150.0}, LANES, 50.0, gpu=False, quantizable=True)["remedy"]
+
+
 def test_a_short_run_waits_for_its_start():
     assert bottleneck(QUIET, LANES, 50.0, gpu=False)["stage"] == "start"
 
