@@ -116,5 +116,5 @@ def test_options_of_one_bucket_and_the_name_of_a_key_are_no_secrets():
     options = {"s3_additional_kwargs": kms, "s3://keys-and-tokens": {"anon": True}}
     assert load(RunConfig, {**NEEDED, "storage_options": options}).storage_options == options
     for wrong in ({"s3://b": {"secret": "x"}}, {"s3_additional_kwargs": {"SSECustomerKey": "x"}}, {"s3://b": True}):
-        with pytest.raises(ConfigError, match=r"is a credential|of one bucket"):
+        with pytest.raises(ConfigError, match=r"is a credential|of one address"):
             load(RunConfig, {**NEEDED, "storage_options": wrong})
