@@ -41,7 +41,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = (
     *("ray", "keras", "namex", "optree", "msgpack", "jsonschema", "jsonschema-specifications", "referencing", "rpds-py"),
     *("cykooz-resizer", "obstore", "botocore", "jmespath", "google-crc32c", "tenacity"),
-    *("pydantic", "pydantic-core", "annotated-types", "typing-inspection"),
+    *("pydantic", "pydantic-core", "annotated-types", "typing-inspection", "python-dateutil", "six"),
 )
 #: Parts of Ray that a batch run never uses.
 LEFT_OUT = re.compile(r"ray/(jars|rllib|tune|serve|train|llm|dashboard/client)/|.*\.pyi$|botocore/data/(?!s3/|[^/]*$)")

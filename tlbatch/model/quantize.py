@@ -121,5 +121,5 @@ def _quiet_nncf() -> Iterator[Any]:
             import nncf
         finally:
             logging.setLoggerClass(before)
-        nncf.set_log_level(logging.ERROR)
+        logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function also changes handlers, which others may use
         yield nncf
