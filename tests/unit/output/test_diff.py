@@ -14,7 +14,7 @@ from support.tables import publish_run
 
 from tlbatch import schema
 from tlbatch.errors import CountsError, ErrorKind
-from tlbatch.output import ranges, run
+from tlbatch.output import diff, ranges, run
 from tlbatch.output.commit import RunInput
 from tlbatch.output.diff import KINDS, StalenessRule, diff_with_table
 from tlbatch.output.run import begin_run, read_output, read_pointer, read_table_runs
@@ -231,3 +231,24 @@ def test_etags_of_older_tables_are_compared_by_what_they_hold(tmp_path):
     publish_table(output, "n0", manifest(**before))
     found = increment(output, manifest(**after, g="17a-5-9-7"))
     assert found.manifest["key"].to_pylist() == ["b", "c", "d", "e", "f"]
+
+
+NAMED = st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["", "", "", "x"])), max_size=8)
+
+
+def named(objects) -> pa.Table:
+    uris, keys = [uri for uri, _ in objects], [f"{uri}{key}" for uri, key in objects]
+    return pa.table({"uri": pa.array(uris, pa.string()), "key": pa.array(keys, pa.string())})
+
+
+@settings(deadline=None, max_examples=400, derandomize=True)
+@given(store=NAMED, known=NAMED)
+def test_uris_alone_match_what_names_match_or_leave_it_to_them(store, known):
+    store, known = named(sorted(store)), named(known)
+    by_name, by_uri = diff._matched_by_name(store, known), diff._matched_by_uri(store, known)
+    if by_uri is not None:
+        assert [column.to_pylist() for column in by_uri[:2]] == [column.to_pylist() for column in by_name[:2]]
+        assert by_uri.objects == by_name.objects
+    plain = len({*store["uri"].to_pylist()}) == len(store) and len({*known["uri"].to_pylist()}) == len(known)
+    if plain and store["uri"].equals(store["key"]) and known["uri"].equals(known["key"]):
+        assert by_uri is not None
