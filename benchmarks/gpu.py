@@ -37,11 +37,18 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).parent.parent
-#: Packages of `.ci/requirements.txt` that the bare machine lacks.
+#: Packages that a run needs and the bare machine has, with JAX, PyTorch, pyarrow, fsspec and h5py.
+BARE = (
+    *("numpy", "pandas", "pyarrow", "pillow", "fsspec", "h5py", "jax", "jaxlib", "ml-dtypes", "scipy", "opt-einsum"),
+    *("attrs", "filelock", "packaging", "psutil", "pyyaml", "requests", "certifi", "idna", "urllib3", "charset-normalizer"),
+    *("jinja2", "markupsafe", "rich", "setuptools", "typing-extensions"),
+)
+#: Packages of `.ci/requirements.txt` that it lacks.
 PACKAGES = (
     *("ray", "keras", "namex", "optree", "msgpack", "jsonschema", "jsonschema-specifications", "referencing", "rpds-py"),
     *("cykooz-resizer", "obstore", "botocore", "jmespath", "google-crc32c", "tenacity"),
-    *("pydantic", "pydantic-core", "annotated-types", "typing-inspection", "python-dateutil", "six"),
+    *("pydantic", "pydantic-core", "annotated-types", "typing-inspection"),
+    *("protobuf", "python-dateutil", "six", "tifffile"),
 )
 #: Parts of Ray that a batch run never uses.
 LEFT_OUT = re.compile(r"ray/(jars|rllib|tune|serve|train|llm|dashboard/client)/|.*\.pyi$|botocore/data/(?!s3/|[^/]*$)")

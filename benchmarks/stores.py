@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/stores.py [get] [list] [flat] [inventory] [latency]
 
 `get` reads 20,000-byte objects from a real server (SeaweedFS on the loopback) with 32 threads. `list` lists 1,000,000 keys
-under 16 prefixes from a server that generates its pages, with tlbatch's listing and with s3fs's `find`. `flat` lists as many
+under 16 prefixes from a server that generates its pages, with tlbatch's listing, with obstore alone, which gives Arrow batches
+if `arro3-core` is installed (it is left out otherwise), and once with s3fs's `find`. `flat` lists as many
 keys from a server that takes 50 ms for a page: under one prefix, as in a first night and with the bounds that a table gives
 the nights after it, and under 16 prefixes. `inventory` lists the keys of `list` and reads inventories of them in each format,
 whose rows are in no order; all give the same manifest. `latency` classifies photographs from a local disk and from a store that
@@ -27,6 +28,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, cast
 from urllib.parse import parse_qs, urlsplit
@@ -182,36 +184,50 @@ def page(prefix: str, after: str) -> str:
 
 
 def bench_list() -> None:
-    """Measure both ways to list, each in a process of its own, against a server in this process."""
+    """Measure the ways to list in turn, each in a process of its own, against a server in this process."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
-    print("| 1,000,000 keys, 16 prefixes | s | keys/s | peak memory, MiB | of it before |\n| --- | ---: | ---: | ---: | ---: |")
-    for way in ("tlbatch", "s3fs find"):
+    print(f"| {KEYS:,} keys, 16 prefixes | s | processor time, us/key | peak memory, MiB | of it before |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    bare = ["obstore"] if find_spec("arro3") else []
+    told: dict[str, list[dict[str, float]]] = {way: [] for way in ("tlbatch", *bare, "s3fs find")}
+    for way in [*(ROUNDS * ["tlbatch", *bare]), "s3fs find"]:
         command = [sys.executable, __file__, "--list-one", way, endpoint]
         env = {**os.environ, **environment(endpoint)}
-        told = json.loads(subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True).stdout)
-        rate = KEYS / told["seconds"]
-        print(f"| {way} | {told['seconds']:.1f} | {rate:,.0f} | {told['peak']:.0f} | {told['before']:.0f} |")
+        told[way].append(json.loads(subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True).stdout))
+    for way, rounds in told.items():
+        seconds, peak, before = (statistics.median(one[name] for one in rounds) for name in ("seconds", "peak", "before"))
+        cpu = sorted(1e6 * one["cpu"] / KEYS for one in rounds)
+        shown = f"{statistics.median(cpu):.1f} ({cpu[0]:.1f} to {cpu[-1]:.1f})"
+        print(f"| {way} | {seconds:.1f} | {shown} | {peak:.0f} | {before:.0f} |")
     server.shutdown()
 
 
 def list_once(way: str, endpoint: str) -> dict[str, float]:
-    """Seconds and peak memory of one listing."""
+    """Seconds, processor seconds and peak memory of one listing."""
+    import obstore
+    from obstore.store import S3Store
+
     from tlbatch.images.listing import Selection, list_store
     from tlbatch.storage.resolve import resolve
 
     fs = filesystem(endpoint)
     fs.connect()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     if way == "tlbatch":
         count = list_store(resolve("s3://keys"), Selection()).manifest.num_rows
+    elif way == "obstore":
+        store = S3Store("keys", endpoint=endpoint, client_options={"allow_http": True})
+        folders = (obstore.list(store, f"p{number:02d}/", return_arrow=True) for number in range(PREFIXES))
+        count = sum(batch.num_rows for folder in folders for batch in folder)
     else:
         count = len(fs.find("keys", detail=True))
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     assert count == KEYS, count
-    return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "before": before}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": seconds, "cpu": cpu, "peak": peak, "before": before}
 
 
 def bench_flat() -> None:

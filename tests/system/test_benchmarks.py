@@ -99,3 +99,32 @@ def test_every_benchmark_has_its_place_in_the_page():
     source = (ROOT / "benchmarks" / "compare.py").read_text()
     sections = re.search(r"for section in \((.+?)\)", source)
     assert {section for script, section in commands if script == "compare.py"} == set(sections[1].split(", "))
+
+
+#: Prints the distributions that are imported for a run on a GPU.
+IMPORTED = """
+import sys
+from importlib.metadata import packages_distributions
+import ray.data, tlbatch.commands.classify, tlbatch.execution.actors, tlbatch.images.decode, tlbatch.model.jax_engine
+
+names = packages_distributions()
+tops = {name.partition(".")[0] for name, module in sys.modules.items() if getattr(module, "__file__", None)}
+print(*{distribution for top in tops for distribution in names.get(top, ())})
+"""
+#: What others import if it is there.
+OPTIONAL = {"tlbatch", "cloudpickle", "colorama", "imagecodecs", "wcwidth"} | {
+    *("google-api-core", "google-auth", "googleapis-common-protos"),  # packages that share the name `google` with protobuf
+}
+
+
+def test_the_archive_for_a_bare_machine_has_all_that_a_run_imports():
+    source = (ROOT / "benchmarks" / "gpu.py").read_text()
+    named = {
+        name
+        for block in re.findall(r"^(?:BARE|PACKAGES) = \(\n(.*?)^\)", source, re.MULTILINE | re.DOTALL)
+        for name in re.findall(r'"([a-z0-9-]+)"', block)
+    }
+    done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True)
+    imported = {re.sub(r"[-_.]+", "-", name).lower() for name in done.stdout.split()}
+    assert "keras" in named
+    assert imported - named - OPTIONAL == set()
