@@ -36,6 +36,7 @@ VERBS = [
     "review",
     "import",
     "export",
+    "sql",
     "status",
     "report",
     "verify",
