@@ -196,7 +196,7 @@ def _schedule(settings: configs.ScheduleConfig, call: Call) -> Mapping[str, Any]
 
 
 def _demo(settings: configs.DemoConfig, call: Call) -> Mapping[str, Any]:
-    return _call("tlbatch.commands.demo.demo")(settings, quiet=call.as_json)  # type: ignore[no-any-return]
+    return dict(_call("tlbatch.commands.demo.demo")(settings, quiet=call.as_json))
 
 
 TRAIN, RUN, LOOK, KEEP = "Train", "Run", "Look", "Keep house"
