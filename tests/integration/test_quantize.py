@@ -130,19 +130,31 @@ def test_it_runs_in_openvino_alone(quantized, trained, tmp_path):
         tlbatch.classify(images="/nothing", bundle=[quantized["bundle"], trained["bundle"]], output=str(tmp_path))
 
 
-def test_changed_features_are_refused(quantized, tmp_path):
-    """A flipped weight, with all digests made anew: the features of the probes tell."""
+def one_bit(probes: dict[str, np.ndarray]) -> None:
+    probes["features"][0, 0] = np.nextafter(probes["features"][0, 0], np.float32(9))
+
+
+def smaller(probes: dict[str, np.ndarray]) -> None:
+    probes["pixels"] = probes["pixels"][:, :64, :64]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(one_bit, r"0\.0% of the probes' features differ on this processor"), (smaller, r"but its probes are \(64, 64, 3\)")],
+)
+def test_changed_probes_are_refused(quantized, tmp_path, change, said):
+    """With all digests made anew."""
     bundle = load_bundle(quantized["bundle"])
     for name in bundle.facts["files"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((bundle.folder / name).read_bytes())
     with np.load(tmp_path / "probes.npz") as file:
         probes = dict(file)
-    probes["features"][0, 0] = np.nextafter(probes["features"][0, 0], np.float32(9))
+    change(probes)
     np.savez_compressed(tmp_path / "probes.npz", **probes)
     files = {name: sha256((tmp_path / name).read_bytes()) for name in bundle.facts["files"]}
     (tmp_path / "bundle.json").write_text(json.dumps({**bundle.facts, "files": files}))
-    with pytest.raises(BundleError, match=r"0\.0% of the probes' features differ on this processor"):
+    with pytest.raises(BundleError, match=said):
         load_engine(load_bundle(str(tmp_path)))
 
 

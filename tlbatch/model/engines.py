@@ -177,7 +177,7 @@ def _require_same_bits(engine: Engine, bundle: Bundle) -> None:
     A last bit that another processor computes otherwise becomes a whole step of int8, so no tolerance could tell right from
     wrong.
     """
-    probes = bundle.probes()
+    probes = _probes_of(bundle)
     given = engine.predict(probes["pixels"]).features
     if not np.array_equal(given, probes["features"]):
         share = float((given != probes["features"]).mean()) if given.shape == probes["features"].shape else 1.0
@@ -197,17 +197,23 @@ def _distance(engine: Engine, bundle: Bundle) -> float:
 
     NaN counts as infinitely far.
     """
-    probes = bundle.probes()
-    if probes["pixels"].shape[1:] != (*bundle.size, 3):
-        raise BundleError(
-            f"The bundle {bundle.location.url} takes pixels of {bundle.size}, but its probes are {probes['pixels'].shape[1:]}."
-        )
+    probes = _probes_of(bundle)
     given, expected = getattr(engine.predict(probes["pixels"]), _measured(bundle)), probes[_measured(bundle)]
     _require_shape(given, expected, bundle)
     scale = 1.0 if bundle.labels else max(1.0, float(np.abs(expected).max()))
     distance = float(np.abs(given - expected).max()) / scale
     log.info("%s on %d probes: the largest difference is %.1e", engine.name, len(expected), distance)
     return math.inf if math.isnan(distance) else distance
+
+
+def _probes_of(bundle: Bundle) -> dict[str, np.ndarray]:
+    """The probes; raises BundleError if their pixels are not what the model takes."""
+    probes = bundle.probes()
+    if probes["pixels"].shape[1:] != (*bundle.size, 3):
+        raise BundleError(
+            f"The bundle {bundle.location.url} takes pixels of {bundle.size}, but its probes are {probes['pixels'].shape[1:]}."
+        )
+    return probes
 
 
 def _require_shape(given: np.ndarray, expected: np.ndarray, bundle: Bundle) -> None:
