@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
 import pyarrow as pa
 
 from tlbatch import schema
 from tlbatch.commands.classify import classify
 from tlbatch.commands.list_images import list_images, store_of
-from tlbatch.commands.sample_pixels import pixels_of_any
+from tlbatch.commands.sample_pixels import pixels_of_any, pixels_of_loose
 from tlbatch.config import ExtractConfig, RunConfig, TrainConfig
 from tlbatch.errors import OutputError, WeightsError
-from tlbatch.images import decode
-from tlbatch.images.decode import Pixels
 from tlbatch.model import bundle as bundles
 from tlbatch.model.bases import Base, find_base
 from tlbatch.model.depths import FeaturesOf
@@ -136,16 +132,7 @@ def read_weights(config: TrainConfig | ExtractConfig) -> str | bytes:
 
 def probe_pixels(config: TrainConfig | ExtractConfig, frozen: Frozen, manifest: pa.Table) -> np.ndarray:
     """Pixels for the bundle's self-test: up to 16 images of the store that can be read, and two images of noise."""
-    chosen: list[np.ndarray] = []
-    size = frozen.size
     manifest = manifest.filter(pa.compute.equal(manifest["format"], IMAGE))
     rows = np.unique(np.linspace(0, manifest.num_rows - 1, min(16, manifest.num_rows)).astype(int))
-    for row in manifest.take(rows).to_pylist():
-        with contextlib.suppress(OSError):
-            data = resolve(row["uri"], config.storage_options).read()
-            limits = {"max_pixels": config.max_pixels, "max_side": config.max_side}
-            pixels = decode.decode(data, size, rules=frozen.rules, **limits)
-            if isinstance(pixels, Pixels):
-                chosen.append(pixels.array)
-    noise = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8).astype(frozen.rules.dtype)
-    return np.stack([*chosen, *noise])
+    noise = np.random.default_rng(0).integers(0, 256, (2, *frozen.size, 3), np.uint8).astype(frozen.rules.dtype)
+    return np.stack([*pixels_of_loose(config, frozen, manifest.take(rows)), *noise])

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,8 +58,6 @@ class Made:
     """A base, the features it computed, their split into parts, and the head trained on them.
 
     Attributes:
-        unlabelled: the number of images outside shards without a label; None for features.
-        skipped_by_kind: what else the store has.
         labelled: the listing and the labels; None for features.
     """
 
@@ -67,9 +65,17 @@ class Made:
     features: TrainingSet
     split: SplitSet
     fitted: FittedHead
-    unlabelled: int | None = None
-    skipped_by_kind: Mapping[str, int] = field(default_factory=dict)
     labelled: LabelledStore | None = None
+
+    @property
+    def unlabelled(self) -> int | None:
+        """The number of images outside shards without a label; None for features."""
+        return None if self.labelled is None else self.labelled.unlabelled
+
+    @property
+    def skipped_by_kind(self) -> Mapping[str, int]:
+        """What else the store has."""
+        return {} if self.labelled is None else self.labelled.listing.skipped_by_kind
 
 
 def from_images(config: TrainConfig, how: HeadTraining, location: Location, watch: Watcher | None) -> Made:
@@ -88,7 +94,7 @@ def from_images(config: TrainConfig, how: HeadTraining, location: Location, watc
             split = split_set(features, config)
             fitting = keras_thread.submit(_fit, frozen, features, split.parts, how, watch)
         fitted = fitting.result()
-    return Made(frozen, features, split, fitted, labelled.unlabelled, labelled.listing.skipped_by_kind, labelled)
+    return Made(frozen, features, split, fitted, labelled)
 
 
 def again(

@@ -42,8 +42,7 @@ _SAMPLE, _WARM_UP = 384, 64
 _START_SECONDS = 6.5
 #: Images per second and CPU that are rescored from stored features (half of the measured rate, docs/benchmarks.md).
 _RESCORED_PER_SECOND = 5_000
-
-
+#: What is said where a base in int8 would be faster.
 _IN_INT8 = "The model limited the newest run; a base in int8 (train --quantize int8) is faster on CPUs."
 
 

@@ -1,4 +1,4 @@
-"""A listing, and names of images or none -> pixels of some images, from which the ranges of a base in int8 are taken."""
+"""A listing, and names of images or none -> pixels of some images: probes, and the ranges of a base in int8."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def pixels_of_named(config: TrainConfig, frozen: Frozen, manifest: pa.Table, nam
     for uri, key in names:
         keys.setdefault(uri, set()).add(key)
     wanted = manifest.filter(pc.is_in(manifest["uri"], pa.array(keys, pa.string())))
-    found = [*_of_loose(config, frozen, wanted)]
+    found = [*pixels_of_loose(config, frozen, wanted)]
     for row in wanted.filter(pc.invert(is_loose(wanted))).to_pylist():
         missing = set(keys[row["uri"]])
         found += [pixels for key, pixels in _members(config, frozen, row, missing)]
@@ -64,7 +64,7 @@ def pixels_of_any(config: ExtractConfig, frozen: Frozen, manifest: pa.Table, mos
     """
     random, loose = np.random.default_rng(0), manifest.filter(is_loose(manifest))
     if loose.num_rows:
-        return _stacked([*_of_loose(config, frozen, loose.take(_draw(random, loose.num_rows, most)))], config)
+        return _stacked([*pixels_of_loose(config, frozen, loose.take(_draw(random, loose.num_rows, most)))], config)
     found, rows = [], manifest.take(_draw(random, manifest.num_rows, _SHARDS)).to_pylist()
     for row in rows:
         members = _members(config, frozen, row, None)
@@ -76,7 +76,8 @@ def _draw(random: np.random.Generator, count: int, most: int) -> np.ndarray:
     return np.sort(random.permutation(count)[:most])
 
 
-def _of_loose(config: TrainConfig | ExtractConfig, frozen: Frozen, manifest: pa.Table) -> Iterator[np.ndarray]:
+def pixels_of_loose(config: TrainConfig | ExtractConfig, frozen: Frozen, manifest: pa.Table) -> Iterator[np.ndarray]:
+    """Pixels (height, width, 3) of those loose images of a manifest that can be read, in its order."""
     reader, rows = _reader(config), manifest.filter(is_loose(manifest)).to_pylist()
 
     def read(row: Mapping[str, Any]) -> np.ndarray | None:

@@ -60,17 +60,13 @@ def export_openvino(model: keras.Model) -> Files:
     with tempfile.TemporaryDirectory() as folder, without_telemetry(), _export_possible():
         xml = Path(folder, "model.xml")
         model.export(str(xml), format="openvino", verbose=False)
-        return files_of(xml)
+        return _read(xml)
 
 
 def converted(path: Path) -> Files:
     """The OpenVINO files of a model file that OpenVINO reads, such as ONNX."""
     openvino = import_openvino()
-    model = openvino.Core().read_model(path)
-    with tempfile.TemporaryDirectory() as folder:
-        xml = Path(folder, "model.xml")
-        openvino.save_model(model, xml, compress_to_fp16=False)
-        return files_of(xml)
+    return saved_files(openvino.Core().read_model(path))
 
 
 @contextmanager
@@ -109,10 +105,7 @@ def join_openvino(base: Files, head: Files) -> Files:
     joined = openvino.Model([*front.get_results(), *back.get_results()], front.get_parameters(), "tlbatch")
     for port, name in zip(joined.outputs, ("features", "scores"), strict=True):
         port.get_tensor().set_names({name})
-    with tempfile.TemporaryDirectory() as folder:
-        xml = Path(folder, "model.xml")
-        openvino.save_model(joined, xml, compress_to_fp16=False)
-        return files_of(xml)
+    return saved_files(joined)
 
 
 def cut_head(joined: Any) -> Any:
@@ -133,12 +126,17 @@ def cut_base(joined: Path) -> Files:
     openvino = import_openvino()
     model = openvino.Core().read_model(joined)
     features = next(port for port in model.outputs if "features" in port.get_names()).get_node()
+    return saved_files(openvino.Model([features], model.get_parameters(), "base"))
+
+
+def saved_files(model: Any) -> Files:
+    """The files of an OpenVINO model, name in a bundle -> bytes."""
+    openvino = import_openvino()
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder, "model.xml")
-        openvino.save_model(openvino.Model([features], model.get_parameters(), "base"), xml, compress_to_fp16=False)
-        return files_of(xml)
+        openvino.save_model(model, xml, compress_to_fp16=False)
+        return _read(xml)
 
 
-def files_of(xml: Path) -> Files:
-    """A saved OpenVINO model, name in a bundle -> bytes."""
+def _read(xml: Path) -> Files:
     return {XML: xml.read_bytes(), BIN: xml.with_suffix(".bin").read_bytes()}

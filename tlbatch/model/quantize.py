@@ -12,15 +12,13 @@ import importlib.util
 import logging
 import math
 import os
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tlbatch.errors import ConfigError
-from tlbatch.model.openvino import BIN, XML, Files, files_of, import_openvino, without_telemetry
+from tlbatch.model.openvino import BIN, XML, Files, import_openvino, saved_files, without_telemetry
 from tlbatch.schema import sha256
 
 #: Most images from which the ranges of activations are taken; NNCF's own default.
@@ -64,10 +62,7 @@ def quantize_to_int8(base: Files, pixels: np.ndarray) -> Files:
             ),
         )
     _rename(made)
-    with tempfile.TemporaryDirectory() as folder:
-        xml = Path(folder, "model.xml")
-        openvino.save_model(made, xml, compress_to_fp16=False)
-        return files_of(xml)
+    return saved_files(made)
 
 
 def _first_convolutions(model: Any) -> list[str]:

@@ -255,11 +255,16 @@ def read_manifest_rows(runs: Sequence[Run], uris: pa.Array) -> pa.Table:
     return pa.concat_tables([schema.MANIFEST_SCHEMA.empty_table(), *found])
 
 
+def parts_of(run: Location, folder: str) -> list[Location]:
+    """The published files of one table of a run, in order; none if the run does not have the table."""
+    return [run.join(folder, name) for name in run.join(folder).names() if name.endswith(schema.PART_SUFFIX)]
+
+
 def _parts(run: Location, folder: str) -> list[Location]:
-    names = [name for name in run.join(folder).names() if name.endswith(schema.PART_SUFFIX)]
-    if not names:
+    found = parts_of(run, folder)
+    if not found:
         raise OutputError(f"The run {run.url} has no {folder}.")
-    return [run.join(folder, name) for name in names]
+    return found
 
 
 def _row_groups(part: Location, columns: Sequence[str]) -> Iterator[pa.Table]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from tlbatch import schema
 from tlbatch.output.run import Run
-from tlbatch.schema import PART_SUFFIX
+from tlbatch.output.table import parts_of
 from tlbatch.storage.local import LocalLocation
 from tlbatch.storage.location import Location
 
@@ -23,32 +23,23 @@ def views_of(runs: Sequence[Run]) -> str:
     Args:
         runs: the runs that make up the output, the oldest first.
     """
-    return "\n".join(_view(folder, runs, names) for folder, names in _tables(runs))
+    views = {folder: _selects(folder, runs) for folder in FOLDERS}
+    joined = {folder: "\nunion all by name\n".join(selects) for folder, selects in views.items() if selects}
+    return "\n".join(f"create or replace view {folder} as\n{body};\n" for folder, body in joined.items())
 
 
-def _tables(runs: Sequence[Run]) -> Iterator[tuple[str, list[list[str]]]]:
-    """The name of each table, and for each run the names of its files."""
-    for folder in FOLDERS:
-        names = [[name for name in run.location.join(folder).names() if name.endswith(PART_SUFFIX)] for run in runs]
-        if any(names):
-            yield folder, names
-
-
-def _view(folder: str, runs: Sequence[Run], names: Sequence[Sequence[str]]) -> str:
-    selects, newer = list[str](), list[Location]()
-    for run, own in zip(reversed(runs), reversed(names), strict=True):
+def _selects(folder: str, runs: Sequence[Run]) -> list[str]:
+    """For each run that has a table, the oldest first, the query of its current rows."""
+    found, newer = list[str](), list[Location]()
+    for run in reversed(runs):
+        own = parts_of(run.location, folder)
         if own:
-            files = _files([run.location.join(folder, name) for name in own])
             # A row is hidden if a newer run lists its object, or removes it.
             hidden = f"\n    anti join (select uri from {_files(newer)}) using (uri)" if newer else ""  # noqa: S608  # quoted
-            selects.append(f"select * from {files}{hidden}")  # noqa: S608  # quoted
-        newer += [run.location.join(name) for name in (schema.MANIFEST, *_removed(run))]
-    body = "\nunion all by name\n".join(reversed(selects))
-    return f"create or replace view {folder} as\n{body};\n"
-
-
-def _removed(run: Run) -> tuple[str, ...]:
-    return (schema.REMOVED,) if "removed_sha256" in run.facts else ()
+            found.append(f"select * from {_files(own)}{hidden}")  # noqa: S608  # quoted
+        newer.append(run.location.join(schema.MANIFEST))
+        newer += [run.location.join(schema.REMOVED)] if "removed_sha256" in run.facts else []
+    return found[::-1]
 
 
 def _files(files: Sequence[Location]) -> str:
