@@ -1,12 +1,13 @@
 """Compare tlbatch with its peers, and with the limit of the machine, in one run.
 
-    .venv/bin/python benchmarks/compare.py [peers] [bound] [first] [large] [growth] [--images 10000] [--rounds 3]
+    .venv/bin/python benchmarks/compare.py [SECTION …] [--images 10000] [--rounds 3] [--before COMMIT]
 
-`peers` alternates between the programs of `peers.py` and tlbatch over N and 2N photographs. It measures the whole command,
-and the steady rate, which is the difference between the two sizes. In each round it also measures the combined limit of model
-and decoder. `bound` measures only that limit. `first` is the time to the first written prediction. `large` is 12-megapixel
-JPEGs, decoded at a reduced scale and at full size. `growth` is memory and bytes through Ray's object store for 1,000 to 5N
-photographs, and with the plan for GPUs. The peers run in `.venv-peers`, which is made from `peers.txt`.
+`peers` alternates between the programs of `peers.py` and tlbatch over N and 2N photographs: with the base in float32, in int8,
+and with the code of another commit. It measures the whole command, and the steady rate, which is the difference between the
+two sizes. In each round it also measures the combined limit of model and decoder, in float32 and in int8. `bound` measures
+only that limit. `first` is the time to the first written prediction. `large` is 12-megapixel JPEGs, decoded at a reduced scale
+and at full size. `growth` is memory and bytes through Ray's object store for 1,000 to 5N photographs, and with the plan for
+GPUs. The peers run in `.venv-peers`, which is made from `peers.txt`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ WAYS = {
     "loop by hand, same engine and decoder": (HERE, SCRIPT, "by_hand"),
     "tlbatch": (HERE, "-m", "tlbatch", "classify"),
 }
+BEFORE, INT8 = "tlbatch before", "tlbatch, int8"
 WATCHED = (HERE, __file__, "--watched")
 LARGE, LARGE_SIZE = 3_000, (4000, 3000)
 
@@ -55,33 +57,51 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(sections))
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--before", metavar="COMMIT", help="a commit whose tlbatch is among the peers")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bundle = train(Path(folder))
         for name in options.sections or sections:
-            sections[name](Path(folder), bundle, options.images, options.rounds)
+            if name == "peers":
+                peers(Path(folder), bundle, options.images, options.rounds, options.before)
+            else:
+                sections[name](Path(folder), bundle, options.images, options.rounds)
             print(flush=True)
 
 
-def peers(root: Path, bundle: str, images: int, rounds: int) -> None:
+def peers(root: Path, bundle: str, images: int, rounds: int, before: str | None = None) -> None:
     """Measure every program, whole and steady, and the limit of model and decoder right before tlbatch's turn."""
     if not PEERS.exists():
         subprocess.run([HERE, "-m", "venv", ROOT / ".venv-peers"], check=True)
         subprocess.run([PEERS, "-m", "pip", "install", "--quiet", "-r", SCRIPT.with_suffix(".txt")], check=True)
     stores = [repeated(root, images), repeated(root, 2 * images)]
-    took: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
-    bounds = []
+    (root / "int8").mkdir()
+    # Of two arbitrary classes the accuracy says nothing, so any loss is allowed.
+    int8 = train(root / "int8", "MobileNetV2", 160, None, "last", "--quantize", "int8", "--quantize-loss", "100")
+    ways = {name: (way, bundle) for name, way in WAYS.items()} | {INT8: (WAYS["tlbatch"], int8)}
+    if before:
+        ways[BEFORE] = build_of(before, root / "before")
+    took: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    bounds: dict[str, list[float]] = {"tlbatch": [], INT8: []}
     for number in range(rounds):
-        for name, way in WAYS.items():
-            if name == "tlbatch":
-                bounds.append(alone(bundle, rounds)[2])
-            less, more = (seconds(over(way, store, bundle, root / f"out-{number}-{name}-{store.name}")) for store in stores)
+        for name, (way, model) in ways.items():
+            if name in bounds:
+                bounds[name].append(alone(model, rounds)[2])
+            less, more = (seconds(over(way, store, model, root / f"out-{number}-{name}-{store.name}")) for store in stores)
             took[name].append((less, more))
             print(f"round {number + 1}, {name}: {less:.1f} s, {more:.1f} s", file=sys.stderr, flush=True)
     tell_of_peers(images, took, bounds)
 
 
-def tell_of_peers(images: int, took: dict[str, list[tuple[float, float]]], bounds: list[float]) -> None:
+def build_of(commit: str, folder: Path) -> tuple[tuple[object, ...], str]:
+    """The command of another commit's tlbatch, and a bundle that it trained."""
+    folder.mkdir()
+    packed = subprocess.run(["git", "archive", commit, "tlbatch"], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
+    subprocess.run(["tar", "-x"], cwd=folder, check=True, input=packed)
+    return ("env", f"PYTHONPATH={folder}", *WAYS["tlbatch"]), train(folder, env={"PYTHONPATH": str(folder)})
+
+
+def tell_of_peers(images: int, took: dict[str, list[tuple[float, float]]], bounds: dict[str, list[float]]) -> None:
     """Print median rates and median ratios of tlbatch's rate to theirs, then every measurement."""
     whole = {name: [images / less for less, _ in pairs] for name, pairs in took.items()}
     steady = {name: [images / (more - less) for less, more in pairs] for name, pairs in took.items()}
@@ -89,16 +109,17 @@ def tell_of_peers(images: int, took: dict[str, list[tuple[float, float]]], bound
     for name in took:
         cells = [f"{median(rates[name]):.0f} | {ratio(rates['tlbatch'], rates[name]):.2f}" for rates in (whole, steady)]
         print(f"| {name} | {' | '.join(cells)} |")
-    share = 100 * ratio(steady["tlbatch"], bounds)
-    each = ", ".join(f"{100 * ours / most:.0f}" for ours, most in zip(steady["tlbatch"], bounds, strict=True))
-    print(f"\nSteady, tlbatch does {share:.0f} % of what model and decoder can do together ({each} % in the rounds).\n")
-    print(
-        "| seconds for {:,} / {:,} | {} |".format(images, 2 * images, " | ".join(f"round {n + 1}" for n in range(len(bounds))))
-    )
-    print("| --- |" + " ---: |" * len(bounds))
+    print()
+    for name, limits in bounds.items():
+        share = 100 * ratio(steady[name], limits)
+        each = ", ".join(f"{100 * ours / most:.0f}" for ours, most in zip(steady[name], limits, strict=True))
+        print(f"Steady, {name} does {share:.0f} % of what model and decoder can do together ({each} % in the rounds).")
+    rounds = [f"round {n + 1}" for n in range(len(took["tlbatch"]))]
+    print(f"\n| seconds for {images:,} / {2 * images:,} | {' | '.join(rounds)} |\n| --- |{' ---: |' * len(rounds)}")
     for name, pairs in took.items():
         print(f"| {name} | {' | '.join(f'{less:.1f} / {more:.1f}' for less, more in pairs)} |")
-    print(f"| model and decoder together, images/s | {' | '.join(f'{rate:.0f}' for rate in bounds)} |")
+    for name, limits in bounds.items():
+        print(f"| model and decoder of {name} together, images/s | {' | '.join(f'{rate:.0f}' for rate in limits)} |")
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
@@ -197,7 +218,7 @@ def words(*command: object) -> list[str]:
 
 def over(way: tuple[object, ...], store: Path, bundle: str, output: Path) -> list[object]:
     """A way's command over a store."""
-    if way is WAYS["tlbatch"]:
+    if way[-1] == "classify":
         return [*way, "--images", store, "--bundle", bundle, "--output", output]
     return [*way, store, bundle, output]
 

@@ -33,17 +33,25 @@ def repeated(root: Path, count: int) -> Path:
     return store
 
 
-def train(root: Path, base: str = "MobileNetV2", size: int = 160, weights: str | None = None, features_of: str = "last") -> str:
-    """Train a bundle on two arbitrary classes of photographs; by default with the demo's weights and the last layer.
+def train(
+    root: Path,
+    base: str = "MobileNetV2",
+    size: int = 160,
+    weights: str | None = None,
+    features_of: str = "last",
+    *more: object,
+    env: dict[str, str] | None = None,
+) -> str:
+    """Train `root/bundle` on two arbitrary classes of photographs; by default with the demo's weights and the last layer.
 
-    What others are compared with predicts from the last layer, too.
+    What others are compared with predicts from the last layer, too. `more` are words of the command.
     """
     weights = weights or str(WEIGHTS)
     photos = sorted(PHOTOGRAPHS.glob("*.JPEG"))
     labels, bundle = root / "labels.csv", root / "bundle"
     labels.write_text("key,label\n" + "".join(f"{path.name},{'ab'[n % 2]}\n" for n, path in enumerate(photos)))
     network = ["--base", base, "--size", size, "--weights", weights, "--features-of", features_of]
-    run("train", "--images", PHOTOGRAPHS, "--labels", labels, *network, "--bundle", bundle)
+    run("train", "--images", PHOTOGRAPHS, "--labels", labels, *network, "--bundle", bundle, *more, env=env)
     return str(bundle)
 
 
