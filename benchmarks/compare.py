@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/compare.py [SECTION …] [--images 10000] [--rounds 3] [--before COMMIT]
 
-`peers` alternates between the programs of `peers.py` and tlbatch over N and 2N photographs: with the base in float32, in int8,
-and with the code of another commit. It measures the whole command, and the steady rate, which is the difference between the
-two sizes. In each round it also measures the combined limit of model and decoder, in float32 and in int8. `bound` measures
+`peers` alternates between the programs of `peers.py` and tlbatch over N photographs and half of them: with the base in
+float32, in int8, and with the code of another commit. It measures the whole command over N, and the steady rate, which is the
+difference between the two sizes. In each round it also measures the combined limit of model and decoder, in float32 and in int8. `bound` measures
 only that limit. `first` is the time to the first written prediction. `large` is 12-megapixel JPEGs, decoded at a reduced scale
 and at full size. `growth` is memory and bytes through Ray's object store for 1,000 to 5N photographs, and with the plan for
 GPUs. The peers run in `.venv-peers`, which is made from `peers.txt`.
@@ -74,7 +74,7 @@ def peers(root: Path, bundle: str, images: int, rounds: int, before: str | None 
     if not PEERS.exists():
         subprocess.run([HERE, "-m", "venv", ROOT / ".venv-peers"], check=True)
         subprocess.run([PEERS, "-m", "pip", "install", "--quiet", "-r", SCRIPT.with_suffix(".txt")], check=True)
-    stores = [repeated(root, images), repeated(root, 2 * images)]
+    stores = [repeated(root, images // 2), repeated(root, images)]
     (root / "int8").mkdir()
     # Of two arbitrary classes the accuracy says nothing, so any loss is allowed.
     int8 = train(root / "int8", "MobileNetV2", 160, None, "last", "--quantize", "int8", "--quantize-loss", "100")
@@ -103,8 +103,8 @@ def build_of(commit: str, folder: Path) -> tuple[tuple[object, ...], str]:
 
 def tell_of_peers(images: int, took: dict[str, list[tuple[float, float]]], bounds: dict[str, list[float]]) -> None:
     """Print median rates and median ratios of tlbatch's rate to theirs, then every measurement."""
-    whole = {name: [images / less for less, _ in pairs] for name, pairs in took.items()}
-    steady = {name: [images / (more - less) for less, more in pairs] for name, pairs in took.items()}
+    whole = {name: [images / more for _, more in pairs] for name, pairs in took.items()}
+    steady = {name: [images / 2 / (more - less) for less, more in pairs] for name, pairs in took.items()}
     print("| way | whole command, images/s | times | steady, images/s | times |\n| --- | ---: | ---: | ---: | ---: |")
     for name in took:
         cells = [f"{median(rates[name]):.0f} | {ratio(rates['tlbatch'], rates[name]):.2f}" for rates in (whole, steady)]
@@ -115,7 +115,7 @@ def tell_of_peers(images: int, took: dict[str, list[tuple[float, float]]], bound
         each = ", ".join(f"{100 * ours / most:.0f}" for ours, most in zip(steady[name], limits, strict=True))
         print(f"Steady, {name} does {share:.0f} % of what model and decoder can do together ({each} % in the rounds).")
     rounds = [f"round {n + 1}" for n in range(len(took["tlbatch"]))]
-    print(f"\n| seconds for {images:,} / {2 * images:,} | {' | '.join(rounds)} |\n| --- |{' ---: |' * len(rounds)}")
+    print(f"\n| seconds for {images // 2:,} / {images:,} | {' | '.join(rounds)} |\n| --- |{' ---: |' * len(rounds)}")
     for name, pairs in took.items():
         print(f"| {name} | {' | '.join(f'{less:.1f} / {more:.1f}' for less, more in pairs)} |")
     for name, limits in bounds.items():
