@@ -2,12 +2,12 @@
 
     .venv/bin/python benchmarks/compare.py [SECTION …] [--images 10000] [--rounds 3] [--before COMMIT]
 
-`peers` alternates between the programs of `peers.py` and tlbatch over N photographs and half of them: with the base in
-float32, in int8, and with the code of another commit. It measures the whole command over N, and the steady rate, which is the
-difference between the two sizes. In each round it also measures the combined limit of model and decoder, in float32 and in int8. `bound` measures
-only that limit. `first` is the time to the first written prediction. `large` is 12-megapixel JPEGs, decoded at a reduced scale
-and at full size. `growth` is memory and bytes through Ray's object store for 1,000 to 5N photographs, and with the plan for
-GPUs. The peers run in `.venv-peers`, which is made from `peers.txt`.
+`peers` alternates between the programs of `peers.py` and tlbatch over N photographs and half of them: with the base in float32,
+in int8, and with the code of another commit. It measures the whole command over N, and the steady rate, which is the difference
+between the two sizes. In each round it also measures the combined limit of model and decoder, in float32 and in int8. `bound`
+measures only that limit. `first` is the time to the first written prediction. `large` is 12-megapixel JPEGs, decoded at a
+reduced scale and at full size. `growth` is memory and bytes through Ray's object store for 1,000 to 5N photographs, and with
+the plan for GPUs. The peers run in `.venv-peers`, which is made from `peers.txt`.
 """
 
 from __future__ import annotations
