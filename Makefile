@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 SEED ?= 0
+# For two cores: half of its time a test waits, for Ray or a server.
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test unit long bases chaos servers exporters fuzz soak cluster lint format bench lock clean
@@ -27,7 +29,7 @@ unit: $(INSTALLED)  ## Run the unit tests: no Ray, under a minute
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/unit
 
 test: $(INSTALLED)  ## Run the tests; of the long ones a sample, which SEED=N draws anew
-	TLBATCH_SAMPLE=$(SEED) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	TLBATCH_SAMPLE=$(SEED) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 long: $(INSTALLED)  ## Run all the long tests of which make test does a sample
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m sampled

@@ -272,6 +272,7 @@ def test_a_run_continues_with_what_is_left(staged, reference, store, bundle_url,
     assert published_bytes(staged) == published_bytes(reference)
 
 
+@pytest.mark.sampled(2)
 def test_images_that_come_later_belong_to_the_next_run(tmp_path, bundle_url, monkeypatch):
     store = write_store(tmp_path / "store", 3)
     interrupted_before(ClassifyWork, "process", monkeypatch, store, bundle_url, tmp_path / "out")
@@ -299,6 +300,7 @@ def test_a_run_that_died_right_after_the_flip_is_published_whatever_comes_next(s
     assert (staged / "runs" / RUN_ID / "_SUCCESS").exists()
 
 
+@pytest.mark.sampled(2)
 def test_what_the_next_run_may_do_better_is_done_again(tmp_path, bundle_url, monkeypatch):
     store = write_store(tmp_path / "store", 2)
     begin = commit.begin_run
@@ -493,6 +495,7 @@ def test_verify_finds_one_flipped_bit_in_any_file(state, reference, staged, tmp_
         shutil.rmtree(output)
 
 
+@pytest.mark.sampled(2)
 def test_a_run_of_many_objects_has_the_files_of_a_run_of_few(tmp_path, tiny_url, monkeypatch):
     """Of many objects, listing and manifest lie in temporary files, and the actors read the rows of their blocks."""
     store = write_store(tmp_path / "store", 8)

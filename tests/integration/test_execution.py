@@ -86,6 +86,7 @@ def test_an_interrupted_loop_leaves_no_thread_that_would_end_the_process_with_ra
     assert [thread.name for thread in left] == []
 
 
+@pytest.mark.sampled(2)
 def test_while_a_block_takes_its_time_ray_data_looks_seldom(tmp_path, monkeypatch):
     configure_ray_data()
     looks, wait = [], ray.wait
@@ -127,6 +128,7 @@ def recording() -> type:
 NUMBERS = [pa.table({"number": [0, 1]}), pa.table({"number": [2, 3, 4]})]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("private", [True, False])
 def test_blocks_pass_whole_with_and_without_the_private_names_of_ray_data(tmp_path, private):
     blocks = ray.data.from_arrow(NUMBERS)
@@ -148,6 +150,7 @@ class NoPlan:
         return object()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("private", [True, False])
 def test_blocks_are_cut_beside_actors_that_have_all_processors(tmp_path, monkeypatch, private):
     if not private:

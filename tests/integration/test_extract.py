@@ -28,6 +28,7 @@ def test_features_are_those_of_the_base(store, bundle_url, keras_model, tmp_path
     assert set(table["base"].to_pylist()) == {load_bundle(bundle_url).base_digest}
 
 
+@pytest.mark.sampled(1)
 def test_extract_of_a_named_base_writes_features_only_and_continues(store, weights, tmp_path):
     settings = {"images": str(store), "base": "MobileNetV2", "size": 64, "weights": weights, "output": str(tmp_path / "out")}
     report = tlbatch.extract(**settings, max_images=8)
@@ -43,6 +44,7 @@ def test_extract_of_a_named_base_writes_features_only_and_continues(store, weigh
         tlbatch.classify(images=str(store), bundle=str(tmp_path / "out" / "base"), output=str(tmp_path / "elsewhere"))
 
 
+@pytest.mark.sampled(1)
 def test_features_that_pillow_resized_go_on_with_pillow(store, weights, tmp_path, monkeypatch):
     """And so do heads that are trained on them."""
     base = {"base": "MobileNetV2", "size": 64, "weights": weights}

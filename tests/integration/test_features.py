@@ -98,6 +98,7 @@ def test_rescoring_promises_the_same_manifest_and_a_second_time_does_nothing(ext
     assert tlbatch.rescore(**settings)["already_done"]
 
 
+@pytest.mark.sampled(1)
 def test_what_failed_for_now_stays_failed_and_is_not_done_again(mixed, bundle_url, tmp_path):
     """`rescore` asks no store: a reason that may have passed there has not passed here."""
     listed = tmp_path / "list.csv"
@@ -232,6 +233,7 @@ def test_features_in_many_files_are_rescored_file_by_file(extracted, bundle_url,
     assert tlbatch.verify(str(tmp_path / "again"))["ok"]
 
 
+@pytest.mark.sampled(1)
 def test_objects_that_are_listed_twice_stay_twice(mixed, bundle_url, tmp_path):
     listed = tmp_path / "list.csv"
     twice = [*["red/0000.jpg"] * 2, *["more.tar"] * 2, "red/broken.jpg", "red/broken.jpg"]

@@ -96,6 +96,7 @@ def test_a_second_time_nothing_is_done(together, broken_store, bundles, monkeypa
     assert all(report["already_done"] for report in again["tables"].values())
 
 
+@pytest.mark.sampled(1)
 def test_what_one_table_lacks_is_done_for_that_one(together, broken_store, bundles, monkeypatch, tmp_path):
     """One of three tables is lost, and another was never begun: the pass is over what these two lack."""
     output = shutil.copytree(together["output"], tmp_path / "out")
@@ -112,6 +113,7 @@ def test_what_one_table_lacks_is_done_for_that_one(together, broken_store, bundl
     assert published(output / "warm") == published(Path(together["output"], "warm"))
 
 
+@pytest.mark.sampled(1)
 def test_killed_before_the_second_table_is_published_the_same_command_ends_it(broken_store, bundles, tmp_path, monkeypatch):
     settings = {"run_id": RUN_ID, "max_failed_ratio": 1.0}
     with dying_before_the_second_table(monkeypatch):
@@ -136,6 +138,7 @@ def test_a_store_that_changed_between_the_two_halves_of_a_command(bundles, bundl
     assert all(tlbatch.verify(report["output"])["ok"] for report in again["tables"].values())
 
 
+@pytest.mark.sampled(1)
 def test_what_another_run_published_since_the_listing_is_listed_again(bundles, tmp_path):
     """The second output of a pass: its table changed after the store was listed, so an older listing would not do."""
     store = write_store(tmp_path / "store", 2)

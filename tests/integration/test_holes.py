@@ -17,6 +17,8 @@ from tlbatch.images.listing import Selection, list_store
 from tlbatch.report.run_report import write_report
 from tlbatch.storage.resolve import resolve
 
+pytestmark = pytest.mark.sampled(5)
+
 
 @pytest.fixture
 def night(tmp_path, tiny_url, ray_here):

@@ -79,6 +79,7 @@ def test_a_file_of_pytorchs_exporters_gives_its_own_scores(tmp_path, exported, n
     assert (result["size"], result["scale"], result["precision"]) == (48, "torch", "float32")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["plain-dynamo", "plain-script-one"])
 def test_an_onnx_bundle_goes_the_whole_way(tmp_path, exported, ray_here, name):
     """classify, a new head on its features, rescore, and both as ONNX again, with ONNX Runtime as the judge."""

@@ -45,6 +45,7 @@ def scores(images: Path, output: Path, rules: PixelRules) -> tuple[dict[str, flo
     return dict(zip(table["key"], table["score"], strict=True)), report
 
 
+@pytest.mark.sampled(1)
 def test_a_run_follows_the_rules_of_its_bundle_and_says_how_it_scaled(images, tmp_path, ray_here):
     auto, report = scores(images, tmp_path / "auto", PixelRules())
     assert auto["ten.tif"] == pytest.approx(auto["eight.png"], abs=0.02)
@@ -75,6 +76,7 @@ def test_a_bundle_without_rules_keeps_its_digests(tmp_path):
     assert load_bundle(tiny_bundle(tmp_path / "told", frozen=told).location.url).pixel_rules == PixelRules(4095)
 
 
+@pytest.mark.sampled(1)
 def test_a_store_of_features_has_one_rule(images, tmp_path, weights, ray_here):
     settings = {"images": str(images), "base": "MobileNetV2", "size": 96, "weights": weights, "output": str(tmp_path / "out")}
     tlbatch.extract(**settings, white_level=16_383)

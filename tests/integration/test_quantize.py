@@ -93,6 +93,7 @@ def test_a_processor_with_other_features_is_refused(quantized):
     assert "It runs on x86 processors with AVX2 or more" in done.stderr
 
 
+@pytest.mark.sampled(1)
 def test_classify_goes_on_to_the_bit_and_a_new_head_is_trained_on_its_features(quantized, store, tmp_path):
     common = {
         "images": str(store),
@@ -158,6 +159,7 @@ def test_changed_probes_are_refused(quantized, tmp_path, change, said):
         load_engine(load_bundle(str(tmp_path)))
 
 
+@pytest.mark.sampled(1)
 def test_the_plain_models_are_in_float32(quantized, tmp_path, pixels, caplog):
     import keras
 

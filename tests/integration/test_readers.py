@@ -31,6 +31,7 @@ PROCESSES = int(os.environ.get("TLBATCH_READERS", "1"))
 READ = "import sys, tlbatch; print(len(tlbatch.read_predictions(sys.argv[1])))"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("parts", [1, 200])
 def test_a_process_that_reads_ends_with_0(tmp_path, tiny_url, monkeypatch, ray_here, parts):

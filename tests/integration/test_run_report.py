@@ -238,6 +238,7 @@ def test_a_page_that_cannot_be_written_does_not_fail_the_night(caplog):
     assert "could not be written" in caplog.text
 
 
+@pytest.mark.sampled(1)
 def test_a_run_of_features_has_a_page_without_labels(bundle_url, store, tmp_path):
     tlbatch.extract(images=str(store), bundle=bundle_url, output=str(tmp_path / "out"))
     written = write_report(ReportConfig(output=str(tmp_path / "out")))
@@ -271,6 +272,7 @@ def test_a_run_that_has_not_ended_has_no_report(classified, tmp_path):
         write_report(ReportConfig(output=run.location.url))
 
 
+@pytest.mark.sampled(1)
 def test_what_has_moved_since_the_run_before_stands_on_top(bundle_url, tmp_path):
     store = write_store(tmp_path / "store", 40)
     settings = {"images": str(store), "bundle": bundle_url, "output": str(tmp_path / "out")}
@@ -310,6 +312,7 @@ def test_a_page_that_was_missed_is_written_by_the_next_command(classified, bundl
     assert Path(run.location.join(schema.REPORT_PAGE).url).stat().st_mtime_ns == written
 
 
+@pytest.mark.sampled(1)
 def test_a_night_after_a_rollback_is_held_against_the_table_it_adds_to(classified, bundle_url, tmp_path):
     store, _, _ = classified
     settings = {"images": str(store), "bundle": bundle_url, "output": str(tmp_path / "out"), "max_failed_ratio": 1.0}

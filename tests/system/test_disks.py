@@ -88,6 +88,7 @@ def test_an_output_that_is_deleted_in_mid_run_stops_it_and_the_same_command_make
     assert tlbatch.verify(str(output))["ok"]
 
 
+@pytest.mark.sampled(1)
 def test_receipts_of_a_run_that_somebody_removed_in_part_are_not_believed(evening, bundle_url, tmp_path, monkeypatch):
     """A run of the same name, over other images: rows of the one are not rows of the other."""
     store, _ = evening

@@ -252,6 +252,7 @@ def nights(bucket, bundle_url, ray_here, tmp_path):
     return Nights(bucket, bundle_url, str(tmp_path / "out"))
 
 
+@pytest.mark.sampled(1)
 def test_an_inventory_is_believed_only_as_far_as_the_store_agrees(nights, bucket):
     """What is newer than the inventory stays as it is in the table; only what the store says is gone leaves it."""
     for number, key in enumerate(("changed", "changed-since", "gone", "gone-since", "same")):
@@ -309,6 +310,7 @@ def test_what_the_selection_leaves_out_leaves_the_table_unasked(nights, bucket):
     assert [key for key, *_ in nights.rows()] == ["a/1.jpg"]
 
 
+@pytest.mark.sampled(1)
 def test_many_deleted_objects_stop_a_run_and_those_that_are_there_do_not(nights, bucket):
     many = [f"{number:02d}.jpg" for number in range(30)]
     bucket.put(*many, data=picture(1))
@@ -349,6 +351,7 @@ def test_the_command_says_how_old_the_inventory_is(nights, bucket):
         )
 
 
+@pytest.mark.sampled(1)
 def test_a_bit_that_flips_on_the_way_costs_another_download(s3_server, faulty):
     fs = filesystem(s3_server.endpoint)
     folder = f"{WEED}/of-a-bucket"

@@ -33,6 +33,7 @@ def archive(moto, monkeypatch, request):
     return name, client, put
 
 
+@pytest.mark.sampled(1)
 def test_archived_objects_are_rows_and_restored_ones_are_done_by_the_next_night(
     archive, moto_asked, bundle_url, ray_here, tmp_path
 ):
@@ -64,6 +65,7 @@ def test_archived_objects_are_rows_and_restored_ones_are_done_by_the_next_night(
     assert tlbatch.verify(settings["output"])["ok"]
 
 
+@pytest.mark.sampled(1)
 def test_an_archive_that_only_a_request_finds_is_tried_each_night_and_ends_with_3_once(
     archive, moto, bundle_url, ray_here, tmp_path
 ):

@@ -103,6 +103,7 @@ print(pid, states[-1], state())
     assert after in ("gone", psutil.STATUS_ZOMBIE)  # some containers have no process that clears up after others
 
 
+@pytest.mark.sampled(1)
 def test_what_workers_say_is_there_for_who_asks(store, bundle_url, tmp_path):
     """`--verbose` starts the reader of their log files, which puts the process before each line."""
     command = [TLBATCH, "classify", "--images", store, "--bundle", bundle_url, "--output", tmp_path / "out", "--verbose"]
