@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         schedule,
         sql,
         submit,
+        sync,
         train,
     )
     from tlbatch.commands.read import read_errors, read_predictions
@@ -64,6 +65,7 @@ _HOME = {
     "sql": "tlbatch.api",
     "status": "tlbatch.output.status",
     "submit": "tlbatch.api",
+    "sync": "tlbatch.api",
     "train": "tlbatch.api",
     "verify": "tlbatch.output.verify",
 }
@@ -92,6 +94,7 @@ __all__ = [
     "sql",
     "status",
     "submit",
+    "sync",
     "train",
     "verify",
 ]

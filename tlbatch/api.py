@@ -28,6 +28,7 @@ from tlbatch.config import (
     ScheduleConfig,
     SqlConfig,
     SubmitConfig,
+    SyncConfig,
     TrainConfig,
     load,
 )
@@ -353,6 +354,18 @@ def sql(output: str, query: str | None = None, *, storage_options: Mapping[str, 
     from tlbatch.commands.sql import sql as work
 
     return work(load(SqlConfig, {"output": output, "query": query, "storage_options": dict(storage_options or {})}))
+
+
+@_settings_of(SyncConfig)
+def sync(config: SyncConfig) -> dict[str, Any]:
+    """Bring a Delta or Iceberg table to the predictions that an output has published; only what has changed is written.
+
+    Returns:
+        `output`, `to`, `as`, `runs`, `written` (all, changes or nothing) and `added`, the rows that were written.
+    """
+    from tlbatch.commands.sync import sync as work
+
+    return work(config)
 
 
 @_settings_of(TrainConfig)

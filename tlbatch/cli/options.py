@@ -82,7 +82,7 @@ def _annotated(config: type[BaseModel], name: str, field: FieldInfo, positional:
     if positional:
         metavar = "URL" if name == "output" else name.upper()
         return Annotated[str | None, typer.Argument(metavar=metavar, help=field.description, show_default=False)]
-    flag = name.replace("_", "-")
+    flag = name.rstrip("_").replace("_", "-")  # `as_` is Python's way to write `as`
     option = typer.Option(
         f" /--no-{flag}" if field.default is True else f"--{flag}",
         metavar=_METAVARS.get(plain, "TEXT"),

@@ -12,6 +12,7 @@ from tlbatch.config.outputs import (
     RollbackConfig,
     SqlConfig,
     StatusConfig,
+    SyncConfig,
 )
 from tlbatch.config.settings import (
     SECRET_WORDS,
@@ -51,6 +52,7 @@ __all__ = [
     "SqlConfig",
     "StatusConfig",
     "SubmitConfig",
+    "SyncConfig",
     "TrainConfig",
     "load",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from tlbatch.config.settings import LABELS, Address, Count, Names, Options, Output, Share, Split, Strict, Strings
 
@@ -62,6 +62,15 @@ class SqlConfig(FolderConfig):
 
     query: str | None = Field(
         default=None, description="SQL that DuckDB answers, for example select count(*) from predictions."
+    )
+
+
+class SyncConfig(FolderConfig):
+    """An output, and a table of another format that holds its predictions."""
+
+    to: str = Field(description="Folder or URL of a Delta table, or CATALOG.NAMESPACE.TABLE of Iceberg.")
+    as_: Literal["delta", "iceberg"] = Field(
+        default="delta", validation_alias=AliasChoices("as_", "as"), description="The table's format: delta or iceberg."
     )
 
 

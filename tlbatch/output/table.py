@@ -170,7 +170,7 @@ def read_groups(
         where: which of the current rows are wanted.
     """
     for one in reversed(list(snapshot(runs))):
-        yield from map(one.current_rows, _pieces_of_parts(one.run, folder, columns, where))
+        yield from map(one.current_rows, pieces_of_parts(one.run, folder, columns, where))
 
 
 def read_groups_beside(
@@ -212,7 +212,7 @@ def sources_of_table(
     for run in reversed(runs):
         hides = run is not runs[0]  # the oldest run hides nothing
         listed = run.manifest_pieces(["uri"]) if hides else pieces_of(schema.REMOVED_SCHEMA.empty_table())
-        found += [_pieces_of_parts(run, folder, columns, where), listed, pieces_of(run.removed)]
+        found += [pieces_of_parts(run, folder, columns, where), listed, pieces_of(run.removed)]
     return found
 
 
@@ -221,7 +221,15 @@ def current_of(rows: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables(current_in_range(rows[::SOURCES], rows[1::SOURCES], rows[2::SOURCES]))
 
 
-def _pieces_of_parts(run: Run, folder: str, columns: Sequence[str], where: pc.Expression | None = None) -> Iterator[pa.Table]:
+def pieces_of_parts(run: Run, folder: str, columns: Sequence[str], where: pc.Expression | None = None) -> Iterator[pa.Table]:
+    """All rows of one table of a run, superseded ones included, a row group at a time.
+
+    Args:
+        run: a published run.
+        folder: `predictions`, `errors` or `features`.
+        columns: the columns to read.
+        where: which rows are wanted.
+    """
     for part in _parts(run.location, folder):
         groups = _row_groups(part, columns) if where is None else _wanted_rows(part, columns, where, _COLUMNS[folder])
         yield from (rows.select(list(columns)) for rows in groups)

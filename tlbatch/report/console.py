@@ -161,6 +161,13 @@ def show_sql(result: Mapping[str, Any]) -> None:
     writer.writerows(result["rows"])
 
 
+def show_sync(result: Mapping[str, Any]) -> None:
+    """Print what was written to the copy of a table."""
+    what = {"all": "the whole table", "changes": "what has changed", "nothing": "nothing: it holds the table already"}
+    added = f", {result['added']:,} rows added" if result["written"] != "nothing" else ""
+    _console().print(f"Written to {result['to']}: {what[result['written']]}{added}", soft_wrap=True)
+
+
 def show_rollback(result: Mapping[str, Any]) -> None:
     """Print which runs form the table now, and which formed it before."""
     console = _console()

@@ -87,6 +87,10 @@ class RemoteLocation:
         """The file system of fsspec that reaches it, for a library that takes one."""
         return self._fs
 
+    def object_store_settings(self) -> dict[str, str]:
+        """Endpoint and credentials of a bucket of S3 as libraries on Rust's `object_store` take them; elsewhere none."""
+        return s3.object_store_settings(self._fs, self._bucket_and_key[0]) if self._is_s3 else {}
+
     @cached_property
     def _path(self) -> str:
         return str(self._fs._strip_protocol(self.url))

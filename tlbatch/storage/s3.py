@@ -60,11 +60,7 @@ class Bucket:
     def __init__(self, filesystem: Any, name: str) -> None:
         from obstore.store import S3Store
 
-        filesystem.connect()
-        client = filesystem.s3
-        endpoint: str = client.meta.endpoint_url
-        aws = endpoint in ("https://s3.amazonaws.com", f"https://s3.{client.meta.region_name}.amazonaws.com")
-        region = _region(filesystem, name) if aws else client.meta.region_name or "us-east-1"
+        endpoint, region, aws = _address(filesystem, name)
         self._endpoint = Endpoint(
             url=f"https://s3.{region}.amazonaws.com/{name}" if aws else f"{endpoint.rstrip('/')}/{name}",
             region=region,
@@ -127,6 +123,22 @@ class Bucket:
     def walk(self, root: str, ask: Ask, rules: WalkRules) -> Iterator[pa.RecordBatch]:
         """Every object below a prefix, as `s3_listing.walk` gives them."""
         return walk(self._endpoint, root, ask, rules)
+
+
+def object_store_settings(filesystem: Any, name: str) -> dict[str, str]:
+    """Endpoint and credentials of the bucket `name` as libraries on Rust's `object_store` take them.
+
+    Credentials that expire are those of now.
+    """
+    endpoint, region, aws = _address(filesystem, name)
+    found = {"aws_region": region, "aws_allow_http": str(endpoint.startswith("http://")).lower()}
+    if not aws:
+        found["aws_endpoint_url"] = endpoint
+    if filesystem.anon:
+        return {**found, "aws_skip_signature": "true"}
+    frozen = _frozen_credentials(filesystem)
+    keys = {"aws_access_key_id": frozen.access_key, "aws_secret_access_key": frozen.secret_key}
+    return {**found, **keys, **({"aws_session_token": frozen.token} if frozen.token else {})}
 
 
 def get_object(
@@ -214,6 +226,14 @@ class Checksums:
 
 
 _MD5_DIGITS, _HEX = 32, frozenset("0123456789abcdef")
+
+
+def _address(filesystem: Any, name: str) -> tuple[str, str, bool]:
+    """The endpoint of a bucket, its region, and whether the endpoint is AWS's own."""
+    filesystem.connect()
+    meta = filesystem.s3.meta
+    aws = meta.endpoint_url in ("https://s3.amazonaws.com", f"https://s3.{meta.region_name}.amazonaws.com")
+    return meta.endpoint_url, _region(filesystem, name) if aws else meta.region_name or "us-east-1", aws
 
 
 def _region(filesystem: Any, name: str) -> str:
