@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 #: Bytes of a data file. A change rewrites the files that it touches.
 _FILE_BYTES = 16 << 20
-#: In the table's configuration: that it is one of ours. In a commit: the names of the runs.
-_MARK, _RUNS = "tlbatch.table", "tlbatch.runs"
+#: The table's own name, by which it is known as one of ours. In a commit: the names of the runs.
+_NAME, _RUNS = "tlbatch.predictions", "tlbatch.runs"
 _SCHEMA = schema.PREDICTIONS.remove_metadata()
 
 
@@ -44,7 +44,7 @@ class DeltaCopy:
         with self._errors_as_sentences():
             exists = DeltaTable.is_deltatable(url, options)
             self._table = DeltaTable(url, storage_options=options) if exists else None
-        if self._table is not None and _MARK not in self._table.metadata().configuration:
+        if self._table is not None and self._table.metadata().name != _NAME:
             raise OutputError(f"At {url} is a Delta table that `tlbatch sync` did not make. Choose another place.")
 
     @property
@@ -63,7 +63,8 @@ class DeltaCopy:
                 pa.RecordBatchReader.from_batches(_SCHEMA, (batch.cast(_SCHEMA) for batch in batches)),
                 mode="overwrite",
                 schema_mode="overwrite",
-                configuration={_MARK: "predictions", "delta.targetFileSize": str(_FILE_BYTES)},
+                name=_NAME,
+                configuration={"delta.targetFileSize": str(_FILE_BYTES)},
                 storage_options=self._options,
                 commit_properties=self._commit_of(runs),
             )
@@ -90,11 +91,11 @@ class DeltaCopy:
         from deltalake import CommitProperties, Transaction
 
         # Commits that both count one up do not pass beside each other, even if both only add rows.
-        count = self._table.transaction_version(_MARK) if self._table is not None else None
+        count = self._table.transaction_version(_NAME) if self._table is not None else None
         return CommitProperties(
             custom_metadata={_RUNS: list(runs)},
             max_commit_retries=0,
-            app_transactions=[Transaction(_MARK, (count or 0) + 1)],
+            app_transactions=[Transaction(_NAME, (count or 0) + 1)],
         )
 
     @contextlib.contextmanager

@@ -108,14 +108,25 @@ class IcebergCopy:
 
     @contextlib.contextmanager
     def _errors_as_sentences(self) -> Iterator[None]:
-        from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException, RESTError, ValidationError
+        from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException
 
         try:
             yield
         except (CommitFailedException, CommitStateUnknownException) as error:
             raise UnfinishedError(f"Another command changed {self._name} meanwhile. Run `tlbatch sync` again.") from error
-        except (RESTError, ValidationError, ValueError, OSError) as error:
+        except _errors_of_catalogs() as error:
             raise OutputError(f"The Iceberg table {self._name}: {line_of(error)}.") from error
+
+
+def _errors_of_catalogs() -> tuple[type[Exception], ...]:
+    from pyiceberg.exceptions import NoSuchTableError, RESTError, ValidationError
+
+    found: tuple[type[Exception], ...] = (NoSuchTableError, RESTError, ValidationError, ValueError, OSError)
+    with contextlib.suppress(ImportError):
+        from sqlalchemy.exc import SQLAlchemyError
+
+        found += (SQLAlchemyError,)
+    return found
 
 
 def _named(runs: Sequence[str]) -> dict[str, str]:
