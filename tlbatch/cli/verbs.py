@@ -116,6 +116,8 @@ class Published:
                 from tlbatch.report.run_report import write_report_after  # charts take half a second to import
 
                 result = write_report_after(result, settings.storage_options)
+            if getattr(settings, "sync", None):
+                result = call_of("tlbatch.commands.sync.sync_after")(result, settings)
             tell(result, exit_code(settings, result))
         return result
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from tlbatch import schema
-from tlbatch.config import SyncConfig
-from tlbatch.errors import ConfigError, OutputError
+from tlbatch.config import RescoreConfig, RunConfig, SyncConfig
+from tlbatch.errors import ConfigError, OutputError, TlbatchError, UnfinishedError
 from tlbatch.output.changes import Changes, changes_since
 from tlbatch.output.run import read_output
 from tlbatch.output.table import read_batches
@@ -66,6 +66,24 @@ def sync(config: SyncConfig) -> dict[str, Any]:
     counted = _Counted(read_batches(state.table, "predictions", None, None))
     copy.replace(iter(counted), runs)
     return {**done, "written": "all", "added": counted.rows}
+
+
+def sync_after(result: Mapping[str, Any], settings: RunConfig | RescoreConfig) -> dict[str, Any]:
+    """Do what `sync` of a command says, after its run was published.
+
+    Returns:
+        The command's result with `synced`: `to`, `as`, `written` and `added`.
+
+    Raises:
+        UnfinishedError: the copy was not brought to the table; the same command does that alone.
+    """
+    form, _, to = str(settings.sync).partition(":")
+    options = {"output": settings.output, "storage_options": settings.storage_options}
+    try:
+        done = sync(SyncConfig.model_validate({**options, "to": to, "as": form}))
+    except (TlbatchError, OSError) as error:
+        raise UnfinishedError(f"The run is published, and {to} is not up to date: {error}") from error
+    return {**result, "synced": {name: done[name] for name in ("to", "as", "written", "added")}}
 
 
 class _Counted:

@@ -81,6 +81,13 @@ MaxFailed = Annotated[
 ]
 RunId = Annotated[str | None, Field(pattern=_RUN_ID, description="Name of the run; by default the time.")]
 Notify = Annotated[str | None, Field(description="URL that gets a JSON POST when the command ends; may contain ${NAME}.")]
+Sync = Annotated[
+    str | None,
+    Field(
+        pattern=r"^(delta|iceberg):.",
+        description="Table that gets what was published: delta:URL, or iceberg:CATALOG.NAMESPACE.TABLE.",
+    ),
+]
 WriteReport = Annotated[bool, Field(description="Write report.html into the run's folder after it is published.")]
 Address = Annotated[
     str | None, Field(description="Address of the Ray cluster; by default the cluster this runs on, or else this machine.")
@@ -166,6 +173,7 @@ class RunConfig(Spec, Resources):
         default=None, description="Publish only if this holds against the current table, e.g. `psi<0.2 and agreement>0.9`."
     )
     notify: Notify = None
+    sync: Sync = None
     report: WriteReport = True
     incremental: bool = Field(
         default=False, description="Process only what is new, changed, or worth a retry since the current table."
@@ -198,6 +206,12 @@ class RunConfig(Spec, Resources):
     def _rescores_for_one_bundle(self) -> Self:
         if self.other_bundles and self.stale == "rescore":
             raise ValueError("stale: several bundles share a pass over images; rescore is for one bundle")
+        return self
+
+    @model_validator(mode="after")
+    def _one_table_is_synced(self) -> Self:
+        if self.other_bundles and self.sync is not None:
+            raise ValueError("sync: several bundles have a table each; run `tlbatch sync` for each of them")
         return self
 
     @model_validator(mode="after")
@@ -241,6 +255,7 @@ class RescoreConfig(Resources):
     max_failed_ratio: MaxFailed = 0.01
     run_id: RunId = None
     notify: Notify = None
+    sync: Sync = None
     report: WriteReport = True
 
 

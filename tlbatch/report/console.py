@@ -59,11 +59,8 @@ def show_run(result: Mapping[str, Any]) -> None:
         console.print(_table_failures(result), soft_wrap=True)
     if result.get("unreadable"):
         console.print(f"Folders that cannot be opened: {', '.join(result['unreadable'][:_MOST_FOLDERS])}", soft_wrap=True)
-    if result["labels"]:
-        console.print(
-            "Labels: " + ", ".join(f"{label} {count:,}" for label, count in result["labels"].items()),
-            soft_wrap=True,
-        )
+    if labels := ", ".join(f"{label} {count:,}" for label, count in result["labels"].items()):
+        console.print(f"Labels: {labels}", soft_wrap=True)
     if result.get("white_levels"):
         from tlbatch.report.verdict import white_levels_sentence
 
@@ -74,6 +71,8 @@ def show_run(result: Mapping[str, Any]) -> None:
     )
     if result.get("bottleneck"):
         console.print(_bottleneck_sentence(result["bottleneck"]), soft_wrap=True)
+    if result.get("synced"):
+        show_sync(result["synced"])
     console.print(result.get("report") or f"{result['output']}/runs/{result['run_id']}", soft_wrap=True)
 
 
@@ -155,23 +154,21 @@ def show_sql(result: Mapping[str, Any]) -> None:
     if "views" in result:
         print(result["views"], end="", file=results_stream())
         return
-    writer = csv.writer(results_stream(), lineterminator="\n")
-    if result["columns"]:
-        writer.writerow(result["columns"])
-    writer.writerows(result["rows"])
+    names = [result["columns"]] if result["columns"] else []
+    csv.writer(results_stream(), lineterminator="\n").writerows([*names, *result["rows"]])
 
 
 def show_sync(result: Mapping[str, Any]) -> None:
     """Print what was written to the copy of a table."""
-    what = {"all": "the whole table", "changes": "what has changed", "nothing": "nothing: it holds the table already"}
-    added = f", {result['added']:,} rows added" if result["written"] != "nothing" else ""
+    what = {"all": "the whole table", "changes": "what has changed", "nothing": "nothing, it is up to date"}
+    added = f", {result['added']:,} rows added" * (result["written"] != "nothing")
     _console().print(f"Written to {result['to']}: {what[result['written']]}{added}", soft_wrap=True)
 
 
 def show_rollback(result: Mapping[str, Any]) -> None:
     """Print which runs form the table now, and which formed it before."""
-    console = _console()
-    console.print(f"Runs of the table: {', '.join(result['table'])}; before: {', '.join(result['before'])}", soft_wrap=True)
+    now, before = (", ".join(result[name]) for name in ("table", "before"))
+    _console().print(f"Runs of the table: {now}; before: {before}", soft_wrap=True)
 
 
 def show_job(result: Mapping[str, Any]) -> None:

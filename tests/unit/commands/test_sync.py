@@ -172,7 +172,7 @@ def test_other_engines_read_the_same_rows(lake):
     lake.sync()
     lake.night({"b": {"score": 1.0}}, removed="a")
     lake.sync()
-    from deltalake import QueryBuilder, DeltaTable
+    from deltalake import DeltaTable, QueryBuilder
 
     asked = QueryBuilder().register("t", DeltaTable(lake.to)).execute("select key, score from t order by key")
     rows = asked.read_all() if hasattr(asked, "read_all") else asked
