@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/lakes.py [ROWS]
 
-One row in a hundred is replaced: of one folder, as a camera's or a day's, or anywhere; and as many are added. Bytes are those of
-the data files that each change writes, and memory is the peak of the process that does all this for a format.
+One row in a hundred is replaced: of one folder, as a camera's or a day's, or anywhere; and as many are added. Bytes are those
+of the data files that each change writes, and memory is the peak of the process that does all this for a format.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from tlbatch import schema
+from tlbatch.commands.sync import Copy
 from tlbatch.output.changes import Changes
 
 AT_ONCE = 65_536
@@ -52,13 +54,12 @@ def measure(name: str, rows: int) -> None:
             copy = opened(name, Path(folder))
             table = table_of(places)
             given = Changes(table["uri"].combine_chunks().cast(pa.large_string()), table)
-            runs = [str(one) for one in range(number + 1)]
-            timed(name, what, Path(folder), all_bytes, lambda copy=copy, given=given, runs=runs: copy.change(given, runs))
+            timed(name, what, Path(folder), all_bytes, partial(copy.change, given, [str(one) for one in range(number + 1)]))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"| {name} | peak memory: {peak:,.0f} MiB | | | |", flush=True)
 
 
-def timed(name: str, what: str, folder: Path, whole: int, work) -> int:
+def timed(name: str, what: str, folder: Path, whole: int, work: Callable[[], object]) -> int:
     """Do a change, and print a row; returns the bytes that it wrote."""
     before = sizes(folder)
     began = time.perf_counter()
@@ -74,7 +75,7 @@ def sizes(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_size for path in folder.rglob("*.parquet")}
 
 
-def opened(name: str, folder: Path):
+def opened(name: str, folder: Path) -> Copy:
     """The copy of a format in a folder."""
     if name == "delta":
         from tlbatch.output.delta import DeltaCopy

@@ -139,5 +139,12 @@ def _any_of(uris: pa.Array) -> BooleanExpression:
 
     size = max(_VALUES_AT_ONCE, -(-len(uris) // _MOST_TERMS))
     pieces = (uris.slice(start, size).to_pylist() for start in range(0, len(uris), size))
-    terms = [And(GreaterThanOrEqual("uri", one[0]), LessThanOrEqual("uri", one[-1]), In("uri", one)) for one in pieces]
+    terms = [
+        And(
+            GreaterThanOrEqual(term="uri", value=one[0]),
+            LessThanOrEqual(term="uri", value=one[-1]),
+            In(term="uri", literals=one),
+        )
+        for one in pieces
+    ]
     return Or(*terms) if len(terms) > 1 else terms[0]

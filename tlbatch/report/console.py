@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from tlbatch.report.held_out import held_out_in_words, learning_in_words, quantized_in_words
 from tlbatch.schema import RUNS
 from tlbatch.stdio import results_stream
 from tlbatch.storage.local import LocalLocation
@@ -55,16 +56,8 @@ def show_run(result: Mapping[str, Any]) -> None:
         console.print(sentence, soft_wrap=True)
     for kind, count in result["failed_by_kind"].items():
         console.print(f"  {count:>9,} {kind}")
-    if result.get("table"):
-        console.print(_table_failures(result), soft_wrap=True)
-    if result.get("unreadable"):
-        console.print(f"Folders that cannot be opened: {', '.join(result['unreadable'][:_MOST_FOLDERS])}", soft_wrap=True)
-    if labels := ", ".join(f"{label} {count:,}" for label, count in result["labels"].items()):
-        console.print(f"Labels: {labels}", soft_wrap=True)
-    if result.get("white_levels"):
-        from tlbatch.report.verdict import white_levels_sentence
-
-        console.print(f"{white_levels_sentence(result['white_levels'])}.", soft_wrap=True)
+    for sentence in _findings(result):
+        console.print(sentence, soft_wrap=True)
     stages = ", ".join(f"{stage} {seconds:,.1f}" for stage, seconds in result["stage_seconds"].items())
     console.print(
         f"{result['seconds']:,.1f} s, {result['images_per_second']:,.0f} images/s; worker seconds: {stages}", soft_wrap=True
@@ -74,6 +67,20 @@ def show_run(result: Mapping[str, Any]) -> None:
     if result.get("synced"):
         show_sync(result["synced"])
     console.print(result.get("report") or f"{result['output']}/runs/{result['run_id']}", soft_wrap=True)
+
+
+def _findings(result: Mapping[str, Any]) -> Iterator[str]:
+    """What was found in the images."""
+    if result.get("table"):
+        yield _table_failures(result)
+    if result.get("unreadable"):
+        yield f"Folders that cannot be opened: {', '.join(result['unreadable'][:_MOST_FOLDERS])}"
+    if labels := ", ".join(f"{label} {count:,}" for label, count in result["labels"].items()):
+        yield f"Labels: {labels}"
+    if result.get("white_levels"):
+        from tlbatch.report.verdict import white_levels_sentence
+
+        yield f"{white_levels_sentence(result['white_levels'])}."
 
 
 def _counts(result: Mapping[str, Any]) -> str:
@@ -187,13 +194,6 @@ def _training_images(result: Mapping[str, Any]) -> str:
     return f"{images['train']:,} images for {result['epochs']} epochs, with early stopping on {images['validation']:,}"
 
 
-def held_out_in_words(held_out: Mapping[str, Any], head: str) -> str:
-    """The accuracy on the images that did not train the layer which scored them, with its interval."""
-    low, high = held_out["interval"]
-    where = "In cross-validation" if head == "convex" else "On the images of early stopping"
-    return f"{where} {held_out['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}) on {held_out['images']:,} images"
-
-
 def show_training(result: Mapping[str, Any]) -> None:
     """Print the accuracy of the trained head, and where the bundle is."""
     console = _console()
@@ -244,8 +244,6 @@ def _show_tried(console: Console, result: Mapping[str, Any]) -> None:
 
 def _show_advice(console: Console, result: Mapping[str, Any]) -> None:
     """Print what int8 gives, what more labels would give, and which labels to look at."""
-    from tlbatch.report.held_out import learning_in_words, quantized_in_words
-
     if result["quantized"]:
         console.print(quantized_in_words(result["quantized"]), soft_wrap=True)
     if result["class_weight"] == "balanced":

@@ -120,3 +120,10 @@ def quantized_in_words(found: Mapping[str, Any]) -> str:
         f"{after['images_per_second'] / before['images_per_second']:.1f} times the images a second of the model alone"
     )
     return f"Base in int8: {measured}" if found["kept"] else f"Base in float32, because in int8: {measured}"
+
+
+def held_out_in_words(held_out: Mapping[str, Any], head: str) -> str:
+    """The accuracy on the images that did not train the layer which scored them, with its interval."""
+    low, high = held_out["interval"]
+    where = "In cross-validation" if head == "convex" else "On the images of early stopping"
+    return f"{where} {held_out['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}) on {held_out['images']:,} images"
