@@ -37,6 +37,7 @@ VERBS = [
     "import",
     "export",
     "sql",
+    "sync",
     "status",
     "report",
     "verify",

@@ -31,7 +31,7 @@ from tlbatch.output.documents import PointerDocument, Receipt, ReportDocument, R
 def test_the_public_names_are_these():
     names = (
         "TlbatchError classify compact compare demo evaluate export_model extract gc import_model load_bundle load_report "
-        "plan read_errors read_predictions rescore review rollback run schedule sql status submit train verify"
+        "plan read_errors read_predictions rescore review rollback run schedule sql status submit sync train verify"
     )
     assert tlbatch.__all__ == names.split() == dir(tlbatch)
 

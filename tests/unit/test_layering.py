@@ -32,7 +32,9 @@ ONLY_IN = {
     "tensorflow": {"model"},
     "openvino": {"model"},
     "jax": {"model"},
+    "deltalake": {"output"},
     "nncf": {"model"},
+    "pyiceberg": {"output"},
     "keras": {"model", "commands"},  # commands name Keras in types only
     "PIL": {"images"},
     "cykooz_resizer": {"images"},

@@ -65,7 +65,7 @@ def _register(name: str, verb: Verb) -> None:
     parameters = [context, *own]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {one.name: one.annotation for one in parameters}
-    settings = _COMMAND_FOLLOWS if verb.takes_command else None
+    settings = _COMMAND_FOLLOWS if verb.takes != "nothing" else None
     app.command(name, help=verb.summary, rich_help_panel=verb.group, context_settings=settings)(command)
 
 
@@ -89,7 +89,7 @@ def read_command(words: Sequence[str]) -> tuple[str, BaseModel]:
     group: Any = typer.main.get_command(app)
     context = group.commands[name].make_context(name, rest)
     settings = _settings(VERBS[name], context.params)
-    return read_job(context.args) if VERBS[name].takes_command else (name, settings)
+    return read_job(context.args) if VERBS[name].takes == "job" else (name, settings)
 
 
 def read_job(words: Sequence[str]) -> tuple[str, BaseModel]:
@@ -108,7 +108,7 @@ def _carry_out(verb: Verb, given: Mapping[str, Any], words: Sequence[str]) -> No
     as_json = bool(given["as_json"])
     # A verb that posts its outcome is interrupted only where it can do that.
     with contextlib.nullcontext() if isinstance(verb.run, Published) else interrupts_as_sentences():
-        result = verb.run(settings, Call(as_json, words))
+        result = verb.run(settings, Call(as_json, words, read_job if verb.takes == "job" else read_command))
         signals.finished()
     _print_result(verb, result, as_json)
     code = exit_code(settings, result)

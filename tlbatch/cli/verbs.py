@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
@@ -22,10 +22,11 @@ INTERRUPTED = "interrupted; run the same command again."
 
 
 class Call(NamedTuple):
-    """How a command was called: with --json, and with which words behind its own flags."""
+    """How a command was called: with --json, with which words behind its own flags, and what reads these as a command."""
 
     as_json: bool
-    words: Sequence[str] = ()
+    words: Sequence[str]
+    read: Callable[[Sequence[str]], tuple[str, BaseModel]]
 
 
 Run = Callable[[Any, Call], Mapping[str, Any]]
@@ -43,7 +44,7 @@ class Verb(NamedTuple):
         positional: fields given without a flag.
         repeatable: fields of one value that may be given several times.
         verbose: whether it takes --verbose.
-        takes_command: whether another command follows its own flags.
+        takes: what follows its own flags: another command, or one that can be a job.
     """
 
     group: str
@@ -54,7 +55,7 @@ class Verb(NamedTuple):
     positional: Sequence[str] = ()
     repeatable: Sequence[str] = ()
     verbose: bool = False
-    takes_command: bool = False
+    takes: Literal["nothing", "command", "job"] = "nothing"
 
 
 def call_of(target: str) -> Callable[..., Any]:
@@ -156,10 +157,9 @@ def _rollback(settings: configs.RollbackConfig, _: Call) -> Mapping[str, Any]:
 
 
 def _submit(settings: configs.SubmitConfig, call: Call) -> Mapping[str, Any]:
-    from tlbatch.cli.main import read_job
     from tlbatch.commands.submit import submit
 
-    verb, inner = read_job(call.words)
+    verb, inner = call.read(call.words)
     passed = [word for word in call.words if word in ("--json", "--verbose")]
     stream = sys.stderr if call.as_json else results_stream()
 
@@ -171,10 +171,9 @@ def _submit(settings: configs.SubmitConfig, call: Call) -> Mapping[str, Any]:
 
 
 def _schedule(settings: configs.ScheduleConfig, call: Call) -> Mapping[str, Any]:
-    from tlbatch.cli.main import read_command
     from tlbatch.commands.schedule import schedule
 
-    verb, inner = read_command(call.words)
+    verb, inner = call.read(call.words)
     return {"target": settings.target, "install": schedule(settings, call.words, verb, inner)}
 
 
@@ -272,7 +271,7 @@ VERBS: Mapping[str, Verb] = {
         "Run a command as a job on a Ray cluster: tlbatch submit --address http://HEAD:8265 classify ...",
         _submit,
         "show_job",
-        takes_command=True,
+        takes="job",
     ),
     "schedule": Verb(
         RUN,
@@ -280,7 +279,7 @@ VERBS: Mapping[str, Verb] = {
         'Print what runs a command every night: tlbatch schedule --target cron --at "0 2 * * *" classify ...',
         _schedule,
         "show_schedule",
-        takes_command=True,
+        takes="command",
     ),
     "demo": Verb(RUN, configs.DemoConfig, "Train, classify and verify on photographs of solar cells, here.", _demo, None),
     "status": Verb(
