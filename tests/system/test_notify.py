@@ -6,7 +6,7 @@ import pytest
 from support.command import run_cli
 from support.pictures import write_store
 
-from tlbatch.cli.notify import notifying
+from tlbatch.cli.notify import form_of, notifying
 from tlbatch.errors import ConfigError, LeaseHeldError
 
 REPORT = {
@@ -49,6 +49,16 @@ def test_what_cannot_be_sent_changes_nothing_and_the_address_is_not_logged(recei
             tell(REPORT, 0)
     assert caplog.text.count("could not be sent") == 2
     assert "hidden-token" not in caplog.text
+
+
+def test_chats_get_the_sentence_as_they_take_it():
+    message = {"text": "tlbatch: /a<b>&c: 5 listed.", "exit_code": 0}
+    assert form_of("https://hooks.slack.com/services/T/B/x", message) == {"text": "tlbatch: /a&lt;b&gt;&amp;c: 5 listed."}
+    discord = form_of("https://discord.com/api/webhooks/1/x", {"text": "@everyone " + "long " * 1_000})
+    assert len(discord["content"]) <= 2_000
+    assert discord["allowed_mentions"] == {"parse": []}, "a folder's name calls nobody"
+    for other in ("https://slack.com.example.org/hook", "https://mattermost.example.org/hooks.slack.com/x"):
+        assert form_of(other, message) is message
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "${NOT_SET_ANYWHERE}", "x"])

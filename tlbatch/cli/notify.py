@@ -10,9 +10,11 @@ import json
 import logging
 import os
 import socket
+import textwrap
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from tlbatch import signals
 from tlbatch.errors import ConfigError, TlbatchError, UnfinishedError
@@ -20,6 +22,7 @@ from tlbatch.errors import ConfigError, TlbatchError, UnfinishedError
 log = logging.getLogger(__name__)
 
 _SECONDS = 10.0
+_MOST_OF_DISCORD = 2_000
 #: Fields of a report that the message contains.
 _NAMES = ("run_id", "listed", "predicted", "failed", "seconds", "already_done", "counts", "failed_by_kind", "left")
 
@@ -31,9 +34,9 @@ Tell = Callable[[Mapping[str, Any], int], None]
 def notifying(url: str | None, verb: str, output: str) -> Iterator[Tell]:
     """Post the outcome of the block: the report that it passes on, or the error that it raises.
 
-    The message has `text` (a sentence, which chat services such as Slack show), `verb`, `output` (of a training the bundle),
-    `host`, `exit_code` and, if there is a report, its counts. A killed process sends no message. Configure your monitoring to
-    alert when the message is missing.
+    The message has `text` (a sentence; Slack and Discord get it alone, as they take it), `verb`, `output` (of a training
+    the bundle), `host`, `exit_code` and, if there is a report, its counts. A killed process sends no message. Configure
+    your monitoring to alert when the message is missing.
 
     Args:
         url: where to post; None posts nothing. `${NAME}` is read from the environment, so that a secret need not be in a file.
@@ -90,8 +93,22 @@ def _fields(report: Mapping[str, Any]) -> dict[str, Any]:
     return {"text": text, **{name: report[name] for name in _NAMES if name in report}}
 
 
+def form_of(address: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message as who gets it takes it: Slack and Discord refuse or misread what they do not know, others get all of it.
+
+    Sources: "Sending messages using incoming webhooks" and "Formatting text" at docs.slack.dev, "Execute Webhook" at
+    docs.discord.com.
+    """
+    host, text = urlsplit(address).hostname or "", str(message["text"])
+    if host == "hooks.slack.com":
+        return {"text": text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")}
+    if host in ("discord.com", "discordapp.com"):
+        return {"content": textwrap.shorten(text, _MOST_OF_DISCORD, placeholder=" …"), "allowed_mentions": {"parse": []}}
+    return message
+
+
 def _post(address: str, message: Mapping[str, Any]) -> None:
-    body, headers = json.dumps(message).encode(), {"Content-Type": "application/json"}
+    body, headers = json.dumps(form_of(address, message)).encode(), {"Content-Type": "application/json"}
     request = urllib.request.Request(address, body, headers)  # noqa: S310 - http(s), checked
     try:
         urllib.request.urlopen(request, timeout=_SECONDS).close()  # noqa: S310 - http(s), checked

@@ -74,7 +74,7 @@ class DeltaCopy:
         if self._table is None:
             raise ValueError("there is no copy that could be changed")
         # A row is added if it has no partner, which a row without `gone` never has.
-        gone = pa.table({_GONE: changes.gone.cast(pa.string())})
+        gone = pa.table({_GONE: changes.gone})
         source = pa.concat_tables([gone, changes.rows.cast(_SCHEMA)], promote_options="default")
         with self._errors_as_sentences():
             merger = self._table.merge(
