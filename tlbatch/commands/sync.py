@@ -14,7 +14,6 @@ from tlbatch.output.changes import Changes, changes_since
 from tlbatch.output.run import read_output
 from tlbatch.output.table import read_batches
 from tlbatch.storage.local import LocalLocation
-from tlbatch.storage.location import Location
 from tlbatch.storage.remote import RemoteLocation
 from tlbatch.storage.resolve import resolve
 
@@ -106,13 +105,16 @@ def _copy_of(config: SyncConfig) -> Copy:
             return IcebergCopy(config.to)
         from tlbatch.output.delta import DeltaCopy
 
-        return DeltaCopy(*_place(resolve(config.to, config.storage_options)))
+        return DeltaCopy(*_place(config))
     except ModuleNotFoundError as error:
         raise ConfigError(f"This needs the package {error.name}: install tlbatch[{config.as_}].") from None
 
 
-def _place(table: Location) -> tuple[str, dict[str, str]]:
+def _place(config: SyncConfig) -> tuple[str, dict[str, str]]:
     """A place as delta-rs takes it: its URL, and the settings of the store."""
+    output, table = (resolve(url, config.storage_options) for url in (config.output, config.to))
+    if f"{table.url.rstrip('/')}/".startswith(f"{output.url.rstrip('/')}/"):
+        raise ConfigError(f"to: {config.to} is in the output, whose files are all tlbatch's own. Choose another place.")
     if isinstance(table, LocalLocation):
         return str(table.path), {}
     return table.url, table.object_store_settings() if isinstance(table, RemoteLocation) else {}

@@ -147,6 +147,20 @@ def test_a_table_that_shares_no_run_is_written_anew(lake, form):
     assert lake.rows() == lake.published()
 
 
+def test_files_that_somebody_puts_together_meanwhile_change_nothing(lake):
+    from deltalake import DeltaTable
+
+    lake = lake("delta")
+    lake.night({"a": {"score": 0.5}})
+    lake.sync()
+    lake.night({"b": {"score": 0.5}})
+    lake.sync()
+    assert DeltaTable(lake.to).optimize.compact()["numFilesRemoved"] == 2
+    lake.night({"a": {"score": 1.0}, "c": {"score": 1.0}})
+    assert lake.sync()["written"] == "changes"
+    assert lake.rows() == lake.published()
+
+
 def test_a_table_of_somebody_else_is_left_alone(lake):
     import pyarrow as pa
     from deltalake import write_deltalake
@@ -203,6 +217,9 @@ def test_mistakes_are_sentences(lake, tmp_path, monkeypatch):
         lake.sync(to="lake.x")
     with pytest.raises((ConfigError, OutputError), match="nowhere"):
         lake.sync(to="nowhere.photos.predictions")
+    for inside in ("out", "out/", "out/table"):
+        with pytest.raises(ConfigError, match="is in the output, whose files are all tlbatch's own"):
+            lake.sync(to=str(tmp_path / inside), **{"as": "delta"})
     monkeypatch.setitem(sys.modules, "deltalake", None)
     with pytest.raises(ConfigError, match=r"install tlbatch\[delta\]"):
         lake.sync(to=str(tmp_path / "t"), **{"as": "delta"})
