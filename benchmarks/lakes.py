@@ -14,16 +14,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from tlbatch import schema
 from tlbatch.commands.sync import Copy
-from tlbatch.output.changes import Changes
+from tlbatch.output.changes import COPIED, Changes
 
 AT_ONCE = 65_536
 
@@ -44,7 +43,7 @@ def measure(name: str, rows: int) -> None:
     random, few = np.random.default_rng(0), rows // 100
     with tempfile.TemporaryDirectory() as folder:
         copy = opened(name, Path(folder))
-        all_bytes = timed(name, "the whole table", Path(folder), 0, lambda: copy.replace(batches(np.arange(rows)), ["0"]))
+        all_bytes = timed(name, "the whole table", Path(folder), 0, lambda: copy.replace(reader_of(rows), ["0"]))
         changes = {
             "1 % of the rows, of one folder": np.arange(rows // 2, rows // 2 + few),
             "1 % new, at the end": np.arange(rows, rows + few),
@@ -88,10 +87,10 @@ def opened(name: str, folder: Path) -> Copy:
     return IcebergCopy("lake.photos.predictions")
 
 
-def batches(places: np.ndarray) -> Iterator[pa.RecordBatch]:
-    """The rows of some places, a batch at a time."""
-    for start in range(0, len(places), AT_ONCE):
-        yield from table_of(places[start : start + AT_ONCE]).to_batches()
+def reader_of(rows: int) -> pa.RecordBatchReader:
+    """The rows of a whole table, a batch at a time."""
+    pieces = (table_of(np.arange(start, min(start + AT_ONCE, rows))) for start in range(0, rows, AT_ONCE))
+    return pa.RecordBatchReader.from_batches(COPIED, (batch for piece in pieces for batch in piece.to_batches()))
 
 
 def table_of(places: np.ndarray) -> pa.Table:
@@ -115,7 +114,7 @@ def table_of(places: np.ndarray) -> pa.Table:
         "run_id": ["20261129T020000Z-abcdef"] * len(places),
         "index": np.zeros(len(places), np.int32),
     }
-    return pa.table(columns, schema=schema.PREDICTIONS)
+    return pa.table(columns, schema=COPIED)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pyarrow as pa
 from tlbatch import schema
 from tlbatch.config import RescoreConfig, RunConfig, SyncConfig
 from tlbatch.errors import ConfigError, OutputError, TlbatchError, UnfinishedError
-from tlbatch.output.changes import Changes, changes_since
+from tlbatch.output.changes import COPIED, Changes, changes_since
 from tlbatch.output.run import read_output
 from tlbatch.output.table import read_batches
 from tlbatch.storage.local import LocalLocation
@@ -25,7 +25,7 @@ class Copy(Protocol):
     def runs(self) -> list[str] | None:
         """The runs that made up the table when it was copied; None if there is no copy."""
 
-    def replace(self, batches: Iterator[pa.RecordBatch], runs: Sequence[str]) -> None:
+    def replace(self, rows: pa.RecordBatchReader, runs: Sequence[str]) -> None:
         """Make all rows anew, in one commit."""
 
     def change(self, changes: Changes, runs: Sequence[str]) -> None:
@@ -63,7 +63,7 @@ def sync(config: SyncConfig) -> dict[str, Any]:
         copy.change(changes, runs)
         return {**done, "written": "changes", "added": changes.rows.num_rows}
     counted = _Counted(read_batches(state.table, "predictions", None, None))
-    copy.replace(iter(counted), runs)
+    copy.replace(pa.RecordBatchReader.from_batches(COPIED, counted), runs)
     return {**done, "written": "all", "added": counted.rows}
 
 
@@ -86,7 +86,7 @@ def sync_after(result: Mapping[str, Any], settings: RunConfig | RescoreConfig) -
 
 
 class _Counted:
-    """Batches as they come, and how many rows have come."""
+    """Batches as they come, with the columns of a copy, and how many rows have come."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
         self._batches, self.rows = batches, 0
@@ -94,7 +94,7 @@ class _Counted:
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         for batch in self._batches:
             self.rows += batch.num_rows
-            yield batch
+            yield batch.cast(COPIED)
 
 
 def _copy_of(config: SyncConfig) -> Copy:

@@ -14,6 +14,9 @@ from tlbatch.output.run import OutputState, Run
 from tlbatch.output.snapshot import UriSet, snapshot
 from tlbatch.output.table import pieces_of_parts
 
+#: The columns of a copy, and what stands in its commits: the names of the runs that make up the table.
+COPIED, RUNS_OF_COPY = schema.PREDICTIONS.remove_metadata(), "tlbatch.runs"
+
 
 @dataclass(frozen=True)
 class Changes:
@@ -21,7 +24,7 @@ class Changes:
 
     Attributes:
         gone: (n,) string, sorted, each once: the uris whose rows are to be removed. A copy need not have rows of all of them.
-        rows: the rows to be added after that, columns as in `schema.PREDICTIONS`, in the order of their uris.
+        rows: the rows to be added after that, with the columns `COPIED`, in the order of their uris.
     """
 
     gone: pa.Array
@@ -47,7 +50,7 @@ def changes_since(state: OutputState, earlier: Sequence[str]) -> Changes | None:
     newer = now[common:]
     touched = _uris_of([*newer, *(run for run in undone if run is not None)])
     rows = _current(now, {run.run_id for run in newer}, UriSet([touched]) if undone else UriSet())
-    return Changes(_each_once(touched), schema.sort_rows(rows, "uri"))
+    return Changes(_each_once(touched), schema.sort_rows(rows, "uri").cast(COPIED))
 
 
 def _uris_of(runs: Sequence[Run]) -> pa.ChunkedArray:

@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from tlbatch import schema
 from tlbatch.errors import OutputError, UnfinishedError, line_of
-from tlbatch.output.changes import Changes
+from tlbatch.output.changes import COPIED, RUNS_OF_COPY, Changes
 
 if TYPE_CHECKING:
     from deltalake import CommitProperties
 
 #: Bytes of a data file: some 70,000 rows. A change rewrites the files that it touches.
 _FILE_BYTES = 4 << 20
-#: The table's own name, by which it is known as one of ours. In a commit: the names of the runs.
-_NAME, _RUNS = "tlbatch.predictions", "tlbatch.runs"
-_SCHEMA = schema.PREDICTIONS.remove_metadata()
+#: The table's own name, by which it is known as one of ours.
+_NAME = "tlbatch.predictions"
 
 
 class DeltaCopy:
@@ -51,16 +49,16 @@ class DeltaCopy:
     def runs(self) -> list[str] | None:
         """The runs that made up the table when it was copied; None if there is no copy, or its log no longer says so."""
         history = self._table.history() if self._table is not None else []
-        return next((list(commit[_RUNS]) for commit in history if _RUNS in commit), None)
+        return next((list(commit[RUNS_OF_COPY]) for commit in history if RUNS_OF_COPY in commit), None)
 
-    def replace(self, batches: Iterator[pa.RecordBatch], runs: Sequence[str]) -> None:
+    def replace(self, rows: pa.RecordBatchReader, runs: Sequence[str]) -> None:
         """Make all rows anew, in one commit."""
         from deltalake import write_deltalake
 
         with self._errors_as_sentences():
             write_deltalake(
                 self._table if self._table is not None else self._url,
-                pa.RecordBatchReader.from_batches(_SCHEMA, (batch.cast(_SCHEMA) for batch in batches)),
+                rows,
                 mode="overwrite",
                 schema_mode="overwrite",
                 name=_NAME,
@@ -75,7 +73,7 @@ class DeltaCopy:
             raise ValueError("there is no copy that could be changed")
         # A row is added if it has no partner, which a row without `gone` never has.
         gone = pa.table({_GONE: changes.gone})
-        source = pa.concat_tables([gone, changes.rows.cast(_SCHEMA)], promote_options="default")
+        source = pa.concat_tables([gone, changes.rows], promote_options="default")
         with self._errors_as_sentences():
             merger = self._table.merge(
                 source,
@@ -84,7 +82,7 @@ class DeltaCopy:
                 target_alias="target",
                 commit_properties=self._commit_of(runs),
             ).when_matched_delete()
-            new = {name: f"source.{name}" for name in _SCHEMA.names}
+            new = {name: f"source.{name}" for name in COPIED.names}
             merger.when_not_matched_insert(new, predicate=f"source.{_GONE} is null").execute()
 
     def _commit_of(self, runs: Sequence[str]) -> CommitProperties:
@@ -93,7 +91,7 @@ class DeltaCopy:
         # Commits that both count one up do not pass beside each other, even if both only add rows.
         count = self._table.transaction_version(_NAME) if self._table is not None else None
         return CommitProperties(
-            custom_metadata={_RUNS: list(runs)},
+            custom_metadata={RUNS_OF_COPY: list(runs)},
             max_commit_retries=0,
             app_transactions=[Transaction(_NAME, (count or 0) + 1)],
         )

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from tlbatch import schema
 from tlbatch.errors import ConfigError, OutputError, UnfinishedError, line_of
-from tlbatch.output.changes import Changes
+from tlbatch.output.changes import COPIED, RUNS_OF_COPY, Changes
 
 if TYPE_CHECKING:
     from pyiceberg.expressions import BooleanExpression
@@ -24,9 +23,8 @@ if TYPE_CHECKING:
 
 #: Bytes of a data file, in memory: some 65,000 rows. A change rewrites the files that it touches.
 _FILE_BYTES = 16 << 20
-#: In the table's properties: that it is one of ours. In a snapshot: the names of the runs, as JSON.
-_MARK, _RUNS = "tlbatch.table", "tlbatch.runs"
-_SCHEMA = schema.PREDICTIONS.remove_metadata()
+#: In the table's properties: that it is one of ours.
+_MARK = "tlbatch.table"
 _PROPERTIES = {
     _MARK: "predictions",
     "write.target-file-size-bytes": str(_FILE_BYTES),
@@ -72,19 +70,18 @@ class IcebergCopy:
         """The runs that made up the table when it was copied; None if there is no copy."""
         snapshot = self._table.current_snapshot() if self._table is not None else None
         while snapshot is not None and self._table is not None:
-            if snapshot.summary is not None and _RUNS in snapshot.summary.additional_properties:
-                return list(json.loads(snapshot.summary.additional_properties[_RUNS]))
+            if snapshot.summary is not None and RUNS_OF_COPY in snapshot.summary.additional_properties:
+                return list(json.loads(snapshot.summary.additional_properties[RUNS_OF_COPY]))
             parent = snapshot.parent_snapshot_id
             snapshot = self._table.snapshot_by_id(parent) if parent is not None else None
         return None
 
-    def replace(self, batches: Iterator[pa.RecordBatch], runs: Sequence[str]) -> None:
+    def replace(self, rows: pa.RecordBatchReader, runs: Sequence[str]) -> None:
         """Make all rows anew, in one commit."""
         with self._errors_as_sentences():
             table = self._table or self._created()
             with self._transaction(table) as transaction:
-                reader = pa.RecordBatchReader.from_batches(_SCHEMA, (batch.cast(_SCHEMA) for batch in batches))
-                transaction.overwrite(reader, snapshot_properties=_named(runs))
+                transaction.overwrite(rows, snapshot_properties=_named(runs))
 
     def change(self, changes: Changes, runs: Sequence[str]) -> None:
         """Remove and add rows, in one commit."""
@@ -93,11 +90,11 @@ class IcebergCopy:
         with self._errors_as_sentences(), self._transaction(self._table) as transaction:
             if len(changes.gone):
                 transaction.delete(_any_of(changes.gone), snapshot_properties=_named(runs))
-            transaction.append(changes.rows.cast(_SCHEMA), snapshot_properties=_named(runs))
+            transaction.append(changes.rows, snapshot_properties=_named(runs))
 
     def _created(self) -> Table:
         self._catalog.create_namespace_if_not_exists(self._namespace)
-        return self._catalog.create_table(self._identifier, _SCHEMA, properties=_PROPERTIES)
+        return self._catalog.create_table(self._identifier, COPIED, properties=_PROPERTIES)
 
     @contextlib.contextmanager
     def _transaction(self, table: Table) -> Iterator[Transaction]:
@@ -130,7 +127,7 @@ def _errors_of_catalogs() -> tuple[type[Exception], ...]:
 
 
 def _named(runs: Sequence[str]) -> dict[str, str]:
-    return {_RUNS: json.dumps(list(runs))}
+    return {RUNS_OF_COPY: json.dumps(list(runs))}
 
 
 def _any_of(uris: pa.Array) -> BooleanExpression:
