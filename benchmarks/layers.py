@@ -8,9 +8,10 @@ and commands are tlbatch's own. Each of the nine later nights has one object in 
 own, whose processor time and largest memory are shown, without the pages of files that it maps, which the kernel drops when
 memory is short. With `mib` a control group gives the process, its pages of files included, no more memory than that; this needs
 the rights of root and version 1 of the groups. `night` compares a listing of the same objects in 16 parts with the table, and
-finds nothing to do; `listing` is that process without the comparison, and `shuffled` lists the objects in no order. `run`,
-which is taken only if it is named, lists as many objects with uris of 500 bytes, stages made-up predictions, and publishes
-them. `first` measures what Ray needs until it processes the first of many objects.
+finds nothing to do; `listing` is that process without the comparison, and `shuffled` lists the objects in no order. Two steps
+are taken only if they are named: `compact`, of which the workers of Ray are not measured, and which tells how many rows of
+staged parts the published files are made from; and `run`, which lists as many objects with uris of 500 bytes, stages made-up
+predictions, and publishes them. `first` measures what Ray needs until it processes the first of many objects.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tlbatch import schema
+from tlbatch.config import CompactConfig
 from tlbatch.errors import TlbatchError
 from tlbatch.execution.executor import MOST_BLOCKS, run_actors
 from tlbatch.execution.resources import ActorPool
@@ -43,7 +45,7 @@ from tlbatch.output.commit import Promotion, RunInput, RunSpec, Target, WorkStat
 from tlbatch.output.diff import StalenessRule, diff_with_table
 from tlbatch.output.documents import PublishedFile, ReportDocument
 from tlbatch.output.parts import stage_parts
-from tlbatch.output.publish import ROWS_PER_FILE, mark_complete, swap_pointer, write_report_document
+from tlbatch.output.publish import ROWS_PER_FILE, WrittenFiles, mark_complete, swap_pointer, write_report_document
 from tlbatch.output.receipts import numbered
 from tlbatch.output.run import OutputState, Run, begin_run, read_output, read_pointer
 from tlbatch.schema import part_name, sha256, to_parquet
@@ -63,7 +65,7 @@ _GROUP = Path("/sys/fs/cgroup/memory/tlbatch-layers")
 
 def main() -> None:
     """Print a row for each size and step; with the name of a step, take it in this process."""
-    if sys.argv[1:2] and sys.argv[1] in {*_STEPS, "run"}:
+    if sys.argv[1:2] and sys.argv[1] in {*_STEPS, "run", "compact"}:
         _take(sys.argv[1], sys.argv[2], int(sys.argv[3]))
         return
     if sys.argv[1:2] == ["first"]:
@@ -121,11 +123,29 @@ def _take(step: str, output: str, objects: int) -> None:
             rule = StalenessRule("bundle", "b")
             assert diff_with_table(RunInput(listed, 0, 0.0), read_output(resolve(output)), rule, "redo").nothing_to_do
         return
+    if step == "compact":
+        _compact(output)
+        return
     from tlbatch.cli import main as tlbatch
 
     words = {"compare": [str(Path(output).with_name("one")), output], "review": [output, "--to", f"{output}-review"]}
     sys.argv = ["tlbatch", step, *words.get(step, [output])]
     tlbatch()
+
+
+def _compact(output: str) -> None:
+    """Fold a table, and tell on standard error how many rows of parts its files were made from."""
+    from tlbatch.commands import compact
+
+    given, read = compact.map_file_tasks, list[int]()
+
+    def counted(*arguments: Any) -> Iterator[WrittenFiles]:
+        read.extend(end - start for task in arguments[-1] for part in task.parts.values() for start, end in part["rows"])
+        return given(*arguments)
+
+    compact.map_file_tasks = counted
+    report = compact.compact(CompactConfig(output=output, address="local"))
+    print(f"{report['listed']:,} rows; of parts {sum(read):,} rows were read", file=sys.stderr)
 
 
 def _measure_first(objects: int = 0) -> None:

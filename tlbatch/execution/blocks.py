@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tlbatch import schema
-from tlbatch.output.run import Run
 from tlbatch.storage.location import Location
 from tlbatch.storage.range_file import open_range_file
 
@@ -51,13 +50,13 @@ class RowBlocks:
 
 
 class ManifestRows:
-    """Rows of a run's manifest by their place, read from the store; a row group is in memory at a time.
+    """Rows of the manifest in a run's folder by their place, read from the store; a row group is in memory at a time.
 
     It may be used by several threads. The driver has checked the whole file against its digest.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._location: Location = run.location.join(schema.MANIFEST)
+    def __init__(self, run: Location) -> None:
+        self._location = run.join(schema.MANIFEST)
         self._lock = threading.Lock()
         self._file: pq.ParquetFile | None = None
         self._starts: np.ndarray = np.zeros(1, np.int64)
@@ -70,11 +69,14 @@ class ManifestRows:
             place: one row of `RowBlocks.places`.
         """
         ranges: Sequence[int] = place[PLACES][0].as_py()
-        with self._lock:
-            found = [rows for start, end in zip(ranges[::2], ranges[1::2], strict=True) for rows in self._between(start, end)]
-        return pa.concat_tables(found)
+        return pa.concat_tables(self.between(start, end) for start, end in zip(ranges[::2], ranges[1::2], strict=True))
 
-    def _between(self, start: int, end: int) -> Iterator[pa.Table]:
+    def between(self, start: int, end: int) -> pa.Table:
+        """The rows from `start` to `end`, at least one, each with its number in a column `row`."""
+        with self._lock:
+            return pa.concat_tables(self._pieces(start, end))
+
+    def _pieces(self, start: int, end: int) -> Iterator[pa.Table]:
         while start < end:
             first, group = self._group_of(start)
             rows = group.slice(start - first, end - start)

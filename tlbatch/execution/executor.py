@@ -61,7 +61,7 @@ def run_actors(
     pa.default_memory_pool().release_unused()  # Arrow keeps the memory of a listing, which the actors need
     places_in = None
     if isinstance(blocks, RowBlocks) and len(blocks) > MOST_BLOCKS:
-        dataset, places_in = blocks_of_rows(blocks.places()), Run(runs[0].location, runs[0].facts)
+        dataset, places_in = blocks_of_rows(blocks.places()), runs[0].location
     else:
         dataset = ray.data.from_blocks(list(blocks))  # `from_arrow` first waits for a worker that inspects the blocks
     for number, (kind, pool) in enumerate(pools, 1):
@@ -80,7 +80,7 @@ class _Actor:
     to it.
     """
 
-    def __init__(self, kind: type[Worker], job: object, staged: Sequence[Location], places_in: Run | None) -> None:
+    def __init__(self, kind: type[Worker], job: object, staged: Sequence[Location], places_in: Location | None) -> None:
         import ray
 
         self._staged = staged

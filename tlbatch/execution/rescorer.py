@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from tlbatch import schema
 from tlbatch.errors import ErrorKind, Failure
+from tlbatch.execution.blocks import ManifestRows
 from tlbatch.execution.executor import run_actors
 from tlbatch.execution.predictor import prediction_format_of
 from tlbatch.execution.resources import ActorPool, io_pool
@@ -28,8 +29,9 @@ from tlbatch.output.run import Run
 from tlbatch.output.table import FileRange
 from tlbatch.storage.resolve import resolve
 
-#: Columns of a block besides those of the manifest: the number of its source, and for each row the row of the input, or -1.
-_SOURCE, _TARGET = "source", "target"
+#: Columns of a block, which has one row: the number of its source, the first manifest row of its range, and for each row of the
+#: range the row of the input, or -1.
+_SOURCE, _START, _TARGET = "source", "start", "target"
 #: Rows from which a part costs less than reading a larger part twice.
 _LEAST_OF_PART = 10_000
 
@@ -62,20 +64,22 @@ def sources_of(matches: Sequence[FeatureMatch], *, predictions: bool = False) ->
 
 
 def blocks_of_matches(matches: Sequence[FeatureMatch], left: np.ndarray) -> list[pa.Table]:
-    """One block for each range of files that contains a wanted row; the block has all manifest rows of the range.
+    """One block for each range of files that contains a wanted row; the actors read the manifest rows of the range.
 
     Args:
         matches: where the features of the input's rows are stored.
         left: the rows of the input that are still to do.
     """
     blocks = []
+    wanted = np.zeros(1 + max((int(one.target.max(initial=0)) for one in matches), default=0), bool)
+    wanted[left[left < len(wanted)]] = True
     for number, one in enumerate(matches):
-        target = np.where(np.isin(one.target, left), one.target, -1)
-        rows = one.source.run.manifest.select(["uri", "key", "format"])
-        rows = rows.append_column("row", pa.array(np.arange(rows.num_rows)))
-        rows = rows.append_column(_TARGET, pa.array(target)).append_column(_SOURCE, pa.array(np.full(rows.num_rows, number)))
-        wanted = [files for files in one.source.ranges() if (target[files.start : files.end] >= 0).any()]
-        blocks += [rows.slice(files.start, files.end - files.start) for files in wanted]
+        for files in one.source.ranges():
+            target = one.target[files.start : files.end]
+            mask = (target >= 0) & wanted[target]
+            if mask.any():
+                columns = {_SOURCE: [number], _START: [files.start], _TARGET: [np.where(mask, target, -1)]}
+                blocks.append(pa.table(columns))
     return blocks
 
 
@@ -83,14 +87,16 @@ class SourceReader:
     """In an actor: blocks of `blocks_of_matches` -> the stored outcomes of the wanted rows, numbered like the input."""
 
     def __init__(self, sources: Sequence[Source], storage_options: Mapping[str, Any]) -> None:
-        self._sources = [(resolve(one.url, storage_options), one.ranges) for one in sources]
+        runs = [resolve(one.url, storage_options) for one in sources]
+        self._sources = [(run, one.ranges, ManifestRows(run)) for run, one in zip(runs, sources, strict=True)]
 
     def __call__(self, block: pa.Table) -> StoredOutcomes:
         """One block: the files of one range."""
-        run, ranges = self._sources[block[_SOURCE][0].as_py()]
-        files = range_of_row(ranges, block["row"][0].as_py())
-        target = block[_TARGET].to_numpy()
-        return StoredOutcomes(*(_renumbered(table, target, files.start) for table in read_range(run, files, block)))
+        run, ranges, manifest = self._sources[block[_SOURCE][0].as_py()]
+        files = range_of_row(ranges, block[_START][0].as_py())
+        target = block[_TARGET][0].values.to_numpy()
+        found = read_range(run, files, manifest.between(files.start, files.end))
+        return StoredOutcomes(*(_renumbered(table, target, files.start) for table in found))
 
 
 def _renumbered(table: pa.Table, target: np.ndarray, start: int) -> pa.Table:
@@ -100,7 +106,7 @@ def _renumbered(table: pa.Table, target: np.ndarray, start: int) -> pa.Table:
 
 
 class Rescorer:
-    """The actor: blocks of a run's manifest -> outcome rows, from the files with their features."""
+    """The actor: blocks of `blocks_of_matches` -> outcome rows, from the files with their features."""
 
     def __init__(self, job: RescoreJob, *, after_a_death: bool = False) -> None:  # noqa: ARG002 - Ray's signature
         bundle = load_bundle(job.bundle_url, job.storage_options)
@@ -210,7 +216,7 @@ class CopyJob:
 
 
 class Copier:
-    """The actor: blocks of a run's manifest -> the stored outcome rows."""
+    """The actor: blocks of `blocks_of_matches` -> the stored outcome rows."""
 
     def __init__(self, job: CopyJob, *, after_a_death: bool = False) -> None:  # noqa: ARG002 - Ray's signature
         self._read = SourceReader(job.sources, job.storage_options)

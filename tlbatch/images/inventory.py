@@ -32,7 +32,7 @@ from tlbatch.storage.location import EVERYTHING, LISTED, Location, WalkRules, ob
 from tlbatch.storage.remote import RemoteLocation
 from tlbatch.storage.resolve import not_permitted
 from tlbatch.storage.s3_listing import ARCHIVES
-from tlbatch.storage.temporary_rows import digested_copy
+from tlbatch.storage.temporary_rows import digested_copy, mapped
 
 log = logging.getLogger(__name__)
 
@@ -283,7 +283,7 @@ _Rows = Mapping[str, pa.Array]
 
 
 def _of_parquet(file: IO[bytes], _: str) -> Iterator[_Rows]:
-    whole = pq.ParquetFile(file)
+    whole = pq.ParquetFile(mapped(file))
     columns = _columns_of(whole.schema_arrow.names)
     for batch in whole.iter_batches(_ROWS_AT_ONCE, columns=list(columns.values()), use_threads=False):
         yield {plain: batch[name] for plain, name in columns.items()}

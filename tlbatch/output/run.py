@@ -21,7 +21,7 @@ from tlbatch.output.documents import PointerEntry, ReportDocument, RunDocument
 from tlbatch.schema import from_parquet, seal, sha256, to_parquet, unseal
 from tlbatch.storage.location import Location, is_leftover
 from tlbatch.storage.resolve import resolve
-from tlbatch.storage.temporary_rows import checked_copy, full_disk_is_said, stored_table, temporary_file
+from tlbatch.storage.temporary_rows import checked_copy, full_disk_is_said, mapped, stored_table, temporary_file
 
 #: Small objects (run documents, receipts, parts) that are read at once: a remote store is waited for, not this machine.
 READS_AT_ONCE = 32
@@ -80,7 +80,7 @@ class Run:
             raise CountsError(f"The manifest of run {self.run_id} differs from its recorded sha256; do not trust this run.")
         with copy:
             yield schema.MANIFEST_SCHEMA.empty_table().select(columns)
-            for batch in pq.ParquetFile(copy).iter_batches(schema.ROWS_OF_GROUP, columns=columns, use_threads=False):
+            for batch in pq.ParquetFile(mapped(copy)).iter_batches(schema.ROWS_OF_GROUP, columns=columns, use_threads=False):
                 yield pa.Table.from_batches([batch])
 
     @cached_property

@@ -93,6 +93,16 @@ def digested_copy(location: Location, size: int, digest: hashlib._Hash) -> IO[by
     return copy
 
 
+def mapped(file: IO[bytes]) -> pa.Buffer:
+    """The bytes of a temporary file, which take only memory that the kernel takes back when it is short.
+
+    Read through the file, each column of a Parquet file would be copied to memory as a whole.
+    """
+    if not os.fstat(file.fileno()).st_size:
+        return pa.py_buffer(b"")  # nothing of it can be mapped
+    return pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
 @contextlib.contextmanager
 def full_disk_is_said(what: str) -> Iterator[None]:
     """Raises NoRoomError, with a sentence about what was to be written, if the block fills the disk of temporary files."""
@@ -285,6 +295,6 @@ class _TemporaryFile:
         """What was written, as tables whose columns lie in the file."""
         if self._file is None or not self.written:
             return []
-        whole = pa.py_buffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
+        whole = mapped(self._file)
         pieces = (whole.slice(start, end - start) for start, end in pairwise(self._ends))
         return [pa.Table.from_batches([pa.ipc.read_record_batch(piece, self._columns)]) for piece in pieces]

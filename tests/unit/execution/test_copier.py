@@ -38,12 +38,15 @@ def folded(output, cuts: np.ndarray) -> tuple[Run, pa.Table, int]:
     table = FeatureTable(tuple(found))
     facts = {"spec": runs[0].facts["spec"], "bundle": "b" * 64, "skipped": 0}
     run = begin_run(output, "n2", table.manifest, facts)
-    wanted = schema.outcome_schema(classified=True, features_length=None, features_dtype="float32")
-    copier = Copier(CopyJob(sources_of(table.matches(), predictions=True), {}, wanted, cuts))
+    copier = Copier(CopyJob(sources_of(table.matches(), predictions=True), {}, outcomes_wanted(), cuts))
     for block in blocks_of_matches(table.matches(), np.arange(60)):
         stage_parts([run.staged], copier(block))
     tasks = cut_file_tasks(read_receipts(run), 60, FILE)
     return run, read_table(runs, "predictions"), sum(count(part) for task in tasks for part in task.parts.values())
+
+
+def outcomes_wanted() -> pa.Schema:
+    return schema.outcome_schema(classified=True, features_length=None, features_dtype="float32")
 
 
 def count(part) -> int:
@@ -64,3 +67,15 @@ def test_a_small_block_is_one_part(output):
     run, _, read = folded(output, np.arange(0, 60, FILE))
     assert len(read_receipts(run).bodies) == 8
     assert read > 1.5 * 60
+
+
+def test_the_actors_read_the_manifest_and_are_not_sent_it(output):
+    runs = read_table_runs(output)
+    table = FeatureTable(tuple(FeatureRun(one.run, read_report(one.run), one.superseded) for one in current_runs(runs)))
+    left = np.array([0, 1, 59])
+    blocks = blocks_of_matches(table.matches(), left)
+    assert [block.num_rows for block in blocks] == [1, 1], "only ranges with a wanted row"
+    assert sum(block.nbytes for block in blocks) <= 8 * 2 * FILE + 100
+    copier = Copier(CopyJob(sources_of(table.matches(), predictions=True), {}, outcomes_wanted(), np.array([0])))
+    assert sorted(row for block in blocks for row in copier(block)["row"].to_pylist()) == left.tolist()
+    assert not blocks_of_matches(table.matches(), np.array([], np.int64))

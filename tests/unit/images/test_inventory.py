@@ -1,6 +1,5 @@
 """The manifest of an inventory is recognised by its content, and its data files are read a piece at a time."""
 
-import io
 import json
 from urllib.parse import quote, quote_plus
 
@@ -17,6 +16,7 @@ from tlbatch.images import inventory
 from tlbatch.images.inventory import Inventory, find_inventory
 from tlbatch.storage.location import LISTED
 from tlbatch.storage.resolve import resolve
+from tlbatch.storage.temporary_rows import temporary_file
 
 GOOD = {
     "sourceBucket": "photos",
@@ -99,7 +99,11 @@ def test_a_data_file_is_read_in_pieces(kind, monkeypatch):
         {"key": f"{number} %+.jpg", "size": number, "e_tag": str(number), "is_latest": number % 5 > 0} for number in range(100)
     ]
     table = table_of("photos", rows, ALL_VERSIONS)
-    pieces = list(inventory._READERS[kind](io.BytesIO(data_file(table, kind)), schema_text(table, kind)))
+    with temporary_file() as file:
+        file.write(data_file(table, kind))
+        file.flush()
+        file.seek(0)
+        pieces = list(inventory._READERS[kind](file, schema_text(table, kind)))
     assert len(pieces) > 10
     batches = [inventory._listed(piece) for piece in pieces]
     assert all(batch.schema == LISTED for batch in batches)

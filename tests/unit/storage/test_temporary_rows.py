@@ -10,6 +10,7 @@ import tempfile
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from tlbatch.errors import NoRoomError
 from tlbatch.schema import MANIFEST_SCHEMA, REMOVED_SCHEMA
 from tlbatch.storage import temporary_rows
-from tlbatch.storage.temporary_rows import selected, sorted_table, stored_table
+from tlbatch.storage.temporary_rows import mapped, selected, sorted_table, stored_table, temporary_file
 
 
 @settings(deadline=None, max_examples=300, derandomize=True)
@@ -76,6 +77,11 @@ def test_a_table_of_other_columns_is_refused(monkeypatch):
     monkeypatch.setattr(temporary_rows, "ROWS_IN_MEMORY", 1)
     with pytest.raises(ValueError, match="the columns are"):
         stored_table([pa.table({"uri": ["a", "b"], "key": [1, 2]})], REMOVED_SCHEMA)
+
+
+def test_a_file_of_no_bytes_is_no_parquet_file():
+    with temporary_file() as file, pytest.raises(pa.ArrowInvalid, match="size is 0 bytes"):
+        pq.ParquetFile(mapped(file))
 
 
 def test_a_full_disk_is_one_sentence(monkeypatch):
