@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +38,7 @@ import pyarrow.compute as pc
 from tlbatch import schema
 from tlbatch.config import CompactConfig
 from tlbatch.errors import TlbatchError
-from tlbatch.execution.executor import MOST_BLOCKS, run_actors
+from tlbatch.execution.executor import MOST_BLOCKS, map_file_tasks, run_actors
 from tlbatch.execution.resources import ActorPool
 from tlbatch.execution.session import ray_session
 from tlbatch.execution.sizing import cut_blocks, work_of
@@ -135,16 +136,16 @@ def _take(step: str, output: str, objects: int) -> None:
 
 def _compact(output: str) -> None:
     """Fold a table, and tell on standard error how many rows of parts its files were made from."""
-    from tlbatch.commands import compact
+    from tlbatch.commands.compact import compact
 
-    given, read = compact.map_file_tasks, list[int]()
+    read = list[int]()
 
     def counted(*arguments: Any) -> Iterator[WrittenFiles]:
         read.extend(end - start for task in arguments[-1] for part in task.parts.values() for start, end in part["rows"])
-        return given(*arguments)
+        return map_file_tasks(*arguments)
 
-    compact.map_file_tasks = counted
-    report = compact.compact(CompactConfig(output=output, address="local"))
+    with mock.patch("tlbatch.commands.compact.map_file_tasks", counted):
+        report = compact(CompactConfig(output=output, address="local"))
     print(f"{report['listed']:,} rows; of parts {sum(read):,} rows were read", file=sys.stderr)
 
 

@@ -205,10 +205,10 @@ def _named(location: Location, info: ObjectInfo) -> _Objects:
     """A single object, or the objects that it lists if it is a list of addresses."""
     listed = read_list(location, info) if is_list(info.key) else None
     if listed is None:
-        listed = pa.table({name: [getattr(info, name)] for name in _COLUMNS})
-    else:
-        listed = listed.append_column("archived", pa.repeat(pa.scalar(False), listed.num_rows))
-    yield from listed.to_batches()
+        yield pa.RecordBatch.from_pydict({name: [getattr(info, name)] for name in _COLUMNS})
+        return
+    for batch in listed:
+        yield batch.append_column("archived", pa.repeat(pa.scalar(False), batch.num_rows))
 
 
 class _Walk:

@@ -258,8 +258,7 @@ class _Pages:
             following = html.unescape(_text(body, "NextContinuationToken"))
             if not following:
                 raise OSError("the listing is truncated and has no token to continue")
-        decode = _decoder(body)
-        folders = [decode(name) for name in _FOLDER.findall(body)] if one_level else ()
+        folders = _folders_on(body) if one_level else ()
         return ListedPage(columns.batch(archived), folders, following)
 
     def _ask(self, asked: Mapping[str, str]) -> tuple[bytes, _Columns]:
@@ -379,6 +378,11 @@ def _plain_keys(keys: pa.StringArray, body: bytes) -> pa.Array:
         return keys
     decode = _decoder(body)
     return pa.array([decode(key.encode()) for key in keys.to_pylist()], pa.string())
+
+
+def _folders_on(body: bytes) -> list[str]:
+    decode = _decoder(body)
+    return [decode(name) for name in _FOLDER.findall(body)]
 
 
 def _columns_of_tree(body: bytes) -> _Columns:
