@@ -28,7 +28,12 @@ demo: $(INSTALLED)  ## Train on photographs of solar cells and classify all of t
 unit: $(INSTALLED)  ## Run the unit tests: no Ray, under a minute
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/unit
 
-test: $(INSTALLED)  ## Run the tests; of the long ones a sample, which SEED=N draws anew
+AZURITE := .venv-azurite/node_modules/.bin/azurite-blob
+$(AZURITE):
+	@if command -v npm > /dev/null; then npm install --silent --no-save --prefix .venv-azurite azurite@3.37.0; \
+	else echo "There is no npm here: the tests of Azure are skipped."; fi
+
+test: $(INSTALLED) $(AZURITE)  ## Run the tests; of the long ones a sample, which SEED=N draws anew
 	TLBATCH_SAMPLE=$(SEED) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 long: $(INSTALLED)  ## Run all the long tests of which make test does a sample
@@ -37,8 +42,9 @@ long: $(INSTALLED)  ## Run all the long tests of which make test does a sample
 bases: $(INSTALLED)  ## Build every base of keras.applications (make test does a sample)
 	TLBATCH_BASES=all $(BIN)/python -m pytest --timeout 900 tests/integration/test_bases_built.py
 
-chaos: $(INSTALLED)  ## Bad networks, kills at every step, holes in the store, 300 readers, 1,000 nights of the protocol; make test does a sample
+chaos: $(INSTALLED) $(AZURITE)  ## Bad networks, kills at every step, holes in the store, 300 readers, 1,000 nights of the protocol; make test does a sample
 	TLBATCH_CHAOS=50 $(BIN)/python -m pytest -s tests/system/test_chaos.py
+	TLBATCH_CHAOS=20 $(BIN)/python -m pytest -s tests/system/test_azure.py
 	TLBATCH_KILLS=50 $(BIN)/python -m pytest -s tests/system/test_kills.py
 	TLBATCH_HOLES=300 $(BIN)/python -m pytest -s --timeout 3600 tests/integration/test_holes_model.py
 	TLBATCH_READERS=50 $(BIN)/python -m pytest tests/integration/test_readers.py
@@ -86,4 +92,4 @@ lock: $(INSTALLED)  ## Pin and hash the requirements anew from pyproject.toml
 		--generate-hashes --no-emit-index-url --quiet --output-file .ci/requirements.txt
 
 clean:  ## Remove what make made
-	rm -rf .venv .venv-peers .venv-servers .venv-exporters .mypy_cache .pytest_cache .ruff_cache tlbatch-demo
+	rm -rf .venv .venv-peers .venv-servers .venv-azurite .venv-exporters .mypy_cache .pytest_cache .ruff_cache tlbatch-demo

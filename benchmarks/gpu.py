@@ -53,6 +53,8 @@ PACKAGES = (
 #: Parts of Ray that a batch run never uses.
 LEFT_OUT = re.compile(r"ray/(jars|rllib|tune|serve|train|llm|dashboard/client)/|.*\.pyi$|botocore/data/(?!s3/|[^/]*$)")
 PHOTOS, SIZE = 48, 160
+#: The bottlenecks of MobileNetV2: expansion, channels, how often, and the stride of the first one.
+_BOTTLENECKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 if (ROOT / "site").is_dir():  # in the unpacked archive, for this process and those that it starts
     sys.path.insert(0, str(ROOT / "site"))
@@ -221,21 +223,21 @@ def _model_file(name: str, size: int) -> Any:
     import keras
 
     from tlbatch.model.bases import BASES, build_network, with_preprocessing
+    from tlbatch.schema import PixelRules
 
     inputs, features = with_preprocessing(BASES[name], build_network(BASES[name], size, "random"), size)
     folder = Path(tempfile.mkdtemp())
     keras.Model(inputs, {"features": features}).save(folder / "model.keras")
-    return SimpleNamespace(folder=folder, size=(size, size))
+    return SimpleNamespace(folder=folder, size=(size, size), pixel_rules=PixelRules())
 
 
 def torch_loop(_: argparse.Namespace) -> None:
     """PyTorch's MobileNetV2 in float16, channels last, with pixels copied in and scores out: images a second."""
     import torch
-    import torchvision
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = torch.float16 if device.type == "cuda" else torch.float32
-    network = torchvision.models.mobilenet_v2(weights=None).eval().to(device, kind, memory_format=torch.channels_last)
+    network = _mobilenet().eval().to(device, kind, memory_format=torch.channels_last)
     for batch in (64, 256, 1024) if has_gpu() else (16,):
         pixels = torch.from_numpy(pixels_of(batch, SIZE)).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
@@ -246,6 +248,35 @@ def torch_loop(_: argparse.Namespace) -> None:
             return len(pixels) * (8 if has_gpu() else 1)
 
         print(f"- batch {batch}: {best_rate(once):,.0f}", flush=True)
+
+
+def _mobilenet() -> Any:
+    """MobileNetV2 (Sandler et al., 2018, table 2) with random weights; torchvision, which has it, may not be here."""
+    from torch import nn
+
+    def convolution(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> Any:
+        layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+        return nn.Sequential(layer, nn.BatchNorm2d(outputs))
+
+    class Residual(nn.Module):  # type: ignore[misc]
+        def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
+            super().__init__()
+            wide = inputs * expansion
+            expand = [convolution(inputs, wide), nn.ReLU6()] if expansion > 1 else []
+            steps = [*expand, convolution(wide, wide, 3, stride, wide), nn.ReLU6(), convolution(wide, outputs)]
+            self._steps, self._adds = nn.Sequential(*steps), stride == 1 and inputs == outputs
+
+        def forward(self, pixels: Any) -> Any:
+            found = self._steps(pixels)
+            return pixels + found if self._adds else found
+
+    layers, inputs = [convolution(3, 32, 3, 2), nn.ReLU6()], 32
+    for expansion, outputs, repeated, stride in _BOTTLENECKS:
+        for number in range(repeated):
+            layers.append(Residual(inputs, outputs, 1 if number else stride, expansion))
+            inputs = outputs
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000)]
+    return nn.Sequential(*layers, convolution(inputs, 1280), nn.ReLU6(), *head)
 
 
 def decode_alone(_: argparse.Namespace) -> None:
@@ -368,17 +399,11 @@ def bound(without: str, images: int) -> None:
         def __init__(self, job: Any, *, after_a_death: bool = False) -> None:
             super().__init__(job, after_a_death=after_a_death)
             pixels = Pixels(np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8), 500, 375)
-            vars(self._decoder)["_decode"] = lambda row, fetched: _attempt(row, fetched, pixels)
+            vars(self._decoder)["_decode"] = lambda _: pixels
 
     replaced = {"model": ("PredictingActor", WithoutModel), "decoding": ("DecodingActor", WithoutDecoding)}
     setattr(sizing, *replaced[without])
     print(f"- without {without}: {images:,} in {classified(images)['wall']:.1f} s", flush=True)
-
-
-def _attempt(row: Any, fetched: Any, pixels: Any) -> Any:
-    from tlbatch.execution.records import Attempt
-
-    return Attempt(row, fetched.member.index, fetched.member.key, pixels, fetched.seconds)
 
 
 def killed(options: argparse.Namespace) -> None:

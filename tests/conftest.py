@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
+from support import azure_server
 from support.faulty_proxy import FaultyS3
 from support.odd_s3 import OddS3
 from support.paths import GOLDEN, PHOTOS
@@ -25,6 +26,7 @@ from support.s3_server import S3Server, environment
 
 # Before Ray starts, whose workers inherit it. Addresses are given where a server is used.
 os.environ.update({name: value for name, value in environment("").items() if name != "AWS_ENDPOINT_URL"})
+os.environ.update(azure_server.ENVIRONMENT)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
@@ -133,6 +135,15 @@ def faulty(s3_server: S3Server):
     """Starts a proxy that misbehaves in front of the S3 server: `faulty(seed, slow_down=0.05)` gives its `FaultyS3`."""
     with contextlib.ExitStack() as stack:
         yield lambda seed=0, **faults: stack.enter_context(FaultyS3(s3_server.endpoint, seed, faults))
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory):
+    """A server that speaks Azure Blob Storage."""
+    if not azure_server.AZURITE.exists():
+        pytest.skip("Azurite is not installed; `make test` installs it where there is npm")
+    with azure_server.AzureServer(tmp_path_factory.mktemp("azure")).serve() as server:
+        yield server
 
 
 def shared(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

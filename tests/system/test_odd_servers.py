@@ -94,10 +94,10 @@ def test_each_condition_is_probed_and_the_warning_names_those_that_are_ignored(o
 
 
 def test_two_probes_at_once_find_what_one_finds(odd, bucket):
-    from tlbatch.storage.conditions import Conditions, probe
+    from tlbatch.storage.conditions import Conditions, S3Attempts, probe
 
     with ThreadPoolExecutor(4) as pool:
-        found = set(pool.map(lambda _: probe(bucket._call, bucket.url[5:], PROBE), range(20)))
+        found = set(pool.map(lambda _: probe(S3Attempts(bucket._call, bucket.url[5:], PROBE)), range(20)))
     assert found == {Conditions(True, True, True)}
 
 

@@ -10,8 +10,7 @@ from tlbatch.config import SqlConfig
 from tlbatch.errors import ConfigError, line_of
 from tlbatch.output.table import require_published
 from tlbatch.output.views import views_of
-from tlbatch.storage.remote import RemoteLocation
-from tlbatch.storage.resolve import resolve
+from tlbatch.storage.resolve import REMOTE, resolve
 
 if TYPE_CHECKING:
     import duckdb
@@ -32,7 +31,7 @@ def sql(config: SqlConfig) -> dict[str, Any]:
     if config.query is None:
         return {"views": views}
     with _connection() as connection:
-        if isinstance(output, RemoteLocation):
+        if isinstance(output, REMOTE):
             connection.register_filesystem(output.filesystem)
         connection.execute(views)
         return _answer(connection, config.query)

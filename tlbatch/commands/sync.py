@@ -14,8 +14,7 @@ from tlbatch.output.changes import COPIED, Changes, changes_since
 from tlbatch.output.run import read_output
 from tlbatch.output.table import read_batches
 from tlbatch.storage.local import LocalLocation
-from tlbatch.storage.remote import RemoteLocation
-from tlbatch.storage.resolve import resolve
+from tlbatch.storage.resolve import REMOTE, resolve
 
 
 class Copy(Protocol):
@@ -117,4 +116,4 @@ def _place(config: SyncConfig) -> tuple[str, dict[str, str]]:
         raise ConfigError(f"to: {config.to} is in the output, whose files are all tlbatch's own. Choose another place.")
     if isinstance(table, LocalLocation):
         return str(table.path), {}
-    return table.url, table.object_store_settings() if isinstance(table, RemoteLocation) else {}
+    return table.url, table.object_store_settings() if isinstance(table, REMOTE) else {}

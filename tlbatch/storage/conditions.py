@@ -6,10 +6,14 @@ Many servers do not look at some of the headers, and overwrite an object althoug
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 from tlbatch.errors import ChangedError, RefusedError
+
+log = logging.getLogger(__name__)
 
 #: Makes a request to S3: the name of an operation of botocore and its parameters -> its answer. Transient errors are retried,
 #: and all errors are OSErrors.
@@ -39,6 +43,15 @@ class Conditions(NamedTuple):
         names = ("If-None-Match on PUT", "If-Match on PUT", "If-Match on GET")
         return ", ".join(name for name, kept in zip(names, self, strict=True) if not kept)
 
+    def warn(self, store: str, ignored: str = "") -> None:
+        """Warn of the conditions that a store does not keep, in other words if they are given."""
+        if all(self):
+            return
+        advice = "Make sure only one run at a time writes to it."
+        if self.create and self.replace:
+            advice = "The etag of each object that is read is compared instead."
+        log.warning("%s does not keep conditions: it ignores %s. %s", store, ignored or self.ignored(), advice)
+
 
 def put_if(call: Call, bucket: str, key: str, data: bytes, **condition: str) -> bool:
     """Make one conditional PUT; False if the condition does not hold.
@@ -57,33 +70,83 @@ def put_if(call: Call, bucket: str, key: str, data: bytes, **condition: str) -> 
     return True
 
 
-def probe(call: Call, bucket: str, key: str) -> Conditions:
+class Attempts(Protocol):
+    """Requests for one object, which holds nothing else and exists: their conditions do not hold."""
+
+    def write(self) -> None:
+        """Write the object, without a condition."""
+
+    def create(self) -> None:
+        """Write it on the condition that it does not exist."""
+
+    def replace(self) -> None:
+        """Write it on the condition that it has a version that no object has."""
+
+    def read(self) -> None:
+        """Read it on that condition."""
+
+    def unlink(self) -> None:
+        """Remove it."""
+
+
+def probe(attempts: Attempts) -> Conditions:
     """Find out with an object that is removed again which conditions a server keeps.
 
     The object always has the same key. If a process dies meanwhile, what it leaves does not disturb the next probe, which
     removes it.
+    """
+    try:
+        attempts.write()
+        return Conditions(
+            any(_refused(attempts.create) for _ in range(_ATTEMPTS)), _refused(attempts.replace), _refused(attempts.read)
+        )
+    finally:
+        with contextlib.suppress(OSError):  # it does no harm, and the next command removes it
+            attempts.unlink()
+
+
+@dataclass(frozen=True)
+class S3Attempts:
+    """Requests to a server that speaks S3.
 
     Args:
         call: makes a request.
         bucket: the bucket.
-        key: of the object, which holds nothing else.
+        key: of the object.
     """
-    try:
-        call("put_object", Bucket=bucket, Key=key, Body=b"")
-        return Conditions(
-            any(_refused(call, "put_object", Bucket=bucket, Key=key, Body=b"", IfNoneMatch="*") for _ in range(_ATTEMPTS)),
-            _refused(call, "put_object", Bucket=bucket, Key=key, Body=b"", IfMatch=_NO_ETAG),
-            _refused(call, "get_object", Bucket=bucket, Key=key, IfMatch=_NO_ETAG),
-        )
-    finally:
-        with contextlib.suppress(OSError):  # it does no harm, and the next command removes it
-            call("delete_object", Bucket=bucket, Key=key)
+
+    call: Call
+    bucket: str
+    key: str
+
+    def write(self) -> None:
+        """Without a condition."""
+        self._ask("put_object", Body=b"")
+
+    def create(self) -> None:
+        """As if it did not exist."""
+        self._ask("put_object", Body=b"", IfNoneMatch="*")
+
+    def replace(self) -> None:
+        """As if it were another version."""
+        self._ask("put_object", Body=b"", IfMatch=_NO_ETAG)
+
+    def read(self) -> None:
+        """Another version."""
+        self._ask("get_object", IfMatch=_NO_ETAG)
+
+    def unlink(self) -> None:
+        """Remove it."""
+        self._ask("delete_object")
+
+    def _ask(self, operation: str, **asked: Any) -> None:
+        self.call(operation, Bucket=self.bucket, Key=self.key, **asked)
 
 
-def _refused(call: Call, operation: str, **asked: Any) -> bool:
+def _refused(attempt: Callable[[], None]) -> bool:
     """Whether the server refuses a request whose condition does not hold; not if it carries it out or knows no conditions."""
     try:
-        call(operation, **asked)
+        attempt()
     except (ChangedError, FileNotFoundError):
         return True
     except RefusedError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from botocore import exceptions as botocore_errors
@@ -23,7 +23,7 @@ from tlbatch.errors import (
 _NO_CREDENTIALS = frozenset(
     {"ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"}
     | {"TokenRefreshRequired", "RequestTimeTooSkewed", "NoCredentialsError", "UnauthenticatedError", "DefaultCredentialsError"}
-    | {"AzureSigningError", "ClientAuthenticationError"}
+    | {"AuthenticationFailed", "InvalidAuthenticationInfo", "NoAuthenticationInformation"}
 )
 # 409 is in none of them: another request is at work on the same key, and the same request may succeed a moment later.
 _KINDS: tuple[tuple[frozenset[str], type[OSError]], ...] = (
@@ -31,15 +31,21 @@ _KINDS: tuple[tuple[frozenset[str], type[OSError]], ...] = (
     # A range beyond the end: the object is shorter than it was listed.
     (frozenset({"PreconditionFailed", "412", "InvalidRange", "416"}), ChangedError),
     (
-        frozenset({"SlowDown", "ServiceUnavailable", "Throttling", "TooManyRequests", "RequestLimitExceeded", "503", "429"}),
+        frozenset(
+            {"SlowDown", "ServiceUnavailable", "Throttling", "TooManyRequests", "RequestLimitExceeded", "ServerBusy"}
+            | {"503", "429"}
+        ),
         ThrottledError,
     ),
-    (frozenset({"NoSuchKey", "NoSuchBucket", "404", "410"}), FileNotFoundError),
+    (frozenset({"NoSuchKey", "NoSuchBucket", "BlobNotFound", "ContainerNotFound", "404", "410"}), FileNotFoundError),
     (frozenset({"InvalidObjectState", "BlobArchived"}), ArchivedError),
     (frozenset({"AccessDenied", "AllAccessDisabled", "Forbidden", "401", "403"}), PermissionError),
     (frozenset({"InvalidArgument", "InvalidRequest", "MethodNotAllowed", "NotImplemented", "400", "405", "501"}), RefusedError),
     (frozenset({"RequestTimeout", "ConnectTimeoutError", "ReadTimeoutError"}), TimeoutError),
 )
+
+
+_KNOWN_CODES = frozenset().union(*(codes for codes, _ in _KINDS))
 
 
 @contextmanager
@@ -93,14 +99,6 @@ def as_config_error(protocol: str, known: Iterable[str]) -> Iterator[None]:
         raise ConfigError(f"{protocol}:// does not work with these storage_options and this environment: {reason}.") from None
 
 
-def require_spelled(protocol: str, options: Iterable[str], known: Collection[str]) -> None:
-    """Raise ConfigError if an option is nearly one that a client knows: some clients take any option and ignore it."""
-    for name in options:
-        meant = "" if name in known else closest(name, known)
-        if meant:
-            raise ConfigError(f"storage_options: {protocol}:// has no option {name!r}{meant}.")
-
-
 _MISTAKES = (TypeError, ValueError, KeyError, AttributeError, ImportError, botocore_errors.BotoCoreError)
 #: Errors of looking credentials up over the network.
 _NETWORK = (
@@ -122,11 +120,10 @@ def error_code(error: BaseException | None) -> str:
         status = getattr(error, "status", None)  # aiohttp's
         if isinstance(status, int):
             return str(status)
-        found = re.search(r"<Code>(\w+)</Code>", str(error)) or re.search(
-            r"(?:error response|status code):? (\d{3})", str(error)
-        )
-        if found:
-            return found.group(1)
+        searches = (r"<Code>(\w+)</Code>", r"(?:error response|status code):? (\d{3})")
+        found = [code[1] for code in (re.search(one, str(error)) for one in searches) if code]
+        if found:  # of a code that is not known the status still tells the kind
+            return next((code for code in found if code in _KNOWN_CODES), found[0])
         if type(error).__name__ in _ERROR_CLASS_NAMES:
             return type(error).__name__
         error = error.__cause__
@@ -135,7 +132,6 @@ def error_code(error: BaseException | None) -> str:
 
 _ERROR_CLASS_NAMES = frozenset(
     {"NoCredentialsError", "UnauthenticatedError", "DefaultCredentialsError", "ConnectTimeoutError", "ReadTimeoutError"}
-    | {"AzureSigningError", "ClientAuthenticationError"}
 )
 
 
@@ -148,7 +144,7 @@ def _sentence(error: Exception, code: str) -> str:
     text = str(error)
     message = re.search(r"<Message>(.*?)</Message>", text, re.DOTALL)
     if message:
-        return f"{code}: {message.group(1)}"
+        return f"{code}: {message.group(1).splitlines()[0]}"
     request = re.search(r"Error performing (\w+) (\w+://[^/\s]+)\S* in \S+ - (.*)", text)
     if request:
         method, host, reason = request.groups()

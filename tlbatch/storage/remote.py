@@ -22,8 +22,8 @@ from fsspec.spec import AbstractFileSystem
 
 from tlbatch.errors import RefusedError, TlbatchError
 from tlbatch.storage import s3, s3_listing
-from tlbatch.storage.conditions import Conditions, probe, put_if
-from tlbatch.storage.failures import as_config_error, as_oserror, require_spelled
+from tlbatch.storage.conditions import Conditions, S3Attempts, probe, put_if
+from tlbatch.storage.failures import as_config_error, as_oserror
 from tlbatch.storage.location import (
     EVERYTHING,
     LISTED,
@@ -36,14 +36,13 @@ from tlbatch.storage.location import (
     objects_below,
     to_batch,
 )
+from tlbatch.storage.obstore_client import CONNECT_SECONDS, REQUEST_SECONDS, can_name
 from tlbatch.storage.retry import with_retries
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Protocols of Google and Azure.
-_CLOUDS = ("gs", "gcs", "az", "abfs")
 #: Most objects of one request that deletes several, and requests at once.
 _DELETED_AT_ONCE, _DELETERS = 1_000, 16
 
@@ -72,8 +71,6 @@ class RemoteLocation:
         """The file system of fsspec, connected; raises ConfigError if the options or the environment are wrong."""
         classes = fsspec.get_filesystem_class(self._protocol).__mro__
         known = {name for one in classes for name in inspect.signature(one.__init__).parameters}
-        if self._protocol in _CLOUDS:
-            require_spelled(self._protocol, self.options, known)
         with as_config_error(self._protocol, known):
             defaults = _s3_defaults(self.options) if self._is_s3 else {}
             found = fsspec.filesystem(self._protocol, **{"use_listings_cache": False, **defaults, **self.options})
@@ -109,7 +106,7 @@ class RemoteLocation:
 
     def _obstore_bucket(self, key: str) -> s3.Bucket | None:
         """The bucket through obstore, which is faster than fsspec; None if obstore cannot handle the options or the key."""
-        if not (self._is_s3 and s3.serves(self.options) and s3.can_name(key)):
+        if not (self._is_s3 and s3.serves(self.options) and can_name(key)):
             return None
         return s3.bucket(self._fs, self._bucket_and_key[0])
 
@@ -183,7 +180,7 @@ class RemoteLocation:
         self._ask(lambda: self._put(data))
 
     def _put(self, data: bytes | mmap.mmap) -> None:
-        if not self._is_s3 and self._protocol not in _CLOUDS:
+        if not self._is_s3:
             # Only protocols with real folders (sftp, memory) need this; a bucket must not be created as a side effect.
             self._fs.makedirs(self._path.rsplit("/", 1)[0], exist_ok=True)
         if isinstance(data, mmap.mmap):
@@ -229,9 +226,10 @@ class RemoteLocation:
         with _conditions_lock:
             if store not in _conditions:
                 folder = key.rpartition("/")[0]
-                found = probe(self._call, name, f"{folder}/{PROBE}" if folder else PROBE) if self._is_s3 else Conditions()
+                attempts = S3Attempts(self._call, name, f"{folder}/{PROBE}" if folder else PROBE)
+                found = probe(attempts) if self._is_s3 else Conditions()
                 _conditions[store] = found
-                _warn(f"{self._protocol}://{name}", found, found.ignored() if self._is_s3 else "conditional writes")
+                found.warn(f"{self._protocol}://{name}", "" if self._is_s3 else "conditional writes")
         return _conditions[store]
 
     def _put_if(self, data: bytes, **condition: str) -> bool:
@@ -453,19 +451,9 @@ _conditions: dict[tuple[str, str, str], Conditions] = {}
 _conditions_lock = threading.RLock()
 
 
-def _warn(store: str, found: Conditions, ignored: str) -> None:
-    """Warn of the conditions that a store does not keep."""
-    if all(found):
-        return
-    advice = "Make sure only one run at a time writes to it."
-    if found.create and found.replace:
-        advice = "The etag of each object that is read is compared instead."
-    log.warning("%s does not keep conditions: it ignores %s. %s", store, ignored, advice)
-
-
 def _s3_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     """One attempt per call and short timeouts for s3fs; only `with_retries` retries, since two layers would multiply waits."""
-    config = {"retries": {"total_max_attempts": 1}, "connect_timeout": s3.CONNECT_SECONDS, "read_timeout": s3.REQUEST_SECONDS}
+    config = {"retries": {"total_max_attempts": 1}, "connect_timeout": CONNECT_SECONDS, "read_timeout": REQUEST_SECONDS}
     return {"config_kwargs": {**config, **options.get("config_kwargs", {})}}
 
 

@@ -14,9 +14,14 @@ from botocore.exceptions import ParamValidationError
 from botocore.handlers import validate_bucket_name
 
 from tlbatch.errors import ConfigError, StoreError
+from tlbatch.storage.clouds import PROTOCOLS as CLOUDS
+from tlbatch.storage.clouds import CloudLocation
 from tlbatch.storage.local import LocalLocation
 from tlbatch.storage.location import Location
 from tlbatch.storage.remote import RemoteLocation
+
+#: Locations that are not on a disk of this machine.
+REMOTE = (RemoteLocation, CloudLocation)
 
 
 def resolve(url: str, options: Mapping[str, Any] | None = None) -> Location:
@@ -38,8 +43,10 @@ def resolve(url: str, options: Mapping[str, Any] | None = None) -> Location:
         raise ConfigError(f"{url} is not a URL: {error}.") from None
     if parts.scheme == "file":
         return LocalLocation(_path_of(url))
-    if parts.password or (parts.username and parts.scheme in ("s3", "s3a", "gs", "az")):
+    if parts.password or (parts.username and parts.scheme in ("s3", "s3a", "gs", "gcs", "az", "azure")):
         raise ConfigError(f"The {parts.scheme}:// URL contains a credential; remove it and set it in the environment instead.")
+    if parts.scheme in CLOUDS:
+        return CloudLocation(url.rstrip("/"), _options_for(url, options or {}))
     if parts.scheme not in fsspec.available_protocols():
         raise ConfigError(f"Unknown protocol {parts.scheme}:// in {url}; use a path, s3:// or another fsspec protocol.")
     try:
@@ -83,7 +90,7 @@ def require_folder(location: Location) -> None:
     except PermissionError as error:
         raise not_permitted(location, error) from None
     if not found:
-        bucket = location.lacks_bucket() if isinstance(location, RemoteLocation) else None
+        bucket = location.lacks_bucket() if isinstance(location, REMOTE) else None
         missing = f"there is no bucket {bucket!r}" if bucket else "nothing is stored under this name"
         raise StoreError(f"The store {location.url} does not exist: {missing}.")
 
@@ -96,7 +103,7 @@ class _Addressed(Protocol):
 def not_permitted(store: _Addressed, error: PermissionError) -> StoreError:
     """The error about a store that may not be read; it says if anybody may list it, but not with these credentials."""
     public = ""
-    if isinstance(store, RemoteLocation) and store.is_public():
+    if isinstance(store, REMOTE) and store.is_public():
         bucket = "/".join(store.url.split("/", 3)[:3])
         public = f" It answers without credentials: add --set 'storage_options={{\"{bucket}\": {{anon: true}}}}'."
     return StoreError(f"No permission to read the store {store.url}: {error}.{public}")

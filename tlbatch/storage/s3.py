@@ -21,11 +21,8 @@ from fsspec.asyn import sync
 
 from tlbatch.errors import ChangedError, NoRangesError
 from tlbatch.storage.location import WalkRules
+from tlbatch.storage.obstore_client import CONNECT_SECONDS, REQUEST_SECONDS, client_options
 from tlbatch.storage.s3_listing import Ask, Endpoint, walk
-
-#: Timeouts in seconds without data, and for connecting. The connection is closed as well, so that a retry opens a new one.
-REQUEST_SECONDS, CONNECT_SECONDS = 20.0, 5.0
-_WHOLE_SECONDS = 1800.0
 
 #: Options of s3fs that obstore supports as well. With any other option, all requests go through s3fs.
 _OPTIONS = frozenset({"anon", "endpoint_url", "profile", "client_kwargs", "requester_pays"})
@@ -41,11 +38,6 @@ _CREDENTIALS_SECONDS = 300
 def serves(options: Mapping[str, Any]) -> bool:
     """Whether obstore supports these options of s3fs."""
     return options.keys() <= _OPTIONS and set(options.get("client_kwargs", ())) <= _CLIENT_OPTIONS
-
-
-def can_name(key: str) -> bool:
-    """Whether obstore can represent this key: its keys are paths, S3's keys are strings. It takes off a slash at either end."""
-    return key == "" or all(part not in ("", ".", "..") and part.isprintable() for part in key.split("/"))
 
 
 @lru_cache(maxsize=64)
@@ -81,12 +73,7 @@ class Bucket:
         self._store = S3Store(
             name,
             region=region,
-            client_options={
-                "allow_http": endpoint.startswith("http://"),
-                "read_timeout": f"{REQUEST_SECONDS:.0f}s",  # without data; a slow body may take longer in total
-                "timeout": f"{_WHOLE_SECONDS:.0f}s",
-                "connect_timeout": f"{CONNECT_SECONDS:.0f}s",
-            },
+            client_options=client_options(plain_http=endpoint.startswith("http://")),
             retry_config={"max_retries": 0},
             **settings,
         )
