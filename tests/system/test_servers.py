@@ -21,7 +21,7 @@ _KEYS = {"s3rver": ("S3RVER", "S3RVER")}
 
 def documented(server: str) -> dict[str, str]:
     """The column of a server in the table."""
-    text = (ROOT / "docs" / "stores.md").read_text().split("## Servers")[1]
+    text = (ROOT / "docs" / "stores.md").read_text().split("\n## Servers\n")[1].split("\n## ")[0]
     head, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     (column,) = (number for number, name in enumerate(head) if name.startswith(f"{server} "))
     return {row[0].replace("`", ""): row[column].replace("`", "") for row in rows}
