@@ -30,8 +30,8 @@ unit: $(INSTALLED)  ## Run the unit tests: no Ray, under a minute
 
 AZURITE := .venv-azurite/node_modules/.bin/azurite-blob
 $(AZURITE):
-	@if command -v npm > /dev/null; then npm install --silent --no-save --prefix .venv-azurite azurite@3.37.0; \
-	else echo "There is no npm here: the tests of Azure are skipped."; fi
+	@npm install --silent --no-save --fetch-retries 1 --fetch-timeout 60000 --prefix .venv-azurite azurite@3.37.0 \
+		|| echo "Azurite could not be installed (npm is not here, or finds no registry): the tests of Azure are skipped."
 
 test: $(INSTALLED) $(AZURITE)  ## Run the tests; of the long ones a sample, which SEED=N draws anew
 	TLBATCH_SAMPLE=$(SEED) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
