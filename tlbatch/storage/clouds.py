@@ -8,7 +8,6 @@ import json
 import logging
 import mmap
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
@@ -18,10 +17,10 @@ import pyarrow as pa
 
 from tlbatch.errors import ChangedError, ConfigError, RefusedError, StoreError, line_of
 from tlbatch.storage import azure, gcs
-from tlbatch.storage.conditions import Conditions, probe
+from tlbatch.storage.conditions import Conditions, known, probe
 from tlbatch.storage.failures import as_oserror
 from tlbatch.storage.location import EVERYTHING, PROBE, ObjectInfo, Upload, WalkRules, in_batches, objects_below
-from tlbatch.storage.obstore_client import Address, can_name, client_options
+from tlbatch.storage.obstore_client import Address, can_name, client_options, get_options, plain_etag, require_version
 from tlbatch.storage.retry import with_retries
 
 log = logging.getLogger(__name__)
@@ -107,16 +106,9 @@ class CloudLocation:
         """Bytes, and what the store says of the object."""
         import obstore
 
-        options: dict[str, Any] = {"if_match": f'"{etag}"'} if etag else {}
-        if end is not None:
-            options["range"] = (start, end)
-        elif start:
-            options["range"] = {"offset": start}
         with self._errors():
-            answer = obstore.get(self._store, self._key, options=cast("Any", options))
-            found = _plain(answer.meta["e_tag"])
-            if etag and found and found != etag:
-                raise ChangedError(f"{self.url} was replaced after it was listed: its etag is {found} and not {etag}")
+            answer = obstore.get(self._store, self._key, options=cast("Any", get_options(start, end, etag)))
+            require_version(self.url, answer.meta["e_tag"] or "", etag)
             return bytes(answer.bytes()), cast("Mapping[str, Any]", answer.meta)
 
     def info(self) -> ObjectInfo | None:
@@ -195,14 +187,13 @@ class CloudLocation:
     def _conditions(self) -> Conditions:
         """The conditions that the store keeps; probed once per process and bucket, with a warning if some are missing."""
         bucket, key, settings = self._address
-        store = (self._protocol, bucket, json.dumps(settings, sort_keys=True))
-        with _conditions_lock:
-            if store not in _conditions:
-                folder = key.split("/")[:-1]
-                found = probe(_Attempts(self._root.join(*folder, PROBE)))
-                found.warn(f"{self._protocol}://{bucket}")
-                _conditions[store] = found
-        return _conditions[store]
+
+        def find() -> Conditions:
+            found = probe(_Attempts(self._root.join(*key.split("/")[:-1], PROBE)))
+            found.warn(f"{self._protocol}://{bucket}")
+            return found
+
+        return known((self._protocol, bucket, json.dumps(settings, sort_keys=True)), find)
 
     def names(self) -> list[str]:
         """Names directly below this folder."""
@@ -392,9 +383,5 @@ def _is_plain(settings: Mapping[str, Any]) -> bool:
 
 
 def _plain(etag: str | None) -> str:
-    """An etag without quotation marks, which a listing of Azure lacks."""
-    return (etag or "").removeprefix("W/").strip('"')
-
-
-_conditions: dict[tuple[str, str, str], Conditions] = {}
-_conditions_lock = threading.RLock()
+    """An etag without quotation marks, which a listing of Azure lacks; empty if the store gives none."""
+    return plain_etag(etag or "")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -68,6 +69,18 @@ def put_if(call: Call, bucket: str, key: str, data: bytes, **condition: str) -> 
             raise
         return False
     return True
+
+
+def known(store: Hashable, find: Callable[[], Conditions]) -> Conditions:
+    """The conditions that a store keeps; found out once per process."""
+    with _known_lock:
+        if store not in _known:
+            _known[store] = find()
+        return _known[store]
+
+
+_known: dict[Hashable, Conditions] = {}
+_known_lock = threading.RLock()
 
 
 class Attempts(Protocol):

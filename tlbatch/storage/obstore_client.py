@@ -1,11 +1,11 @@
-"""What the clients of obstore share: their settings from storage options, their timeouts, and which keys they can name."""
+"""What the clients of obstore share: settings from storage options, timeouts, requests, and which keys they can name."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from tlbatch.errors import ConfigError, closest
+from tlbatch.errors import ChangedError, ConfigError, closest
 
 #: Timeouts in seconds without data, and for connecting. The connection is closed as well, so that a retry opens a new one.
 REQUEST_SECONDS, CONNECT_SECONDS = 20.0, 5.0
@@ -48,6 +48,29 @@ def as_settings(protocol: str, options: Mapping[str, Any], known: Mapping[str, s
 def can_name(key: str) -> bool:
     """Whether obstore can represent this key, for which it is a path and no text. It takes off a slash at either end."""
     return key == "" or all(part not in ("", ".", "..") and part.isprintable() for part in key.split("/"))
+
+
+def get_options(start: int, end: int | None, etag: str | None) -> dict[str, Any]:
+    """What `obstore.get` takes for the bytes from `start` to `end`, and for one version only."""
+    options: dict[str, Any] = {"if_match": f'"{plain_etag(etag)}"'} if etag else {}
+    if end is not None:
+        options["range"] = (start, end)
+    elif start:
+        options["range"] = {"offset": start}
+    return options
+
+
+def require_version(key: str, found: str, etag: str | None) -> None:
+    """Raises ChangedError if an answer is of another version than `etag`: many servers do not look at `If-Match` of a GET."""
+    if etag and found and plain_etag(found) != plain_etag(etag):
+        raise ChangedError(
+            f"{key} was replaced after it was listed: its etag is {plain_etag(found)} and not {plain_etag(etag)}"
+        )
+
+
+def plain_etag(etag: str) -> str:
+    """An etag without the quotation marks that HTTP puts around it, and many lists as well."""
+    return etag.removeprefix("W/").strip('"')
 
 
 def client_options(*, plain_http: bool) -> Any:

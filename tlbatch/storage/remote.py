@@ -7,7 +7,6 @@ import inspect
 import itertools
 import logging
 import mmap
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from fsspec.spec import AbstractFileSystem
 
 from tlbatch.errors import RefusedError, TlbatchError
 from tlbatch.storage import s3, s3_listing
-from tlbatch.storage.conditions import Conditions, S3Attempts, probe, put_if
+from tlbatch.storage.conditions import Conditions, S3Attempts, known, probe, put_if
 from tlbatch.storage.failures import as_config_error, as_oserror
 from tlbatch.storage.location import (
     EVERYTHING,
@@ -222,15 +221,15 @@ class RemoteLocation:
     def _conditions(self) -> Conditions:
         """The conditions that the store keeps; probed once per process and bucket, with a warning if some are missing."""
         name, key = self._bucket_and_key
-        store = (self._protocol, name, str(sorted(self.options.items())))
-        with _conditions_lock:
-            if store not in _conditions:
-                folder = key.rpartition("/")[0]
-                attempts = S3Attempts(self._call, name, f"{folder}/{PROBE}" if folder else PROBE)
-                found = probe(attempts) if self._is_s3 else Conditions()
-                _conditions[store] = found
-                found.warn(f"{self._protocol}://{name}", "" if self._is_s3 else "conditional writes")
-        return _conditions[store]
+
+        def find() -> Conditions:
+            folder = key.rpartition("/")[0]
+            attempts = S3Attempts(self._call, name, f"{folder}/{PROBE}" if folder else PROBE)
+            found = probe(attempts) if self._is_s3 else Conditions()
+            found.warn(f"{self._protocol}://{name}", "" if self._is_s3 else "conditional writes")
+            return found
+
+        return known((self._protocol, name, str(sorted(self.options.items()))), find)
 
     def _put_if(self, data: bytes, **condition: str) -> bool:
         """Make one conditional PUT; False if the condition does not hold.
@@ -445,10 +444,6 @@ class RemoteLocation:
                 return question()
 
         return with_retries(once)
-
-
-_conditions: dict[tuple[str, str, str], Conditions] = {}
-_conditions_lock = threading.RLock()
 
 
 def _s3_defaults(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,9 +19,16 @@ import pyarrow as pa
 from botocore.exceptions import NoCredentialsError
 from fsspec.asyn import sync
 
-from tlbatch.errors import ChangedError, NoRangesError
+from tlbatch.errors import NoRangesError
 from tlbatch.storage.location import WalkRules
-from tlbatch.storage.obstore_client import CONNECT_SECONDS, REQUEST_SECONDS, client_options
+from tlbatch.storage.obstore_client import (
+    CONNECT_SECONDS,
+    REQUEST_SECONDS,
+    client_options,
+    get_options,
+    plain_etag,
+    require_version,
+)
 from tlbatch.storage.s3_listing import Ask, Endpoint, walk
 
 #: Options of s3fs that obstore supports as well. With any other option, all requests go through s3fs.
@@ -86,13 +93,7 @@ class Bucket:
         """
         import obstore
 
-        options: dict[str, Any] = {}
-        if etag:
-            options["if_match"] = f'"{_plain(etag)}"'
-        if end is not None:
-            options["range"] = (start, end)
-        elif start:
-            options["range"] = {"offset": start}
+        options = get_options(start, end, etag)
         try:
             answer = obstore.get(self._store, key, options=options)  # type: ignore[arg-type]
         except obstore.exceptions.BaseError as error:
@@ -101,7 +102,7 @@ class Bucket:
             self.marks_ranges = False
             raise UnmarkedRangeError from None
         found = answer.meta["e_tag"] or ""
-        _require_version(key, found, etag)
+        require_version(key, found, etag)
         data = bytes(answer.bytes())
         if self._checksums is not None and not start and end is None:
             self._checksums.require(key, data, found.strip('"'))
@@ -136,14 +137,14 @@ def get_object(
     Raises:
         NoRangesError: the server sends the whole object instead of a range, and the object is large.
     """
-    asked = {"IfMatch": f'"{_plain(etag)}"'} if etag else {}
+    asked = {"IfMatch": f'"{plain_etag(etag)}"'} if etag else {}
     if start or end is not None:
         asked["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
     answer = filesystem.call_s3("get_object", Bucket=bucket, Key=key, **asked)
 
     async def body() -> bytes:
         async with answer["Body"] as stream:
-            _require_version(key, answer.get("ETag") or "", etag)
+            require_version(key, answer.get("ETag") or "", etag)
             too_much = "Range" in asked and not _is_range(answer, start, end)
             if too_much and not _is_small_object(answer):
                 raise NoRangesError(f"{key}: this store does not answer ranges, and the object is too large to read at once")
@@ -166,17 +167,6 @@ def _is_small_object(answer: Mapping[str, Any]) -> bool:
     """Whether an answer is a whole object that is small enough to be read for a part of it."""
     is_whole = answer["ResponseMetadata"]["HTTPStatusCode"] == HTTPStatus.OK and not answer.get("ContentRange")
     return is_whole and int(answer.get("ContentLength", _LARGE)) < _LARGE
-
-
-def _require_version(key: str, found: str, etag: str | None) -> None:
-    """Raises ChangedError if an answer is of another version than `etag`: many servers do not look at `If-Match` of a GET."""
-    if etag and found and _plain(found) != _plain(etag):
-        raise ChangedError(f"{key} was replaced after it was listed: its etag is {_plain(found)} and not {_plain(etag)}")
-
-
-def _plain(etag: str) -> str:
-    """An etag without the quotation marks that HTTP puts around it, and many lists as well."""
-    return etag.removeprefix("W/").strip('"')
 
 
 class UnmarkedRangeError(Exception):
