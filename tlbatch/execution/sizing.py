@@ -97,14 +97,18 @@ def _fit(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
 
 def work_of(rows: pa.Table, per_task: int) -> np.ndarray:
     """(n,) int: the work of each object, in images. A shard counts by its bytes, and as a whole task if its size is unknown."""
+    loose = is_loose(rows)
+    if pc.all(loose).as_py() is not False:  # of most tables, and ten million rows would take a second below
+        return np.ones(rows.num_rows, np.int32)
     bytes_per_image = max(1, _SHARD_BYTES_PER_TASK // per_task)
     sizes = pc.fill_null(rows["size"], 0).to_numpy()
-    is_image = is_loose(rows).to_numpy()
-    return np.where(is_image, 1, np.where(sizes > 0, np.maximum(1, sizes // bytes_per_image), per_task))
+    return np.where(loose.to_numpy(), 1, np.where(sizes > 0, np.maximum(1, sizes // bytes_per_image), per_task))
 
 
 def cut_blocks(rows: pa.Table, weights: np.ndarray, per_task: int) -> RowBlocks:
     """Blocks of consecutive rows with about `per_task` images of work each. An object is in one block."""
+    if weights.max(initial=1) == 1:
+        return RowBlocks(rows, np.arange(0, max(1, rows.num_rows), per_task))
     task = (np.cumsum(weights) - weights) // per_task
     return RowBlocks(rows, np.append(0, np.flatnonzero(np.diff(task)) + 1))
 

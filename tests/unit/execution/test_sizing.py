@@ -83,6 +83,14 @@ def test_what_no_machine_has_is_a_sentence():
         plan(LAPTOP, num_gpus=1)
 
 
+@pytest.mark.parametrize(("images", "blocks"), [(0, [0]), (1, [1]), (64, [64]), (65, [64, 1]), (200, [64, 64, 64, 8])])
+def test_images_alone_are_cut_by_their_number(images, blocks):
+    rows = pa.table({"format": pa.array(["image"] * images, pa.string()), "size": pa.array([None] * images, pa.int64())})
+    weights = work_of(rows, 64)
+    assert weights.tolist() == [1] * images
+    assert [block.num_rows for block in cut_blocks(rows, weights, 64)] == blocks
+
+
 def test_an_object_is_in_one_block_and_a_shard_counts_by_its_bytes():
     rows = pa.table(
         {"format": ["image", "tar", "image", "image", "tar", "image"], "size": pa.array([1, 2**30, 1, 1, None, 1], pa.int64())}
