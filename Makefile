@@ -33,7 +33,13 @@ $(AZURITE):
 	@npm install --silent --no-save --fetch-retries 1 --fetch-timeout 60000 --prefix .venv-azurite azurite@3.37.0 \
 		|| echo "Azurite could not be installed (npm is not here, or finds no registry): the tests of Azure are skipped."
 
-test: $(INSTALLED) $(AZURITE)  ## Run the tests; of the long ones a sample, which SEED=N draws anew
+MLFLOW := .venv-mlflow/bin/mlflow
+$(MLFLOW): $(INSTALLED)
+	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-mlflow
+	@$(BIN)/uv pip install --quiet --python .venv-mlflow/bin/python mlflow==3.17.2 \
+		|| echo "MLflow could not be installed: its tests are skipped."
+
+test: $(INSTALLED) $(AZURITE) $(MLFLOW)  ## Run the tests; of the long ones a sample, which SEED=N draws anew
 	TLBATCH_SAMPLE=$(SEED) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 long: $(INSTALLED)  ## Run all the long tests of which make test does a sample
@@ -92,4 +98,4 @@ lock: $(INSTALLED)  ## Pin and hash the requirements anew from pyproject.toml
 		--generate-hashes --no-emit-index-url --quiet --output-file .ci/requirements.txt
 
 clean:  ## Remove what make made
-	rm -rf .venv .venv-peers .venv-servers .venv-azurite .venv-exporters .mypy_cache .pytest_cache .ruff_cache tlbatch-demo
+	rm -rf .venv .venv-peers .venv-servers .venv-azurite .venv-mlflow .venv-exporters .mypy_cache .pytest_cache .ruff_cache tlbatch-demo

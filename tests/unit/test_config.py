@@ -78,6 +78,7 @@ def test_spec_and_resources_share_no_field_and_are_all_of_a_run():
         "run_id",
         "promote_if",
         "notify",
+        "mlflow_uri",
         "sync",
         "report",
         "incremental",

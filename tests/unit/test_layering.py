@@ -33,6 +33,7 @@ ONLY_IN = {
     "openvino": {"model"},
     "jax": {"model"},
     "deltalake": {"output"},
+    "mlflow": {"cli"},
     "nncf": {"model"},
     "pyiceberg": {"output"},
     "keras": {"model", "commands"},  # commands name Keras in types only

@@ -99,7 +99,7 @@ def _watched(target: str, stage: str) -> Run:
 
 @dataclass(frozen=True)
 class Published:
-    """A verb that publishes a run or a bundle: a run's page is written, and the command's end is posted to `notify`."""
+    """A verb that publishes a run or a bundle: a run's page is written, MLflow is told, and `notify` gets the command's end."""
 
     target: str
     stage: str
@@ -109,14 +109,17 @@ class Published:
     def __call__(self, settings: Any, call: Call) -> Mapping[str, Any]:
         """Carry the verb out."""
         from tlbatch.cli.notify import notifying
+        from tlbatch.cli.tracking import tracking
 
         where = getattr(settings, self.place)
+        track = tracking(settings, self.target.rpartition(".")[2])
         with notifying(settings.notify, self.work, where) as tell, interrupts_as_sentences():
             result = _watched(self.target, self.stage)(settings, call)
             if getattr(settings, "report", False):
                 from tlbatch.report.run_report import write_report_after  # charts take half a second to import
 
                 result = write_report_after(result, settings.storage_options)
+            track(result)
             if getattr(settings, "sync", None):
                 result = call_of("tlbatch.commands.sync.sync_after")(result, settings)
             tell(result, exit_code(settings, result))

@@ -81,6 +81,10 @@ MaxFailed = Annotated[
 ]
 RunId = Annotated[str | None, Field(pattern=_RUN_ID, description="Name of the run; by default the time.")]
 Notify = Annotated[str | None, Field(description="URL that gets a JSON POST when the command ends; may contain ${NAME}.")]
+MlflowUri = Annotated[
+    str | None,
+    Field(description="MLflow server that gets settings, numbers and pages of what is published; may contain ${NAME}."),
+]
 Sync = Annotated[
     str | None,
     Field(
@@ -173,6 +177,7 @@ class RunConfig(Spec, Resources):
         default=None, description="Publish only if this holds against the current table, e.g. `psi<0.2 and agreement>0.9`."
     )
     notify: Notify = None
+    mlflow_uri: MlflowUri = None
     sync: Sync = None
     report: WriteReport = True
     incremental: bool = Field(
@@ -255,6 +260,7 @@ class RescoreConfig(Resources):
     max_failed_ratio: MaxFailed = 0.01
     run_id: RunId = None
     notify: Notify = None
+    mlflow_uri: MlflowUri = None
     sync: Sync = None
     report: WriteReport = True
 

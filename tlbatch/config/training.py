@@ -6,7 +6,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tlbatch.config.settings import Count, Engine, Images, Names, Notify, Resources, RunConfig, Strict, Strings, WhiteLevel
+from tlbatch.config.settings import (
+    Count,
+    Engine,
+    Images,
+    MlflowUri,
+    Names,
+    Notify,
+    Resources,
+    RunConfig,
+    Strict,
+    Strings,
+    WhiteLevel,
+)
 
 #: Settings of a head that Adam trains; a convex one has none of them.
 _OF_SGD = ("epochs", "patience", "learning_rate")
@@ -127,6 +139,7 @@ class TrainConfig(Pretrained, Images, Resources):
     )
     seed: int = Field(default=0, description="Seed of the split; of sgd also that of the first weights and of the shuffling.")
     notify: Notify = None
+    mlflow_uri: MlflowUri = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
