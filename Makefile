@@ -39,7 +39,13 @@ $(MLFLOW): $(INSTALLED)
 	@$(BIN)/uv pip install --quiet --python .venv-mlflow/bin/python mlflow==3.17.2 \
 		|| echo "MLflow could not be installed: its tests are skipped."
 
-test: $(INSTALLED) $(AZURITE) $(MLFLOW)  ## Run the tests; of the long ones a sample, which SEED=N draws anew
+LAKES := .venv-lakes/bin/python
+$(LAKES): $(INSTALLED)
+	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-lakes
+	@$(BIN)/uv pip install --quiet --python $@ duckdb==1.5.5 duckdb-extension-delta==1.5.5 polars==2.1.0 deltalake==1.6.6 \
+		"pyiceberg[pyarrow]==0.12.0" || { echo "DuckDB and Polars could not be installed: their tests are skipped."; rm -r .venv-lakes; }
+
+test: $(INSTALLED) $(AZURITE) $(MLFLOW) $(LAKES)  ## Run the tests; of the long ones a sample, which SEED=N draws anew
 	TLBATCH_SAMPLE=$(SEED) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 long: $(INSTALLED)  ## Run all the long tests of which make test does a sample
@@ -98,4 +104,4 @@ lock: $(INSTALLED)  ## Pin and hash the requirements anew from pyproject.toml
 		--generate-hashes --no-emit-index-url --quiet --output-file .ci/requirements.txt
 
 clean:  ## Remove what make made
-	rm -rf .venv .venv-peers .venv-servers .venv-azurite .venv-mlflow .venv-exporters .mypy_cache .pytest_cache .ruff_cache tlbatch-demo
+	rm -rf .venv .venv-peers .venv-servers .venv-azurite .venv-mlflow .venv-lakes .venv-exporters .mypy_cache .pytest_cache .ruff_cache tlbatch-demo
