@@ -1,8 +1,9 @@
 """Compare s3fs with obstore on S3, for small objects and long listings, and measure the cost of a slow network.
 
-    .venv/bin/python benchmarks/stores.py [get] [list] [flat] [inventory] [latency]
+    .venv/bin/python benchmarks/stores.py [get] [azure] [list] [flat] [inventory] [latency]
 
-`get` reads 20,000-byte objects from a real server (SeaweedFS on the loopback) with 32 threads. `list` lists 1,000,000 keys
+`get` reads 20,000-byte objects from a real server (SeaweedFS on the loopback) with 32 threads. `azure` does so from
+Azurite, and lists 10,000 keys under 16 prefixes, beside adlfs, if that is installed. `list` lists 1,000,000 keys
 under 16 prefixes from a server that generates its pages, with tlbatch's listing, with obstore alone, which gives Arrow batches
 if `arro3-core` is installed (it is left out otherwise), and once with s3fs's `find`. `flat` lists as many
 keys from a server that takes 50 ms for a page: under one prefix, as in a first night and with the bounds that a table gives
@@ -26,8 +27,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -39,11 +42,17 @@ sys.path.insert(0, str(ROOT / "tests"))
 import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
 from photographs import PHOTOGRAPHS, repeated, run, train  # noqa: E402
+from support import azure_server  # noqa: E402
+from support.azure_server import CONTAINER, AzureServer  # noqa: E402
 from support.inventories import KINDS, table_of, write_inventory  # noqa: E402
 from support.s3_server import BUCKET, S3Server, environment, filesystem, free_ports  # noqa: E402
 
+from tlbatch.images.listing import Selection, list_store  # noqa: E402
+from tlbatch.storage.resolve import resolve  # noqa: E402
+
 OBJECTS, OBJECT_BYTES, THREADS, ROUNDS = 2_000, 20_000, 32, 3
 KEYS, PREFIXES, PAGE = 1_000_000, 16, 1_000
+AZURE_KEYS = 10_000
 #: Data files of an inventory.
 FILES = 4
 LATENCY, PHOTOS, FEWER = 0.1, 12_000, 4_000
@@ -53,7 +62,7 @@ PAGE_SECONDS = 0.05
 
 def main() -> None:
     """Run the requested sections; by default all of them."""
-    chosen = sys.argv[1:] or ["get", "list", "flat", "inventory", "latency"]
+    chosen = sys.argv[1:] or ["get", "azure", "list", "flat", "inventory", "latency"]
     if chosen[0] == "--serve-slowly":
         serve_slowly(chosen[1])
         return
@@ -68,6 +77,7 @@ def main() -> None:
         return
     sections = {
         "get": bench_get,
+        "azure": bench_azure,
         "list": bench_list,
         "flat": bench_flat,
         "inventory": bench_inventory,
@@ -79,8 +89,6 @@ def main() -> None:
 
 def bench_get() -> None:
     """Print objects a second and processor seconds for 1,000 objects; the two clients alternate."""
-    from tlbatch.storage.resolve import resolve
-
     with tempfile.TemporaryDirectory() as folder:
         server = S3Server(Path(folder))
         server.start()
@@ -93,18 +101,56 @@ def bench_get() -> None:
             "s3fs, a call a thread": fs.cat_file,
             "obstore, a call a thread": lambda key: resolve(f"s3://{key}").fetch(),
         }
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-        for _ in range(ROUNDS):
-            for name, way in ways.items():
-                began, cpu = time.perf_counter(), time.process_time()
-                with ThreadPoolExecutor(THREADS) as pool:
-                    assert all(len(got) == OBJECT_BYTES for got in pool.map(way, keys))
-                found[name].append((OBJECTS / (time.perf_counter() - began), time.process_time() - cpu))
+        compare_gets(ways, keys)
         server.stop()
+
+
+def compare_gets(ways: Mapping[str, Callable[[str], bytes]], keys: Sequence[str]) -> None:
+    """Print how fast objects are read in several ways, which alternate, with 32 threads."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            began, cpu = time.perf_counter(), time.process_time()
+            with ThreadPoolExecutor(THREADS) as pool:
+                assert all(len(got) == OBJECT_BYTES for got in pool.map(way, keys))
+            found[name].append((OBJECTS / (time.perf_counter() - began), time.process_time() - cpu))
     print("| client | objects/s | processor seconds for 1,000 objects |\n| --- | ---: | ---: |")
     for name, rounds in found.items():
         rate, cpu = (statistics.median(column) for column in zip(*rounds, strict=True))
         print(f"| {name} | {rate:,.0f} | {1000 * cpu / OBJECTS:.2f} |")
+
+
+def bench_azure() -> None:
+    """Print what reading and listing cost on Azurite; the clients alternate."""
+    with tempfile.TemporaryDirectory() as folder, AzureServer(Path(folder)).serve() as server:
+        os.environ.update(azure_server.ENVIRONMENT)
+        there = resolve(f"az://{CONTAINER}", azure_server.options(server.host))
+        data = os.urandom(OBJECT_BYTES)
+        keys = [f"get/{number:05d}.jpg" for number in range(OBJECTS)]
+        listed = [f"list/p{number % PREFIXES:02d}/{number:06d}.jpg" for number in range(AZURE_KEYS)]
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda key: there.join(*key.split("/")).write(data if key[0] == "g" else b"x"), [*keys, *listed]))
+        gets: dict[str, Callable[[str], bytes]] = {"tlbatch (obstore)": lambda key: there.join(*key.split("/")).fetch()}
+        lists: dict[str, Callable[[], int]] = {
+            "tlbatch (obstore)": lambda: list_store(there.join("list"), Selection()).manifest.num_rows
+        }
+        if find_spec("adlfs"):
+            files = import_module("adlfs").AzureBlobFileSystem(connection_string=azure_server.connection_string(server.host))
+            gets["adlfs"] = lambda key: bytes(files.cat_file(f"{CONTAINER}/{key}"))
+            lists["adlfs find"] = lambda: len(files.find(f"{CONTAINER}/list", detail=True))
+        compare_gets(gets, keys)
+        print(f"\n| {AZURE_KEYS:,} keys, 16 prefixes | s | processor time, us/key |\n| --- | ---: | ---: |")
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in lists}
+        for _ in range(ROUNDS):
+            for name, way in lists.items():
+                began, cpu = time.perf_counter(), time.process_time()
+                assert way() == AZURE_KEYS
+                found[name].append((time.perf_counter() - began, time.process_time() - cpu))
+                if find_spec("adlfs"):
+                    files.invalidate_cache()
+        for name, rounds in found.items():
+            seconds, cpu = (statistics.median(column) for column in zip(*rounds, strict=True))
+            print(f"| {name} | {seconds:.1f} | {1e6 * cpu / AZURE_KEYS:.0f} |")
 
 
 class Pages(http.server.BaseHTTPRequestHandler):
@@ -209,9 +255,6 @@ def list_once(way: str, endpoint: str) -> dict[str, float]:
     import obstore
     from obstore.store import S3Store
 
-    from tlbatch.images.listing import Selection, list_store
-    from tlbatch.storage.resolve import resolve
-
     fs = filesystem(endpoint)
     fs.connect()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -310,7 +353,6 @@ def list_images_once(images: str) -> dict[str, Any]:
     from tlbatch.commands.list_images import list_images
     from tlbatch.config import RunConfig
     from tlbatch.schema import sha256, to_parquet
-    from tlbatch.storage.resolve import resolve
 
     config = RunConfig(images=images, bundle="-", output="/nowhere")
     began, cpu = time.perf_counter(), time.process_time()
