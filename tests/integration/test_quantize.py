@@ -26,7 +26,7 @@ import numpy as np
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import load_engine
 
-pixels = np.random.default_rng(2).integers(0, 256, (24, 96, 96, 3), np.uint8)
+pixels = np.random.default_rng(2).integers(0, 256, (200, 96, 96, 3), np.uint8)
 print(hashlib.sha256(load_engine(load_bundle(sys.argv[1])).predict(pixels).features.tobytes()).hexdigest())
 """
 
@@ -84,6 +84,16 @@ def test_features_are_the_same_bits_with_each_set_of_instructions(quantized):
     done = [features_under(isa, quantized["bundle"]) for isa in ("", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")]
     assert all(one.returncode == 0 for one in done), done[0].stderr[-2000:]
     assert len({one.stdout for one in done}) == 1
+    amx = features_under("AVX512_CORE_AMX", quantized["bundle"])  # only who asks for it gets it, and only if it is there
+    if "amx_int8" in Path("/proc/cpuinfo").read_text():
+        assert "computes some features differently with AMX" in amx.stderr
+    else:
+        assert amx.stdout == done[0].stdout
+
+
+def test_the_environment_of_a_process_stays_as_it_is():
+    code = "import os; from tlbatch.model.openvino import import_openvino as f; f(); print('ONEDNN_MAX_CPU_ISA' in os.environ)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_a_processor_with_other_features_is_refused(quantized):

@@ -175,8 +175,13 @@ def _require_same_bits(engine: Engine, bundle: Bundle) -> None:
     """Raises BundleError unless a base in int8 gives the features of the probes to the bit.
 
     A last bit that another processor computes otherwise becomes a whole step of int8, so no tolerance could tell right from
-    wrong.
+    wrong. AMX changes few images (one of twenty, OpenVINO 2026.4), so the probes alone would not show it.
     """
+    if isinstance(engine, OpenVinoEngine) and engine.uses_amx:
+        raise BundleError(
+            f"The bundle {bundle.location.url} has a base in int8, of which OpenVINO computes some features differently with "
+            "AMX, and this process has it do that. Do not set ONEDNN_MAX_CPU_ISA, and use tlbatch before OpenVINO itself."
+        )
     probes = _probes_of(bundle)
     given = engine.predict(probes["pixels"]).features
     if not np.array_equal(given, probes["features"]):

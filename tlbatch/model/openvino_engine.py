@@ -21,7 +21,14 @@ _MOST_AT_ONCE = 16
 
 
 class OpenVinoEngine:
-    """The engine for CPUs: it starts in a second, without importing TensorFlow. Each thread runs its own batches."""
+    """The engine for CPUs: it starts in a second, without importing TensorFlow. Each thread runs its own batches.
+
+    Attributes:
+        name: what the user calls it.
+        parallel: calls of `predict` that are of use at a time.
+        at_once: images of a call that keep its threads busy.
+        uses_amx: whether a base in int8 is computed with AMX, and then differently in a few images.
+    """
 
     name = "openvino"
     parallel = 1
@@ -32,6 +39,7 @@ class OpenVinoEngine:
         model = openvino.Core().read_model(bundle.folder / XML)
         model.reshape([batch_size, *bundle.size, 3])
         compiled = _compiled(model, threads, at_once=threads)
+        self.uses_amx = bundle.quantized and _uses_amx(compiled)
         self._requests = [compiled.create_infer_request() for _ in range(threads)]
         self._batch = batch_size
         self.at_once = threads * max(batch_size, _IMAGES_PER_THREAD)
@@ -92,6 +100,12 @@ def features_of_files(base: Files, pixels: np.ndarray) -> np.ndarray:
         return [request.get_output_tensor(0).data.copy()]
 
     return in_fixed_batches(infer, pixels, batch)[0]
+
+
+def _uses_amx(compiled: Any) -> bool:
+    """Whether any kernel of a compiled model has AMX in its name."""
+    kernels = (operation.get_rt_info() for operation in compiled.get_runtime_model().get_ops())
+    return any("amx" in str(facts["primitiveType"].value) for facts in kernels if "primitiveType" in facts)
 
 
 def _compiled(model: Any, threads: int, *, at_once: int) -> Any:
