@@ -17,7 +17,7 @@ import tlbatch
 from tlbatch.output import publish
 
 THREADS = """
-import os, sys
+import os, sys, time
 import pandas, pyarrow
 import tlbatch
 def threads():
@@ -25,6 +25,9 @@ def threads():
     return sum(not name.startswith("jemalloc") for name in names)  # which makes its own when it likes
 before = threads()
 assert len(tlbatch.read_predictions(sys.argv[1])) and not len(tlbatch.read_errors(sys.argv[1]))
+end = time.monotonic() + 5
+while threads() > before and time.monotonic() < end:  # a thread that was joined needs a moment to be gone
+    time.sleep(0.01)
 print(threads() - before)
 """
 PROCESSES = int(os.environ.get("TLBATCH_READERS", "1"))
