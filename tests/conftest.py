@@ -138,6 +138,17 @@ def faulty(s3_server: S3Server):
 
 
 @pytest.fixture(scope="session")
+def iceberg_catalog(tmp_path_factory: pytest.TempPathFactory):
+    """A catalog of Iceberg, `lake`, for whoever imports pyiceberg, which reads the environment once."""
+    folder = tmp_path_factory.mktemp("catalog")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__TYPE", "sql")
+        monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__URI", f"sqlite:///{folder}/catalog.db")
+        monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__WAREHOUSE", f"file://{folder}/warehouse")
+        yield
+
+
+@pytest.fixture(scope="session")
 def azurite(tmp_path_factory: pytest.TempPathFactory):
     """A server that speaks Azure Blob Storage."""
     if not azure_server.AZURITE.exists():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import tlbatch
+from tlbatch.commands import plan
 from tlbatch.errors import BundleError, ConfigError
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import choose, load_engine, load_head
@@ -125,6 +126,19 @@ def test_classify_goes_on_to_the_bit_and_a_new_head_is_trained_on_its_features(q
     rescored = tlbatch.rescore(features=str(tmp_path / "a"), bundle=again["bundle"], output=str(tmp_path / "c"), report=False)
     assert rescored["predicted"] == 60
     assert frozen_base_of(bundle).digest == first.base_digest
+
+
+def test_plan_says_when_int8_would_pay(quantized, trained, store, tmp_path, monkeypatch, ray_here):
+    asked = {"images": str(store), "output": str(tmp_path / "out")}
+    tlbatch.classify(**asked, bundle=trained["bundle"], report=False)
+    assert "advice" not in tlbatch.plan(**asked, bundle=trained["bundle"]), "a short run waits for its start"
+    bound = {"stage": "predict", "busy": 0.9, "remedy": ""}
+    of_run = plan.read_report
+    seconds = {"predict": 90.0, "decode": 10.0}
+    monkeypatch.setattr(plan, "read_report", lambda run: {**of_run(run), "bottleneck": bound, "stage_seconds": seconds})
+    advice = tlbatch.plan(**asked, bundle=trained["bundle"])["advice"]
+    assert advice.endswith("with a base in int8 (train --quantize int8) it is about 1.8 times as fast.")
+    assert "advice" not in tlbatch.plan(**asked, bundle=quantized["bundle"])
 
 
 def test_it_runs_in_openvino_alone(quantized, trained, tmp_path):

@@ -32,6 +32,7 @@ import deltalake, pyarrow, pyiceberg.catalog.sql, tlbatch, tlbatch.commands.sync
 print("ready", flush=True)
 print(tlbatch.sync(**{"output": sys.argv[1], "to": sys.argv[2], "as": sys.argv[3]})["written"])
 """
+pytestmark = pytest.mark.usefixtures("iceberg_catalog")
 FORMATS = pytest.mark.parametrize("form", ["delta", "iceberg"])
 READERS = ROOT / ".venv-lakes" / "bin" / "python"
 

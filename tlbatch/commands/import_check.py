@@ -31,7 +31,9 @@ class Answer(NamedTuple):
     score: float | None
 
 
-class _Compared(NamedTuple):
+class Compared(NamedTuple):
+    """What a model's own pipeline and a bundle say of an image."""
+
     key: str
     path: Path
     expected: Answer
@@ -44,13 +46,48 @@ class _Compared(NamedTuple):
         return apart if self.found.label == self.expected.label else 1 + (self.found.score or 0)
 
 
-def check_bundle(config: ImportConfig, bundle: Bundle, own: Mapping[str, Answer]) -> dict[str, Any]:
-    """Compare a bundle's labels with those that are expected, and write the page of the images that differ most.
+class Checked(NamedTuple):
+    """The images that could be compared."""
+
+    told: list[Compared]
+
+    @property
+    def different(self) -> list[Compared]:
+        """Those with another label."""
+        return [one for one in self.told if one.found.label != one.expected.label]
+
+    @property
+    def equal(self) -> float:
+        """The share with the same label."""
+        return 1 - len(self.different) / len(self.told)
+
+    @property
+    def enough(self) -> bool:
+        """Whether that is enough; one image may always differ."""
+        return len(self.different) <= 1 or self.equal >= _FEWEST_EQUAL
+
+
+def compare_labels(folder: Path, bundle: Bundle, own: Mapping[str, Answer]) -> Checked:
+    """Compare a bundle's labels of the images in a folder with those that are expected.
 
     Args:
-        config: the folder of images, and the page.
+        folder: the images.
         bundle: the bundle, not yet where it belongs.
         own: file name below the folder -> answer of the model's own pipeline.
+
+    Raises:
+        ConfigError: no image can be compared.
+    """
+    images = {key: path for key, path in images_in(folder).items() if key in own}
+    answers = zip(images.items(), _answers(bundle, images.values()), strict=True)
+    told = [Compared(key, path, own[key], answer) for (key, path), answer in answers if answer is not None]
+    if not told:
+        raise ConfigError(f"check: {folder} has no image that can be compared.")
+    return Checked(told)
+
+
+def tell_check(config: ImportConfig, checked: Checked, rules: PixelRules) -> dict[str, Any]:
+    """Write the page of the images that differ most.
 
     Returns:
         `images`, the number compared; `equal`, the share with the same label; `different`, the images that differ with the
@@ -58,27 +95,19 @@ def check_bundle(config: ImportConfig, bundle: Bundle, own: Mapping[str, Answer]
 
     Raises:
         BundleError: too many labels differ.
-        ConfigError: no image can be compared.
     """
-    folder = Path(str(config.check))
-    images = {key: path for key, path in images_in(folder).items() if key in own}
-    answers = zip(images.items(), _answers(bundle, images.values()), strict=True)
-    told = [_Compared(key, path, own[key], answer) for (key, path), answer in answers if answer is not None]
-    if not told:
-        raise ConfigError(f"check: {folder} has no image that can be compared.")
     if config.sheet is not None:
-        resolve(config.sheet, config.storage_options).write(_sheet(told, bundle.pixel_rules))
-    different = [one for one in told if one.found.label != one.expected.label]
-    equal = 1 - len(different) / len(told)
-    if len(different) > 1 and equal < _FEWEST_EQUAL:
+        resolve(config.sheet, config.storage_options).write(_sheet(checked.told, rules))
+    different = checked.different
+    if not checked.enough:
         first = different[0]
         raise BundleError(
-            f"Of {len(told):,} images in {folder}, {len(different):,} get another label than by the model's own pipeline, such "
-            f"as {first.key} ({first.found.label!r} instead of {first.expected.label!r}); no bundle was written. Say how its "
-            "training resized and scaled: --trained-with, --resize, --fit, --scale."
+            f"Of {len(checked.told):,} images in {config.check}, {len(different):,} get another label than by the model's own "
+            f"pipeline, such as {first.key} ({first.found.label!r} instead of {first.expected.label!r}); no bundle was "
+            "written. Say how its training resized and scaled: --trained-with, --resize, --fit, --scale."
         )
     named = [{"key": one.key, "expected": one.expected.label, "found": one.found.label} for one in different[:_NAMED]]
-    return {"images": len(told), "equal": equal, "different": named}
+    return {"images": len(checked.told), "equal": checked.equal, "different": named}
 
 
 def require_same_pixels(folder: Path, size: Size, rules: PixelRules) -> None:
@@ -111,7 +140,7 @@ def _answers(bundle: Bundle, paths: Iterable[Path]) -> Iterator[Answer | None]:
         yield None if scores is None else Answer(bundle.labels[best], float(scores[0, best]))
 
 
-def _sheet(told: Sequence[_Compared], rules: PixelRules) -> bytes:
+def _sheet(told: Sequence[Compared], rules: PixelRules) -> bytes:
     worst = sorted(told, key=lambda one: -one.off)[:_SHOWN]
     shown = []
     for one in worst:

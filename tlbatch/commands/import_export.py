@@ -6,13 +6,15 @@ import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from tlbatch.commands.extract import without_query
-from tlbatch.commands.import_check import Answer, check_bundle, expected_answers, require_same_pixels
+from tlbatch.commands.import_check import Answer, compare_labels, expected_answers, require_same_pixels, tell_check
+from tlbatch.commands.quantizing import quantize_imported
 from tlbatch.config import ExportConfig, ImportConfig
 from tlbatch.errors import BundleError, ConfigError, WeightsError
 from tlbatch.images.label_files import read_classes
@@ -20,11 +22,12 @@ from tlbatch.model import bundle as bundles
 from tlbatch.model.bundle import Bundle, copy_bundle, load_bundle, require_bundle_place
 from tlbatch.model.engines import load_engine
 from tlbatch.model.foreign import ForeignModel, Imported, as_trained, probe_pixels, size_of
-from tlbatch.model.frozen import Trained, save_bundle, saved
+from tlbatch.model.frozen import Frozen, Trained, save_bundle, saved
 from tlbatch.model.keras_import import KerasClassifier, plain_model
 from tlbatch.model.onnx_export import export_onnx
 from tlbatch.model.onnx_import import OnnxClassifier
 from tlbatch.model.own_pipeline import own_scores
+from tlbatch.model.quantize import require_nncf
 from tlbatch.model.safe_load import load_safely
 from tlbatch.report.model_card import make_model_card
 from tlbatch.schema import PixelRules, Size
@@ -61,8 +64,8 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
         `bundle` (its URL), `digest`, `labels`, `features_length`, `multi_label`; `size`, a number or [height, width]; `split`,
         whether the graph shows where the head begins; `scale`, `resize`, `fit`, `jpeg` and `background`; `off`, the largest
         difference between the scores of the CPU engine and of the model in float32; `precision`, what the model computes in,
-        and `off_float32`, the largest difference of its outputs if that is not float32; `check`, what `check_bundle` returns,
-        or None; `seconds`.
+        and `off_float32`, the largest difference of its outputs if that is not float32; `check`, what `tell_check` returns, or
+        None; `quantized`, with `quantize` the fields of `ComparedImport`, or None; `seconds`.
 
     Raises:
         UsageError: the model could run code, does not classify images, or does not fit its labels, or too many labels of the
@@ -71,6 +74,8 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
     began = time.monotonic()
     location = resolve(config.bundle, config.storage_options)
     require_bundle_place(location)
+    if config.quantize != "none":
+        require_nncf()
     labels = read_classes(resolve(config.labels, config.storage_options))
     model = _load(resolve(config.model, config.storage_options), config.model_output)
     scale = _scale_of(model, config.scale)
@@ -81,15 +86,24 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
     imported = model.split(source, scaling, size, labels, rules)
     frozen, probes = imported.frozen, probe_pixels(imported.frozen.size, rules.dtype)
     _tell_of_scale(model, scale, probes)
-    trained, card = _trained_of(imported, labels, {"imported": source, "scale": scale})
     with tempfile.TemporaryDirectory() as folder:
-        trial = save_bundle(resolve(folder), frozen, trained, probes, {bundles.CARD: card})
+
+        def save(name: str, base: Frozen, **more: Any) -> Bundle:
+            known = {"imported": source, "scale": scale, "head found in the graph": imported.split, **more}
+            return _saved(resolve(folder).join(name), imported._replace(frozen=base), labels, probes, known)
+
+        trial = save("float32", frozen)
         off = _distance(trial)
         if off > _MOST_OFF:
             raise BundleError(
                 f"The bundle's scores differ from those of the model {source}: off by {off:.2g}; nothing was written."
             )
-        checked = None if config.check is None else check_bundle(config, trial, _own_answers(config, model, imported, trial))
+        checked, compared = None, None
+        if config.check is not None:
+            own = _own_answers(config, model, imported, trial)
+            checked = tell_check(config, compare_labels(Path(config.check), trial, own), trial.pixel_rules)
+            if config.quantize != "none":
+                trial, compared = quantize_imported(Path(config.check), frozen, trial, own, partial(save, "int8"))
         made = copy_bundle(trial, location)
     return {
         "bundle": made.location.url,
@@ -108,6 +122,7 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
         "precision": model.precision,
         "off_float32": model.off_float32(as_trained(scaling, probes, model.channels)),
         "check": checked,
+        "quantized": None if compared is None else compared._asdict(),
         "seconds": round(time.monotonic() - began, 3),
     }
 
@@ -123,12 +138,14 @@ def _rules_of(config: ImportConfig, size: Size) -> PixelRules:
     return PixelRules(config.white_level, profiles, fit, interpolation, config.transform, shorter, config.shown)
 
 
-def _trained_of(imported: Imported, labels: Sequence[str], facts: Mapping[str, Any]) -> tuple[Trained, bytes]:
-    """The head of an imported model, and the bundle's model card."""
-    known = {**facts, "head found in the graph": imported.split}
+def _saved(
+    location: Location, imported: Imported, labels: Sequence[str], probes: np.ndarray, known: Mapping[str, Any]
+) -> Bundle:
+    """The bundle of an imported model, with its model card."""
     card = make_model_card(f"{', '.join(labels[:4])}{' …' if len(labels) > 4 else ''}: imported", known, None)
     thresholds = (0.5,) * len(labels) if imported.multi_label else None
-    return Trained(imported.head, tuple(labels), {}, known, label_thresholds=thresholds), card
+    trained = Trained(imported.head, tuple(labels), {}, known, label_thresholds=thresholds)
+    return save_bundle(location, imported.frozen, trained, probes, {bundles.CARD: card})
 
 
 def _scale_of(model: ForeignModel, scale: str | None) -> str:

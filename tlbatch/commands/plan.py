@@ -25,6 +25,7 @@ from tlbatch.execution.session import ray_session
 from tlbatch.execution.sizing import ExecutionPlan, plan_for, work_of
 from tlbatch.model.bundle import load_bundle
 from tlbatch.model.engines import choose
+from tlbatch.output.bottleneck import gain_in_int8
 from tlbatch.output.diff import too_many_deleted
 from tlbatch.output.progress import Watcher
 from tlbatch.output.receipts import numbered
@@ -43,7 +44,7 @@ _START_SECONDS = 6.5
 #: Images per second and CPU that are rescored from stored features (half of the measured rate, docs/benchmarks.md).
 _RESCORED_PER_SECOND = 5_000
 #: What is said where a base in int8 would be faster.
-_IN_INT8 = "The model limited the newest run; a base in int8 (train --quantize int8) is faster on CPUs."
+_IN_INT8 = "The model limited the newest run; with a base in int8 (train --quantize int8) it is about {:.1f} times as fast."
 
 
 class Rates(NamedTuple):
@@ -99,7 +100,7 @@ def plan(config: RunConfig, watch: Watcher | None = None) -> dict[str, Any]:
     if whole.inventory:
         result["inventory"] = whole.inventory
     if state.newest is not None and table.quantizable and _model_bound(state.newest):
-        result["advice"] = _IN_INT8
+        result["advice"] = _IN_INT8.format(gain_in_int8(read_report(state.newest)["stage_seconds"]))
     refused = None if config.allow_deletes or not config.incremental else too_many_deleted(increment, config.max_deleted_ratio)
     if refused is not None:
         result["refused"] = refused

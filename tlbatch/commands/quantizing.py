@@ -1,16 +1,27 @@
-"""A base with its head in float32, and the images it was trained on -> the same in int8, if that is as accurate."""
+"""A base with its head in float32, and the images it was trained or checked on -> the same in int8, if that is as accurate."""
 
 from __future__ import annotations
 
 import logging
+import os
 import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tlbatch.commands.fitting import Made, again
+from tlbatch.commands.import_check import Answer, compare_labels
 from tlbatch.commands.sample_pixels import draw_by_class, pixels_of_named
-from tlbatch.commands.try_bases import Tried, measured
+from tlbatch.commands.try_bases import Tried, images_per_second, measured
 from tlbatch.config import TrainConfig
-from tlbatch.model.frozen import quantized_base
+from tlbatch.errors import ConfigError
+from tlbatch.images.decode import Pixels, decode
+from tlbatch.model.bundle import Bundle
+from tlbatch.model.engines import load_engine
+from tlbatch.model.frozen import Frozen, quantized_base
+from tlbatch.model.own_pipeline import images_in
 from tlbatch.model.quantize import MOST_IMAGES
 from tlbatch.output.progress import Watcher
 from tlbatch.storage.location import Location
@@ -68,6 +79,61 @@ def quantize_made(config: TrainConfig, made: Made, location: Location, watch: Wa
             *(100 * lost, 100 * after.accuracy, 100 * before.accuracy, config.quantize_loss),
         )
     return other if kept else made, compared
+
+
+class ComparedImport(NamedTuple):
+    """An imported model in int8, on the images that it was checked on.
+
+    Attributes:
+        kept: whether the bundle has the base in int8.
+        images: how many images were compared.
+        equal: the share that has, in int8, the label of the model's own pipeline.
+        calibrated_on: images from which the ranges were taken.
+        times: the images a second of the model alone on this machine's CPUs, as a multiple of those in float32.
+    """
+
+    kept: bool
+    images: int
+    equal: float
+    calibrated_on: int
+    times: float
+
+
+def quantize_imported(
+    folder: Path, frozen: Frozen, bundle: Bundle, own: Mapping[str, Answer], save: Callable[..., Bundle]
+) -> tuple[Bundle, ComparedImport]:
+    """Quantise an imported base, whose head stays, and keep it if the images of a folder keep their labels.
+
+    Args:
+        folder: the images, from which the ranges are taken as well.
+        frozen: the base in float32.
+        bundle: the bundle in float32.
+        own: file name below the folder -> answer of the model's own pipeline.
+        save: makes a bundle of another base; facts for its card are given by name.
+
+    Returns:
+        The bundle in int8, or else the one that was given.
+
+    Raises:
+        ConfigError: the model takes batches of one size alone.
+    """
+    if frozen.batch is not None:
+        raise ConfigError(f"quantize: this model takes batches of {frozen.batch} alone; export it with a batch of any size.")
+    paths = list(images_in(folder).values())
+    chosen = [paths[row] for row in np.unique(np.linspace(0, len(paths) - 1, min(MOST_IMAGES, len(paths))).astype(int))]
+    found = (decode(path.read_bytes(), frozen.size, rules=frozen.rules) for path in chosen)
+    pixels = np.stack([one.array for one in found if isinstance(one, Pixels)])
+    other = save(quantized_base(frozen, pixels), **{"base in int8, ranges from images": len(pixels)})
+    checked, threads = compare_labels(folder, other, own), os.cpu_count() or 1
+    before, after = (images_per_second(load_engine(one, threads=threads), pixels) for one in (bundle, other))
+    compared = ComparedImport(checked.enough, len(checked.told), checked.equal, len(pixels), after / before)
+    if not compared.kept:
+        log.warning(
+            "quantize: in int8 %s of %s images have the label of the model's own pipeline, and 99 %% are needed; the base "
+            "stays in float32",
+            *(f"{compared.equal:.1%}", f"{compared.images:,}"),
+        )
+    return other if compared.kept else bundle, compared
 
 
 def _shown(one: Tried) -> dict[str, Any]:

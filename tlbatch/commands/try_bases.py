@@ -133,12 +133,12 @@ def measured(config: TrainConfig, made: Made, started: float) -> Tried:
     with tempfile.TemporaryDirectory() as folder:
         saved = save_bundle(resolve(str(Path(folder, "base"))), made.frozen, None, made.features.probes)
         megabytes = sum(file.stat().st_size for file in Path(folder, "base").rglob("*") if file.is_file()) / 1e6
-        rate = _images_per_second(load_engine(saved, config.engine, threads=os.cpu_count() or 1), made.features.probes)
+        rate = images_per_second(load_engine(saved, config.engine, threads=os.cpu_count() or 1), made.features.probes)
     base, size = made.frozen.base.name, made.frozen.size[0]
     return Tried(base, size, made.frozen.weights, accuracy, error, rate, megabytes, time.monotonic() - started)
 
 
-def _images_per_second(engine: Engine, pixels: np.ndarray) -> float:
+def images_per_second(engine: Engine, pixels: np.ndarray) -> float:
     """The median speed of a base on this machine, without reading and decoding."""
     batch = np.resize(pixels, (_BATCH, *pixels.shape[1:]))
     engine.predict(batch)

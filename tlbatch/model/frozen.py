@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -151,7 +151,7 @@ def frozen_keras(
 
 
 def quantized_base(frozen: Frozen, pixels: np.ndarray) -> Frozen:
-    """A Keras base in int8: another base, with other features.
+    """A base in int8: another base, with other features.
 
     Args:
         frozen: the base in float32.
@@ -171,8 +171,9 @@ def frozen_base_of(bundle: Bundle) -> Frozen:
     if not bundle.has(ONNX):
         return _frozen_again(bundle, known)
     source, length, rules = (bundle.folder / ONNX).read_bytes(), bundle.features_length, bundle.pixel_rules
-    digest = base["weights_digest"]
-    return Frozen(known, bundle.size, rules, base["weights"], length, digest, source, as_openvino(source), batch=bundle.batch)
+    digest, files = base["weights_digest"], cut_base(bundle.folder / XML) if bundle.quantized else as_openvino(source)
+    made = Frozen(known, bundle.size, rules, base["weights"], length, digest, source, files, batch=bundle.batch)
+    return replace(made, quantized=bundle.quantized)
 
 
 @with_own_keras
@@ -217,15 +218,14 @@ def save_bundle(
         extra: further files, name -> bytes, such as the model card.
     """
     chosen = probe_pixels[np.linspace(0, len(probe_pixels) - 1, min(_PROBES, len(probe_pixels))).astype(int)]
-    if isinstance(frozen.source, bytes):
-        files, expected = {ONNX: frozen.source}, _through_onnx(frozen.source, trained, chosen)
+    model = None if isinstance(frozen.source, bytes) else _stack(frozen.base.name, frozen.source, trained)
+    files = {ONNX: cast("bytes", frozen.source)} if model is None else {MODEL: saved(model)}
+    if frozen.quantized:
+        expected = _with_scores(features_of_files(frozen.openvino, chosen), trained)
+    elif model is None:
+        expected = _through_onnx(cast("bytes", frozen.source), trained, chosen)
     else:
-        model = _stack(frozen.base.name, frozen.source, trained)
-        files = {MODEL: saved(model)}
-        if frozen.quantized:
-            expected = _with_scores(features_of_files(frozen.openvino, chosen), trained)
-        else:
-            expected = {name: np.asarray(value) for name, value in model(chosen, training=False).items()}
+        expected = {name: np.asarray(value) for name, value in model(chosen, training=False).items()}
     files |= {PROBES: _probes(chosen, expected), **(extra or {})}
     if trained is None:
         files |= frozen.openvino

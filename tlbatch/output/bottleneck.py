@@ -17,7 +17,10 @@ _REMEDIES = {
     "write": "larger parts (`rows_per_task`)",
 }
 _MORE_GPUS = "more GPUs (`address`)"
-_IN_INT8 = "a base in int8 (`train --quantize int8`), a GPU (`num_gpus`) or more CPUs (`address`)"
+_IN_INT8 = "a base in int8 (`train --quantize int8`, about {:.1f} times as fast), a GPU (`num_gpus`) or more CPUs (`address`)"
+#: How many times as fast the model alone is in int8: MobileNetV2 on a processor with VNNI. Larger networks gain more, and
+#: processors without VNNI less (docs/benchmarks.md).
+_TIMES_IN_INT8 = 2.0
 
 
 def bottleneck(
@@ -46,6 +49,13 @@ def bottleneck(
     stage, busy = max(shares.items(), key=lambda share: share[1])
     if busy < _BINDS:
         return {"stage": "start", "busy": round(busy, 3), "remedy": _START}
-    of_model = _MORE_GPUS if gpu else _IN_INT8 if quantizable else _REMEDIES["predict"]
+    in_int8 = _IN_INT8.format(gain_in_int8(stage_seconds)) if quantizable else _REMEDIES["predict"]
+    of_model = _MORE_GPUS if gpu else in_int8
     remedy = of_model if stage == "predict" else _REMEDIES[stage]
     return {"stage": stage, "busy": round(busy, 3), "remedy": remedy}
+
+
+def gain_in_int8(stage_seconds: Mapping[str, float]) -> float:
+    """How many times as fast a run on CPUs would be with its base in int8: decoding, which shares the CPUs, stays as it is."""
+    model, rest = (stage_seconds.get(stage, 0.0) for stage in ("predict", "decode"))
+    return (model + rest) / (model / _TIMES_IN_INT8 + rest) if model else 1.0

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from tlbatch.report.held_out import held_out_in_words, learning_in_words, quantized_in_words
+from tlbatch.report.held_out import check_in_words, held_out_in_words, learning_in_words, quantized_in_words
 from tlbatch.schema import RUNS
 from tlbatch.stdio import results_stream
 from tlbatch.storage.local import LocalLocation
@@ -304,11 +304,7 @@ def show_import(result: Mapping[str, Any]) -> None:
         )
     ways = ", ".join(f"{name}={result[name]}" for name in ("scale", "resize", "fit", "jpeg"))
     how = f"{ways} and background={result['background']}"
-    if result["check"] is None:
-        told = "tlbatch cannot see whether the training did the same, and if it did not, many labels change; --check tells."
-    else:
-        told = f"Checked on {result['check']['images']:,} images: {result['check']['equal']:.1%} have the model's own label."
-    console.print(f"Images are read with {how}. {told}", soft_wrap=True)
+    console.print(f"Images are read with {how}. {check_in_words(result['check'], result['quantized'])}", soft_wrap=True)
     for one in result["check"]["different"] if result["check"] else ():
         console.print(f"  {one['key']}: {one['expected']} -> {one['found']}", soft_wrap=True)
     console.print(result["bundle"], soft_wrap=True)

@@ -122,6 +122,17 @@ def quantized_in_words(found: Mapping[str, Any]) -> str:
     return f"Base in int8: {measured}" if found["kept"] else f"Base in float32, because in int8: {measured}"
 
 
+def check_in_words(check: Mapping[str, Any] | None, quantized: Mapping[str, Any] | None) -> str:
+    """How an imported bundle was checked, and what it has of int8; of what `import` gives."""
+    if check is None:
+        return "tlbatch cannot see whether the training did the same, and if it did not, many labels change; --check tells."
+    told = f"Checked on {check['images']:,} images: {check['equal']:.1%} have the model's own label."
+    if quantized is None:
+        return told
+    measured = f"in int8 {quantized['equal']:.1%} have it, at {quantized['times']:.1f} times the speed of the model alone"
+    return f"{told} The base is in {'int8' if quantized['kept'] else 'float32'}: {measured}."
+
+
 def held_out_in_words(held_out: Mapping[str, Any], head: str) -> str:
     """The accuracy on the images that did not train the layer which scored them, with its interval."""
     low, high = held_out["interval"]

@@ -25,15 +25,7 @@ STEP = st.one_of(NIGHT, st.integers(0, 3))
 FORMATS = pytest.mark.parametrize("form", ["delta", "iceberg"])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def catalog(tmp_path_factory):
-    """A catalog of Iceberg, `lake`, for all tests: pyiceberg reads the environment once."""
-    folder = tmp_path_factory.mktemp("catalog")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__TYPE", "sql")
-        monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__URI", f"sqlite:///{folder}/catalog.db")
-        monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__WAREHOUSE", f"file://{folder}/warehouse")
-        yield
+pytestmark = pytest.mark.usefixtures("iceberg_catalog")
 
 
 class Lake:
