@@ -31,7 +31,7 @@ class Answer(NamedTuple):
     score: float | None
 
 
-class Compared(NamedTuple):
+class ComparedAnswers(NamedTuple):
     """What a model's own pipeline and a bundle say of an image."""
 
     key: str
@@ -49,10 +49,10 @@ class Compared(NamedTuple):
 class Checked(NamedTuple):
     """The images that could be compared."""
 
-    told: list[Compared]
+    told: list[ComparedAnswers]
 
     @property
-    def different(self) -> list[Compared]:
+    def different(self) -> list[ComparedAnswers]:
         """Those with another label."""
         return [one for one in self.told if one.found.label != one.expected.label]
 
@@ -80,7 +80,7 @@ def compare_labels(folder: Path, bundle: Bundle, own: Mapping[str, Answer]) -> C
     """
     images = {key: path for key, path in images_in(folder).items() if key in own}
     answers = zip(images.items(), _answers(bundle, images.values()), strict=True)
-    told = [Compared(key, path, own[key], answer) for (key, path), answer in answers if answer is not None]
+    told = [ComparedAnswers(key, path, own[key], answer) for (key, path), answer in answers if answer is not None]
     if not told:
         raise ConfigError(f"check: {folder} has no image that can be compared.")
     return Checked(told)
@@ -140,7 +140,7 @@ def _answers(bundle: Bundle, paths: Iterable[Path]) -> Iterator[Answer | None]:
         yield None if scores is None else Answer(bundle.labels[best], float(scores[0, best]))
 
 
-def _sheet(told: Sequence[Compared], rules: PixelRules) -> bytes:
+def _sheet(told: Sequence[ComparedAnswers], rules: PixelRules) -> bytes:
     worst = sorted(told, key=lambda one: -one.off)[:_SHOWN]
     shown = []
     for one in worst:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,7 @@ import numpy as np
 
 from tlbatch.commands.extract import without_query
 from tlbatch.commands.import_check import Answer, compare_labels, expected_answers, require_same_pixels, tell_check
-from tlbatch.commands.quantizing import quantize_imported
+from tlbatch.commands.quantizing import ComparedImport, quantize_imported
 from tlbatch.config import ExportConfig, ImportConfig
 from tlbatch.errors import BundleError, ConfigError, WeightsError
 from tlbatch.images.label_files import read_classes
@@ -98,13 +98,8 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
             raise BundleError(
                 f"The bundle's scores differ from those of the model {source}: off by {off:.2g}; nothing was written."
             )
-        checked, compared = None, None
-        if config.check is not None:
-            own = _own_answers(config, model, imported, trial)
-            checked = tell_check(config, compare_labels(Path(config.check), trial, own), trial.pixel_rules)
-            if config.quantize != "none":
-                trial, compared = quantize_imported(Path(config.check), frozen, trial, own, partial(save, "int8"))
-        made = copy_bundle(trial, location)
+        kept, checked, compared = _checked(config, model, imported, trial, partial(save, "int8"))
+        made = copy_bundle(kept, location)
     return {
         "bundle": made.location.url,
         "digest": made.digest,
@@ -136,6 +131,20 @@ def _rules_of(config: ImportConfig, size: Size) -> PixelRules:
             raise ConfigError(f"shorter_side: {shorter} pixels are fewer than the {max(size)} that are cut out.")
     interpolation, profiles = INTERPOLATIONS[config.resize], config.color_profiles
     return PixelRules(config.white_level, profiles, fit, interpolation, config.transform, shorter, config.shown)
+
+
+def _checked(
+    config: ImportConfig, model: ForeignModel, imported: Imported, trial: Bundle, save_in_int8: Callable[..., Bundle]
+) -> tuple[Bundle, dict[str, Any] | None, ComparedImport | None]:
+    """The bundle that is kept, what its check has found, and what int8 gives."""
+    if config.check is None:
+        return trial, None, None
+    folder, own = Path(config.check), _own_answers(config, model, imported, trial)
+    checked = tell_check(config, compare_labels(folder, trial, own), trial.pixel_rules)
+    if config.quantize == "none":
+        return trial, checked, None
+    kept, compared = quantize_imported(folder, imported.frozen, trial, own, save_in_int8)
+    return kept, checked, compared
 
 
 def _saved(
