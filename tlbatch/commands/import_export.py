@@ -86,18 +86,11 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
     imported = model.split(source, scaling, size, labels, rules)
     frozen, probes = imported.frozen, probe_pixels(imported.frozen.size, rules.dtype)
     _tell_of_scale(model, scale, probes)
+    facts = {"imported": source, "scale": scale, "head found in the graph": imported.split}
     with tempfile.TemporaryDirectory() as folder:
-
-        def save(name: str, base: Frozen, **more: Any) -> Bundle:
-            known = {"imported": source, "scale": scale, "head found in the graph": imported.split, **more}
-            return _saved(resolve(folder).join(name), imported._replace(frozen=base), labels, probes, known)
-
+        save = partial(_saved, resolve(folder), imported, labels, probes, facts)
         trial = save("float32", frozen)
-        off = _distance(trial)
-        if off > _MOST_OFF:
-            raise BundleError(
-                f"The bundle's scores differ from those of the model {source}: off by {off:.2g}; nothing was written."
-            )
+        off = _require_same_scores(trial, source)
         kept, checked, compared = _checked(config, model, imported, trial, partial(save, "int8"))
         made = copy_bundle(kept, location)
     return {
@@ -148,13 +141,21 @@ def _checked(
 
 
 def _saved(
-    location: Location, imported: Imported, labels: Sequence[str], probes: np.ndarray, known: Mapping[str, Any]
+    folder: Location,
+    imported: Imported,
+    labels: Sequence[str],
+    probes: np.ndarray,
+    facts: Mapping[str, Any],
+    name: str,
+    base: Frozen,
+    **more: Any,
 ) -> Bundle:
-    """The bundle of an imported model, with its model card."""
+    """The bundle of an imported model with its base, or with the base in int8, and with its model card."""
+    known = {**facts, **more}
     card = make_model_card(f"{', '.join(labels[:4])}{' …' if len(labels) > 4 else ''}: imported", known, None)
     thresholds = (0.5,) * len(labels) if imported.multi_label else None
     trained = Trained(imported.head, tuple(labels), {}, known, label_thresholds=thresholds)
-    return save_bundle(location, imported.frozen, trained, probes, {bundles.CARD: card})
+    return save_bundle(folder.join(name), base, trained, probes, {bundles.CARD: card})
 
 
 def _scale_of(model: ForeignModel, scale: str | None) -> str:
@@ -208,6 +209,16 @@ def _own_answers(config: ImportConfig, model: ForeignModel, imported: Imported, 
     best = scores.argmax(axis=1)
     answers = (Answer(bundle.labels[int(one)], float(row[one])) for one, row in zip(best, scores, strict=True))
     return dict(zip((path.relative_to(folder).as_posix() for path in paths), answers, strict=True))
+
+
+def _require_same_scores(bundle: Bundle, source: str) -> float:
+    """How far the bundle's scores are from those of the model; raises BundleError if it is too far."""
+    off = _distance(bundle)
+    if off > _MOST_OFF:
+        raise BundleError(
+            f"The bundle's scores differ from those of the model {source}: off by {off:.2g}; nothing was written."
+        )
+    return off
 
 
 def _distance(bundle: Bundle) -> float:
