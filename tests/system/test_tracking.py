@@ -15,8 +15,8 @@ from support import mlflow_server
 from support.command import run_cli
 from support.pictures import write_store
 
-from tlbatch.cli.tracking import numbers_of, tracking
-from tlbatch.config import RunConfig
+from tlbatch.cli.tracking import numbers_of, parameters_of, tracking
+from tlbatch.config import RunConfig, TrainConfig
 from tlbatch.errors import ConfigError
 
 USER, SECRET = "somebody", "a-secret-of-the-server"
@@ -138,6 +138,17 @@ def test_what_cannot_be_told_is_known_before_any_work(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"install tlbatch\[mlflow\]"):
         tracking(settings("http://127.0.0.1:9"), "classify")
+
+
+def test_no_signature_of_an_address_is_a_parameter():
+    weights = "https://h/w.h5?X-Amz-Signature=secret"
+    asked = {"images": "/i?", "bundle": "/b", "weights": weights, "notify": "https://hook/secret", "mlflow_uri": "http://s"}
+    given = parameters_of(TrainConfig.model_validate(asked))
+    assert (given["weights"], given["images"]) == ("https://h/w.h5", "/i?")
+    several = {"images": "s3://b/x?y=secret", "bundle": "/b", "output": "/o", "other_bundles": ["https://h/b?secret", "/c"]}
+    several = parameters_of(RunConfig.model_validate(several))
+    assert (several["images"], several["other_bundles"]) == ("s3://b/x", '["https://h/b", "/c"]')
+    assert "secret" not in str({**given, **several})
 
 
 def test_numbers_have_their_paths_as_names():

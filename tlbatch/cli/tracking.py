@@ -41,6 +41,8 @@ _MOST_OF_A_VALUE, _MOST_OF_A_NAME, _NUMBERS, _PARAMETERS = 5_000, 250, 1_000, 10
 _MOST_OF_A_REASON = 300
 #: What a name may not have in it.
 _STRANGE = re.compile(r"[^\w\-./ :]")
+#: The query of a URL.
+_QUERY = re.compile(r"(://[^\s\"?]*)\?[^\s\"]*")
 #: MLflow asks seven times, and for two minutes each. It also tells its makers how it is used.
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -132,9 +134,8 @@ def _fill(client: MlflowClient, run: Any, settings: BaseModel, result: Mapping[s
     """Log parameters, numbers and files; those that a command that was killed has logged stay."""
     from mlflow.entities import Metric, Param
 
-    given = settings.model_dump(mode="json", exclude=_NOT_LOGGED, exclude_none=True)
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
-    new = [Param(name, text[:_MOST_OF_A_VALUE]) for name, text in texts.items() if name not in run.data.params]
+    given = parameters_of(settings)
+    new = [Param(name, text) for name, text in given.items() if name not in run.data.params]
     for start in range(0, len(new), _PARAMETERS):
         client.log_batch(run.info.run_id, params=new[start : start + _PARAMETERS])
     now = int(time.time() * 1_000)
@@ -153,6 +154,13 @@ def _fill(client: MlflowClient, run: Any, settings: BaseModel, result: Mapping[s
             if source.exists():  # not every command writes a page
                 Path(here, name).write_bytes(source.read())
                 client.log_artifact(run.info.run_id, str(Path(here, name)))
+
+
+def parameters_of(settings: BaseModel) -> dict[str, str]:
+    """The settings that are given, as texts; without the queries of URLs, which may be signatures."""
+    given = settings.model_dump(mode="json", exclude=_NOT_LOGGED, exclude_none=True)
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+    return {name: _QUERY.sub(r"\1", text)[:_MOST_OF_A_VALUE] for name, text in texts.items()}
 
 
 def numbers_of(facts: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
