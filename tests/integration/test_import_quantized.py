@@ -55,6 +55,18 @@ def test_it_is_kept_where_the_labels_are_and_used_like_any_other(given, store, t
     assert Path(plain).stat().st_size > 1_000_000
 
 
+def test_a_model_of_onnx_in_int8(trained, given, tmp_path):
+    source = tlbatch.export_model(bundle=trained["bundle"], model=str(tmp_path / "model.onnx"))["model"]
+    result = tlbatch.import_model(**{**given, "model": source, "scale": "raw"}, quantize="int8", bundle=str(tmp_path / "int8"))
+    assert result["quantized"]["kept"]
+    bundle = load_bundle(result["bundle"])
+    assert bundle.quantized
+    assert frozen_base_of(bundle).digest == bundle.base_digest
+    probes = bundle.probes()
+    assert np.array_equal(load_engine(bundle).predict(probes["pixels"]).features, probes["features"])
+    assert tlbatch.export_model(bundle=result["bundle"], model=str(tmp_path / "again.onnx"))["model"]
+
+
 def test_it_stays_in_float32_where_labels_change(tmp_path, caplog):
     """A layer whose numbers differ little for their size, which int8 rounds away."""
     keras.utils.set_random_seed(3)
