@@ -48,7 +48,7 @@ PACKAGES = (
     *("ray", "keras", "namex", "optree", "msgpack", "jsonschema", "jsonschema-specifications", "referencing", "rpds-py"),
     *("cykooz-resizer", "obstore", "botocore", "jmespath", "google-crc32c", "tenacity"),
     *("pydantic", "pydantic-core", "annotated-types", "typing-inspection"),
-    *("absl-py", "protobuf", "python-dateutil", "six", "tifffile"),
+    *("absl-py", "click", "protobuf", "python-dateutil", "six", "tifffile"),
 )
 #: Parts of Ray that a batch run never uses.
 LEFT_OUT = re.compile(r"ray/(jars|rllib|tune|serve|train|llm|dashboard/client)/|.*\.pyi$|botocore/data/(?!s3/|[^/]*$)")
