@@ -107,17 +107,28 @@ def bench_get() -> None:
 
 def compare_gets(ways: Mapping[str, Callable[[str], bytes]], keys: Sequence[str]) -> None:
     """Print how fast objects are read in several ways, which alternate, with 32 threads."""
+
+    def read_all(way: Callable[[str], bytes]) -> None:
+        with ThreadPoolExecutor(THREADS) as pool:
+            assert all(len(got) == OBJECT_BYTES for got in pool.map(way, keys))
+
+    print("| client | objects/s | processor seconds for 1,000 objects |\n| --- | ---: | ---: |")
+    for name, (seconds, cpu) in in_turn({name: partial(read_all, way) for name, way in ways.items()}).items():
+        print(f"| {name} | {OBJECTS / seconds:,.0f} | {1000 * cpu / OBJECTS:.2f} |")
+
+
+def in_turn(ways: Mapping[str, Callable[[], None]]) -> dict[str, tuple[float, float]]:
+    """Median seconds and processor seconds of ways that alternate."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
         for name, way in ways.items():
             began, cpu = time.perf_counter(), time.process_time()
-            with ThreadPoolExecutor(THREADS) as pool:
-                assert all(len(got) == OBJECT_BYTES for got in pool.map(way, keys))
-            found[name].append((OBJECTS / (time.perf_counter() - began), time.process_time() - cpu))
-    print("| client | objects/s | processor seconds for 1,000 objects |\n| --- | ---: | ---: |")
-    for name, rounds in found.items():
-        rate, cpu = (statistics.median(column) for column in zip(*rounds, strict=True))
-        print(f"| {name} | {rate:,.0f} | {1000 * cpu / OBJECTS:.2f} |")
+            way()
+            found[name].append((time.perf_counter() - began, time.process_time() - cpu))
+    return {
+        name: (statistics.median(one[0] for one in rounds), statistics.median(one[1] for one in rounds))
+        for name, rounds in found.items()
+    }
 
 
 def bench_azure() -> None:
@@ -137,19 +148,14 @@ def bench_azure() -> None:
         if find_spec("adlfs"):
             files = import_module("adlfs").AzureBlobFileSystem(connection_string=azure_server.connection_string(server.host))
             gets["adlfs"] = lambda key: bytes(files.cat_file(f"{CONTAINER}/{key}"))
-            lists["adlfs find"] = lambda: len(files.find(f"{CONTAINER}/list", detail=True))
+            lists["adlfs find"] = lambda: files.invalidate_cache() or len(files.find(f"{CONTAINER}/list", detail=True))
         compare_gets(gets, keys)
         print(f"\n| {AZURE_KEYS:,} keys, 16 prefixes | s | processor time, us/key |\n| --- | ---: | ---: |")
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in lists}
-        for _ in range(ROUNDS):
-            for name, way in lists.items():
-                began, cpu = time.perf_counter(), time.process_time()
-                assert way() == AZURE_KEYS
-                found[name].append((time.perf_counter() - began, time.process_time() - cpu))
-                if find_spec("adlfs"):
-                    files.invalidate_cache()
-        for name, rounds in found.items():
-            seconds, cpu = (statistics.median(column) for column in zip(*rounds, strict=True))
+
+        def list_all(way: Callable[[], int]) -> None:
+            assert way() == AZURE_KEYS
+
+        for name, (seconds, cpu) in in_turn({name: partial(list_all, way) for name, way in lists.items()}).items():
             print(f"| {name} | {seconds:.1f} | {1e6 * cpu / AZURE_KEYS:.0f} |")
 
 

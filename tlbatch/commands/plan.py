@@ -99,18 +99,21 @@ def plan(config: RunConfig, watch: Watcher | None = None) -> dict[str, Any]:
     }
     if whole.inventory:
         result["inventory"] = whole.inventory
-    if state.newest is not None and table.quantizable and _model_bound(state.newest):
-        result["advice"] = _IN_INT8.format(gain_in_int8(read_report(state.newest)["stage_seconds"]))
+    if state.newest is not None and table.quantizable and (advice := _advice_on(state.newest)):
+        result["advice"] = advice
     refused = None if config.allow_deletes or not config.incremental else too_many_deleted(increment, config.max_deleted_ratio)
     if refused is not None:
         result["refused"] = refused
     return {**result, **_costs(table, state, left, rescored, cluster)}
 
 
-def _model_bound(run: Run) -> bool:
-    """Whether a run that read images waited for the model most."""
-    found = read_report(run).get("bottleneck")
-    return not run.facts["spec"].keys() & _NOT_READ and found is not None and found["stage"] == "predict"
+def _advice_on(run: Run) -> str | None:
+    """How much faster int8 would be than a run that read images and waited for the model most; None for other runs."""
+    report = read_report(run)
+    found = report.get("bottleneck")
+    if run.facts["spec"].keys() & _NOT_READ or found is None or found["stage"] != "predict":
+        return None
+    return _IN_INT8.format(gain_in_int8(report["stage_seconds"]))
 
 
 def _costs(table: OutputTable, state: OutputState, left: pa.Table, rescored: int, cluster: ClusterResources) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class OpenVinoEngine:
         model = openvino.Core().read_model(bundle.folder / XML)
         model.reshape([batch_size, *bundle.size, 3])
         compiled = _compiled(model, threads, at_once=threads)
-        self.uses_amx = bundle.quantized and _uses_amx(compiled)
+        self.uses_amx = bundle.quantized is not None and _uses_amx(compiled)
         self._requests = [compiled.create_infer_request() for _ in range(threads)]
         self._batch = batch_size
         self.at_once = threads * max(batch_size, _IMAGES_PER_THREAD)
