@@ -26,7 +26,8 @@ USER, SECRET = "somebody", "a-secret-of-the-server"
 def address(tmp_path_factory):
     if not mlflow_server.MLFLOW.exists():
         pytest.skip("MLflow is not installed; `make test` installs it")
-    with mlflow_server.serve(tmp_path_factory.mktemp("mlflow")) as url:
+    with pytest.MonkeyPatch.context() as patch, mlflow_server.serve(tmp_path_factory.mktemp("mlflow")) as url:
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "100")  # on a busy machine
         yield url
 
 
