@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tlbatch.api import (
+        browse,
         classify,
         compact,
         demo,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "TlbatchError": "tlbatch.errors",
+    "browse": "tlbatch.api",
     "classify": "tlbatch.api",
     "compact": "tlbatch.api",
     "compare": "tlbatch.report.compare",
@@ -72,6 +74,7 @@ _HOME = {
 
 __all__ = [
     "TlbatchError",
+    "browse",
     "classify",
     "compact",
     "compare",

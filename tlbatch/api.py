@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar, U
 from pydantic import BaseModel, Field
 
 from tlbatch.config import (
+    BrowseConfig,
     CompactConfig,
     DemoConfig,
     ExportConfig,
@@ -354,6 +355,20 @@ def sql(output: str, query: str | None = None, *, storage_options: Mapping[str, 
     from tlbatch.commands.sql import sql as work
 
     return work(load(SqlConfig, {"output": output, "query": query, "storage_options": dict(storage_options or {})}))
+
+
+@_settings_of(BrowseConfig)
+def browse(config: BrowseConfig) -> dict[str, Any]:
+    """Show the images of an output's published table in a browser on this machine, until it is interrupted.
+
+    Prints the address, which has a token, on standard error.
+
+    Returns:
+        `images`, the number of images of the table, and `corrections`, the URL of the labels file with what was corrected.
+    """
+    from tlbatch.web.serve import browse as work
+
+    return work(config)
 
 
 @_settings_of(SyncConfig)

@@ -31,6 +31,7 @@ VERBS = [
     "classify",
     "extract",
     "rescore",
+    "browse",
     "evaluate",
     "compare",
     "review",

@@ -33,11 +33,14 @@ _COMMAND = re.compile(r"(?:\.venv/bin/)?(tlbatch|make) +(.*)")
 #: Carries out commands and code, one JSON line each, in one process with one Ray for all pages; a placeholder of a run is
 #: looked up then.
 _READER = r"""
-import json, os, pandas, shlex, sys, traceback
+import json, os, pandas, shlex, sys, traceback, urllib.request
 import tlbatch
 from tlbatch.execution.session import ray_session
-from tlbatch.cli.main import app
+from tlbatch.cli.main import app, read_command
 from tlbatch.errors import TlbatchError
+from tlbatch.storage.resolve import resolve
+from tlbatch.web.corrections import Corrections
+from tlbatch.web.serve import serving
 
 def run_of(word):
     return tlbatch.status(os.environ["OUTPUT"])["runs"][0]["run_id"] if word == "FIRST_RUN" else word
@@ -47,12 +50,24 @@ def fill_in(file):
     rows = pandas.read_csv(file)
     rows.assign(label=rows["key"].str.split("/").str[0]).to_csv(file, index=False)
 
+def look(text):
+    # what a person does: look at the first page, and correct what is wrong there
+    _, settings = read_command(shlex.split(text))
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    with serving(settings) as server:
+        page = browser.open(server.url).read().decode()
+    assert "data-address" in page
+    for row in tlbatch.read_predictions(settings.output).head(9).itertuples():
+        Corrections(resolve(settings.corrections)).put((row.uri, row.key), row.key.split("/")[0])
+
 def carry_out(kind, text):
     if kind == "page":
         home, os.environ["OUTPUT"] = text
         return os.chdir(home)
     if kind == "python":
         return exec(compile(text, "docs", "exec"), {"__name__": "docs"})
+    if text.startswith("browse"):
+        return look(text)
     said = app([run_of(word) for word in shlex.split(text)], prog_name="tlbatch", standalone_mode=False)
     if text.startswith("review"):
         fill_in("review/labels.csv")

@@ -12,6 +12,7 @@ import tlbatch
 from tlbatch.cli.main import VERBS as COMMANDS
 from tlbatch.cli.main import read_command
 from tlbatch.config import (
+    BrowseConfig,
     CompactConfig,
     DemoConfig,
     ExportConfig,
@@ -30,8 +31,8 @@ from tlbatch.output.documents import PointerDocument, Receipt, ReportDocument, R
 
 def test_the_public_names_are_these():
     names = (
-        "TlbatchError classify compact compare demo evaluate export_model extract gc import_model load_bundle load_report "
-        "plan read_errors read_predictions rescore review rollback run schedule sql status submit sync train verify"
+        "TlbatchError browse classify compact compare demo evaluate export_model extract gc import_model load_bundle "
+        "load_report plan read_errors read_predictions rescore review rollback run schedule sql status submit sync train verify"
     )
     assert tlbatch.__all__ == names.split() == dir(tlbatch)
 
@@ -68,6 +69,7 @@ VERBS = {
     "rescore": RescoreConfig,
     "train": TrainConfig,
     "review": ReviewConfig,
+    "browse": BrowseConfig,
     "compact": CompactConfig,
     "import_model": ImportConfig,
     "export_model": ExportConfig,

@@ -301,6 +301,14 @@ VERBS: Mapping[str, Verb] = {
         "show_report",
         ("output",),
     ),
+    "browse": Verb(
+        LOOK,
+        configs.BrowseConfig,
+        "Show the images of a table in a browser on this machine, and take corrections of their labels.",
+        _plainly("tlbatch.web.serve.browse"),
+        None,
+        ("output",),
+    ),
     "evaluate": Verb(
         LOOK,
         configs.EvaluateConfig,

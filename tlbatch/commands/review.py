@@ -21,8 +21,9 @@ from tlbatch.errors import OutputError
 from tlbatch.images.label_files import read_labels
 from tlbatch.images.labels import WITHDRAWN
 from tlbatch.output.features import FeatureTable, find_features, look_up, matrix
+from tlbatch.output.rows import RowFiles
 from tlbatch.output.run import Run, read_output
-from tlbatch.output.table import read_rows, require_published
+from tlbatch.output.table import require_published
 from tlbatch.report.html import Thumbnail
 from tlbatch.report.reviewed import ReviewedTable, read_reviewed
 from tlbatch.report.sheet import make_labelling_page
@@ -110,7 +111,7 @@ def _choose(
         "uncertain": _smallest(table.margins, most["uncertain"]),
     }
     numbers = np.unique(np.concatenate(list(candidates.values())))
-    rows = to_frame(read_rows(runs, "predictions", _SHOWN, table.rows[numbers])).set_index(numbers)
+    rows = to_frame(RowFiles(runs, "predictions").take(table.rows[numbers], _SHOWN)).set_index(numbers)
     vectors = _vectors(rows, source) if source else {}
     picked = ReviewSelection(vectors, config.near_duplicate)
     for why, share in shares.items():

@@ -2,6 +2,7 @@
 
 from tlbatch.config.keras_models import ExportConfig, ImportConfig
 from tlbatch.config.outputs import (
+    BrowseConfig,
     CleanupConfig,
     CompactConfig,
     CompareConfig,
@@ -30,6 +31,7 @@ from tlbatch.config.training import ExtractConfig, Pretrained, TrainConfig
 
 __all__ = [
     "SECRET_WORDS",
+    "BrowseConfig",
     "CleanupConfig",
     "CompactConfig",
     "CompareConfig",

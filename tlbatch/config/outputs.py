@@ -57,6 +57,16 @@ class ReviewConfig(FolderConfig):
     seed: int = Field(default=0, description="Seed of the images that are chosen at random.")
 
 
+class BrowseConfig(FolderConfig):
+    """An output whose images are shown in a browser."""
+
+    labels: str | None = Field(default=None, description=LABELS)
+    corrections: str = Field(
+        default="corrections.csv", description="Labels file that gets what a person corrects; made by the first correction."
+    )
+    port: Annotated[int, Field(ge=0, le=65_535)] = Field(default=0, description="Port on this machine; 0 takes a free one.")
+
+
 class SqlConfig(FolderConfig):
     """An output as SQL views."""
 

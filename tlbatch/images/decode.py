@@ -102,8 +102,18 @@ def thumbnail(
         return square
     scale = side / max(square.width, square.height)
     shape = (max(1, round(square.width * scale)), max(1, round(square.height * scale)))
+    return _as_jpeg(Image.fromarray(square.array).resize(shape, Image.Resampling.BILINEAR), 80)
+
+
+def upright_jpeg(data: bytes, size: Size, *, rules: PixelRules) -> bytes | Failure:
+    """An upright JPEG of the whole image in a size (height, width), as a person sees it; a Failure if `decode` fails."""
+    pixels = decode(data, size, rules=rules._replace(resize="stretch", interpolation="bilinear"))
+    return pixels if isinstance(pixels, Failure) else _as_jpeg(Image.fromarray(pixels.array), 92)
+
+
+def _as_jpeg(image: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(square.array).resize(shape, Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=80)
+    image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 

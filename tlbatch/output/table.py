@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -263,6 +262,12 @@ def read_manifest_rows(runs: Sequence[Run], uris: pa.Array) -> pa.Table:
     return pa.concat_tables([schema.MANIFEST_SCHEMA.empty_table(), *found])
 
 
+def manifest_groups(run: Run, where: pc.Expression) -> Iterator[pa.Table]:
+    """The objects of a run's manifest that an expression selects; row groups that cannot have any are not read."""
+    whole = schema.MANIFEST_SCHEMA
+    return _wanted_rows(run.location.join(schema.MANIFEST), whole.names, where, whole)
+
+
 def parts_of(run: Location, folder: str) -> list[Location]:
     """The published files of one table of a run, in order; none if the run does not have the table."""
     return [run.join(folder, name) for name in run.join(folder).names() if name.endswith(schema.PART_SUFFIX)]
@@ -298,24 +303,3 @@ def _open(part: Location) -> tuple[pq.ParquetFile, RangeFile]:
 def count_rows(run: Run, folder: str) -> int:
     """How many rows the files of one table of a run have, superseded ones included."""
     return sum(_open(part)[0].metadata.num_rows for part in _parts(run.location, folder))
-
-
-def read_rows(runs: Sequence[Run], folder: str, columns: Sequence[str], rows: np.ndarray) -> pa.Table:
-    """Some rows of one table of an output; row groups without one of them are not read.
-
-    Args:
-        runs: the runs that make up the output, the oldest first.
-        folder: `predictions`, `errors` or `features`.
-        columns: the columns to read.
-        rows: (n,) int, sorted: the place of each wanted row among all rows of the runs, superseded ones included.
-    """
-    found, start = list[pa.Table](), 0
-    for file, _ in (_open(part) for run in runs for part in _parts(run.location, folder)):
-        found.append(file.schema_arrow.empty_table().select(list(columns)))
-        for number in range(file.num_row_groups):
-            end = start + file.metadata.row_group(number).num_rows
-            own = rows[np.searchsorted(rows, start) : np.searchsorted(rows, end)] - start
-            if len(own):
-                found.append(file.read_row_group(number, columns=list(columns), use_threads=False).take(own))
-            start = end
-    return pa.concat_tables(found)

@@ -16,6 +16,7 @@ from tlbatch.commands import review as command
 from tlbatch.commands.read import read_predictions
 from tlbatch.config import ReviewConfig
 from tlbatch.images.labels import LabelRow, Labels
+from tlbatch.output.rows import RowFiles
 from tlbatch.output.run import read_output
 from tlbatch.output.table import current_of, read_table
 from tlbatch.report import reviewed
@@ -73,7 +74,7 @@ def test_margins_and_changes_are_those_of_the_whole_table(nights, alone, labelle
         assert found.margins.tolist() == margins
         assert found.changed.tolist() == changed
         assert found.labels == set(table["label"])
-        rows = command.read_rows(state.table, "predictions", ["uri", "key"], found.rows)
+        rows = RowFiles(state.table, "predictions").take(found.rows, ["uri", "key"])
         assert rows["key"].to_pylist() == table["key"].tolist()
 
 
