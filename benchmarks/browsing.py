@@ -4,7 +4,7 @@
 
 By default 10,000,000 images, whose rows are made up and whose pictures are the photographs, repeated. Times are those of a
 client on the same machine, from the request to the last byte, in milliseconds: the median of seven different requests of a kind
-and the slowest. The memory is the largest of the process so far, without files that it maps.
+and the slowest. The memory is what the process holds then, without files that it maps.
 """
 
 from __future__ import annotations

@@ -99,8 +99,7 @@ class Application:
 
     def _tiles_of(self, opened: Opened, wanted: Wanted, after: Cursor | None) -> dict[str, Any]:
         listed = opened.catalog.page(wanted, after, most=PAGE + 1)
-        rows = opened.rows([one.place for one in listed[:PAGE]])
-        opened.pictures.expect(rows)
+        rows = opened.tiles([one.place for one in listed[:PAGE]])
         tiles = [self._tile(opened, one, row, wanted) for one, row in zip(listed, rows, strict=False)]
         more = f"/tiles?{urlencode({**wanted.query(), 'after': listed[PAGE - 1].cursor})}" if len(listed) > PAGE else None
         return {"tiles": tiles, "more": more}
@@ -185,7 +184,6 @@ class Application:
         places = opened.errors.by_kind.get(kind, ())
         shown = [int(place) for place in places if place > after][: PAGE + 1]
         rows = opened.error_rows(shown[:PAGE])
-        opened.pictures.expect(rows)
         more = f"/errors?{urlencode({'kind': kind, 'after': shown[PAGE - 1]})}" if len(shown) > PAGE else None
         advice = ErrorKind(kind).advice if kind else ""
         return self._page("errors.html", counts=counts, kind=kind, advice=advice, rows=rows, more=more)
@@ -198,12 +196,12 @@ class Application:
             # What a decoder refused, or died of, is not given to a decoder again.
             picture = Failure(row["stage"], row["kind"], row["message"])
             return _picture(opened.pictures.small(row) if row["stage"] == "read" and row["transient"] else picture)
-        return _picture(opened.pictures.small(opened.rows([self._place(request, opened.files)])[0]))
+        return _picture(opened.pictures.small(opened.picture_row(self._place(request, opened.files))))
 
     def _whole(self, request: Request) -> Response:
         """The picture of an image as large as it is."""
         opened = self._opened
-        return _picture(opened.pictures.whole(opened.rows([self._place(request, opened.files)])[0]))
+        return _picture(opened.pictures.whole(opened.picture_row(self._place(request, opened.files))))
 
     async def _label(self, request: Request) -> Response:
         """Give an image a label, or take it back with an empty one; answers with what the label was before."""

@@ -121,13 +121,21 @@ class Opened:
         run = int(np.searchsorted(starts, place, side="right")) - 1
         return self.runs[run].run_id, place - starts[run]
 
-    def rows(self, places: Sequence[int]) -> list[dict[str, Any]]:
+    def tiles(self, places: Sequence[int]) -> list[dict[str, Any]]:
         """What a gallery shows of the rows at some places, in their order."""
-        return self._named(self.files.take(places, SHOWN), places, self.files)
+        if not self.pictures.in_shards:  # then only the key, as the rows may be in as many row groups
+            return self._named(self.files.take(places, ["key"]), places, self.files)
+        rows = self._named(self.files.take(places, SHOWN), places, self.files)
+        self.pictures.expect(rows)
+        return rows
 
     def row(self, place: int) -> dict[str, Any]:
         """Everything that the table has of the row at a place."""
         return self._named(self.files.take([place], _ALL), [place], self.files)[0]
+
+    def picture_row(self, place: int) -> dict[str, Any]:
+        """What names the picture of the row at a place."""
+        return self._named(self.files.take([place], SHOWN), [place], self.files)[0]
 
     def error_rows(self, places: Sequence[int]) -> list[dict[str, Any]]:
         """The rows of failed images at some places of the errors, in their order."""

@@ -50,6 +50,11 @@ class Pictures:
         self._lock = threading.Lock()
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
+    @property
+    def in_shards(self) -> bool:
+        """Whether some of the images are in shards."""
+        return any(store.has_shards() for store in self._stores.values())
+
     def expect(self, rows: Sequence[Row]) -> None:
         """Tell of rows that a page shows: where one of them is read from a shard, the others of this shard are read, too."""
         in_shards = [row for row in rows if self._stores[row["run_id"]].shard(row) is not None]
@@ -107,11 +112,18 @@ class _Store:
 
     def shard(self, row: Row) -> Mapping[str, Any] | None:
         """The manifest's row of the shard that an image is in; None for a loose image."""
+        return self._known_shards().get(row["uri"])
+
+    def has_shards(self) -> bool:
+        """Whether the run has shards."""
+        return bool(self._known_shards())
+
+    def _known_shards(self) -> Mapping[str, Mapping[str, Any]]:
         with self._lock:
             if self._shards is None:
                 pieces = manifest_groups(self._run, pc.field("format") != schema.IMAGE)
                 self._shards = {one["uri"]: one for piece in pieces for one in piece.to_pylist()}
-            return self._shards.get(row["uri"])
+            return self._shards
 
     def loose(self, row: Row) -> bytes | Failure:
         """The bytes of a loose image, in the version that was classified."""
