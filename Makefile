@@ -46,7 +46,7 @@ $(LAKES): $(INSTALLED)
 		"pyiceberg[pyarrow]==0.12.0" || { echo "DuckDB and Polars could not be installed: their tests are skipped."; rm -r .venv-lakes; }
 
 test: $(INSTALLED) $(AZURITE) $(MLFLOW) $(LAKES)  ## Run the tests; of the long ones a sample, which SEED=N draws anew
-	TLBATCH_SAMPLE=$(SEED) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	TLBATCH_SAMPLE=$(SEED) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 long: $(INSTALLED)  ## Run all the long tests of which make test does a sample
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m sampled

@@ -9,7 +9,6 @@ import http.cookiejar
 import io
 import json
 import re
-import signal
 import subprocess
 import tarfile
 import threading
@@ -335,13 +334,16 @@ def test_a_bucket_is_shown_and_nothing_is_written_there(s3_server, bundle_url, t
     assert row["uri"].startswith("s3://")
 
 
-def test_the_command_prints_an_address_and_ends_with_ctrl_c(output, tmp_path):
+def test_the_command_prints_an_address_and_ends_with_a_signal(output, tmp_path):
     command = [TLBATCH, "browse", str(output), "--json", "--corrections", str(tmp_path / "c.csv")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        client = Client(running.stderr.readline().strip())
-        assert len(addresses_in(client.first)) == 60
-        running.send_signal(signal.SIGINT)
-        printed, said = running.communicate(timeout=60)
+        try:
+            client = Client(running.stderr.readline().strip())
+            assert len(addresses_in(client.first)) == 60
+            running.terminate()  # as Ctrl-C, which a process behind `nohup` ignores
+            printed, said = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert (running.returncode, said) == (0, "")
     assert json.loads(printed) == {"images": 65, "corrections": str(tmp_path / "c.csv")}
     nothing = run_cli("browse", tmp_path / "nothing")
