@@ -5,7 +5,6 @@ import csv
 import io
 import re
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 from PIL import Image
 from support.command import run_cli
 from support.pictures import COLORS, encoded, noisy, write_store
+from support.shards import tar_of
 
 import tlbatch
 from tlbatch.commands.review import ReviewSelection
@@ -34,12 +34,8 @@ def reviewed(bundle_url, tmp_path_factory) -> tuple[Path, Path]:
         picture = Image.open(store / "red" / "0003.jpg")
         picture.save(store / "red" / f"again{number}.jpg", quality=85 + number)
     (store / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    with tarfile.open(store / "more.tar", "w") as tar:
-        for number in range(5):
-            data = encoded(noisy(COLORS["blue"], 900 + number))
-            info = tarfile.TarInfo(f"in-tar/{number}.jpg")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+    members = {f"in-tar/{number}.jpg": encoded(noisy(COLORS["blue"], 900 + number)) for number in range(5)}
+    (store / "more.tar").write_bytes(tar_of(members))
     settings = {"features": True, "max_failed_ratio": 1.0}
     tlbatch.classify(images=str(store), bundle=bundle_url, output=str(folder / "out"), **settings)
     return store, folder / "out"

@@ -10,7 +10,6 @@ import io
 import json
 import re
 import subprocess
-import tarfile
 import threading
 import time
 import urllib.error
@@ -25,6 +24,7 @@ from support.command import run_cli
 from support.paths import TLBATCH
 from support.pictures import COLORS, encoded, noisy, write_store
 from support.s3_server import BUCKET, environment, options
+from support.shards import tar_of
 from support.tables import publish_images
 
 from tlbatch.config import BrowseConfig
@@ -44,12 +44,8 @@ def output(tmp_path_factory, bundle_url):
     (store / ODD).write_bytes(encoded(noisy(COLORS["red"], 99)))
     (store / "broken.jpg").write_bytes(b"no image")
     (store / "empty.jpg").write_bytes(b"")
-    with tarfile.open(store / "shard.tar", "w") as tar:
-        for number in range(4):
-            data = encoded(noisy(COLORS["green"], 200 + number))
-            info = tarfile.TarInfo(f"in/{number}.jpg")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+    members = {f"in/{number}.jpg": encoded(noisy(COLORS["green"], 200 + number)) for number in range(4)}
+    (store / "shard.tar").write_bytes(tar_of(members))
     done = run_cli("classify", "--images", store, "--bundle", bundle_url, "--output", folder / "out", "--max-failed-ratio", "1")
     assert done.returncode == 0, done.stderr
     rows = [(f"{label}/{number:04d}.jpg", label) for label in COLORS for number in range(20)]

@@ -12,11 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tlbatch import schema
-from tlbatch.errors import OutputError
 from tlbatch.output.run import READS_AT_ONCE, Run
 from tlbatch.output.snapshot import snapshot
-from tlbatch.output.table import parts_of, pieces_of_parts
+from tlbatch.output.table import part_size, parts_of, pieces_of_parts, read_group
 from tlbatch.storage.local import LocalLocation
 from tlbatch.storage.location import Location
 from tlbatch.storage.range_file import open_range_file
@@ -42,10 +40,8 @@ class _File(NamedTuple):
 
     @classmethod
     def of(cls, location: Location) -> _File:
-        info = location.info()
-        if info is None:
-            raise OutputError(f"{location.url} is missing. Run `tlbatch verify` for details.")
-        return cls(location, info.size, pq.ParquetFile(open_range_file(location, info.size)).metadata)
+        size = part_size(location)
+        return cls(location, size, pq.ParquetFile(open_range_file(location, size)).metadata)
 
     def opened(self) -> pq.ParquetFile:
         """A reader of the file. It is cheap: the footer is known, and a file on this machine is mapped."""
@@ -144,12 +140,7 @@ def _rows_of(group: _Group, places: Sequence[int], columns: Sequence[str]) -> pa
 
 
 def _read(group: _Group, columns: Sequence[str]) -> pa.Table:
-    file = group.file.opened()
-    known = [name for name in columns if name in file.schema_arrow.names]
-    table = file.read_row_group(group.number, columns=known, use_threads=False)
-    for name in set(columns) - set(known):
-        table = table.append_column(name, pa.nulls(table.num_rows, pa.int32() if name == schema.INDEX else pa.null()))
-    return table.select(list(columns))
+    return read_group(group.file.opened(), group.number, columns).select(list(columns))
 
 
 def _limits(group: Any, column: int) -> tuple[str, str] | None:

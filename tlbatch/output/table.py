@@ -240,7 +240,7 @@ def _wanted_rows(part: Location, columns: Sequence[str], where: pc.Expression, w
     names = list(dict.fromkeys([*columns, *columns_of(where, whole)]))
     yield whole.empty_table()
     for number in matching_groups(source, where, whole):
-        yield matching_rows(_read_group(file, number, names), where)
+        yield matching_rows(read_group(file, number, names), where)
 
 
 def current_runs(runs: Sequence[Run]) -> list[SnapshotRun]:
@@ -285,19 +285,25 @@ def _row_groups(part: Location, columns: Sequence[str]) -> Iterator[pa.Table]:
     if not file.num_row_groups:
         yield _with_index(file.schema_arrow.empty_table(), columns).select(list(columns))
     for number in range(file.num_row_groups):
-        yield _read_group(file, number, columns)
+        yield read_group(file, number, columns)
 
 
-def _read_group(file: pq.ParquetFile, number: int, columns: Sequence[str]) -> pa.Table:
+def read_group(file: pq.ParquetFile, number: int, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a row group of a published file; `index` is null in a file that is older than this column."""
     return _with_index(file.read_row_group(number, columns=list(columns), use_threads=False), columns)
 
 
 def _open(part: Location) -> tuple[pq.ParquetFile, RangeFile]:
+    source = open_range_file(part, part_size(part))
+    return pq.ParquetFile(source), source
+
+
+def part_size(part: Location) -> int:
+    """Bytes of a published file; raises OutputError if it is missing."""
     info = part.info()
     if info is None:
         raise OutputError(f"{part.url} is missing. Run `tlbatch verify` for details.")
-    source = open_range_file(part, info.size)
-    return pq.ParquetFile(source), source
+    return info.size
 
 
 def count_rows(run: Run, folder: str) -> int:

@@ -16,7 +16,7 @@ from tlbatch.images.label_files import read_labels
 from tlbatch.images.labels import ImageName, LabelRow, Labels
 from tlbatch.output.rows import RowFiles
 from tlbatch.output.run import OutputState, Run, read_output, read_pointer
-from tlbatch.output.table import pieces_of_parts
+from tlbatch.output.table import pieces_of_parts, require_published
 from tlbatch.storage.location import Location
 from tlbatch.web.catalog import SHOWN, Catalog, Truth
 from tlbatch.web.corrections import Corrections
@@ -78,9 +78,7 @@ class Opened:
             LabelsError: a labels file cannot be used.
         """
         state = read_output(output)
-        runs = state.table
-        if not runs:
-            raise OutputError(f"Nothing is published at {output.url}: it has no {schema.LATEST}.")
+        runs = state.table or require_published(output)
         if not all(run.facts["spec"]["predictions"] for run in runs):
             raise OutputError(f"The table at {output.url} has features only; `tlbatch rescore` gives it predictions.")
         files = RowFiles(runs, "predictions")

@@ -84,8 +84,8 @@ def test_row_groups_that_cannot_have_wanted_rows_are_not_read(tmp_path, monkeypa
     images = {f"{number:02d}": {"score": number / 32} for number in range(32)}
     publish_images(output, "n0", images, rows_per_file=16)
     read = []
-    real = tables._read_group
-    monkeypatch.setattr(tables, "_read_group", lambda *one: read.append(one[1:]) or real(*one))
+    real = tables.read_group
+    monkeypatch.setattr(tables, "read_group", lambda *one: read.append(one[1:]) or real(*one))
     found = tlbatch.read_predictions(output.url, ["key"], format=form, filters=[("score", ">=", 30 / 32)])
     rows = sum(batch.num_rows for batch in found) if form == "batches" else len(found)
     assert rows == 2
@@ -98,8 +98,8 @@ def test_batches_hold_a_few_pieces_of_a_table(tmp_path, monkeypatch):
     output = resolve(str(tmp_path / "out"))
     publish_images(output, "n0", {f"{number:03d}": {} for number in range(180)})
     read = []
-    real = tables._read_group
-    monkeypatch.setattr(tables, "_read_group", lambda *one: read.append(one[2]) or real(*one))
+    real = tables.read_group
+    monkeypatch.setattr(tables, "read_group", lambda *one: read.append(one[2]) or real(*one))
     batches = tlbatch.read_predictions(output.url, ["key", "label"], format="batches")
     assert not read, "nothing is read before it is asked for"
     keys = next(batches)["key"].to_pylist()
